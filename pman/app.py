@@ -1,0 +1,105 @@
+"""create_app(): settings, renderer and backend wired together, one error handler, one log line per request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+import flask
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from pman import backends, settings
+from pman.api import Service, blueprint
+from pman.errors import PmanError
+from pman.job import MAX_BODY_BYTES
+from pman.render import Renderer, sample_job
+
+log = logging.getLogger("pman.http")
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def create_app(config: settings.Settings, backend: backends.Backend | None = None) -> flask.Flask:
+    """The WSGI application. Raises Misconfigured or TemplateError when it could not serve a single job."""
+    for warning in settings.check_for_service(config):
+        log.warning("%s", warning)
+    renderer = Renderer(config)
+    renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
+    app = flask.Flask("pman", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["pman"] = Service(config, renderer, backend or backends.load(config))
+    app.register_blueprint(blueprint)
+    app.before_request(_begin)
+    app.after_request(_end)
+    app.register_error_handler(Exception, _answer)
+    return app
+
+
+def _begin() -> None:
+    given = flask.request.headers.get("X-Request-ID", "")
+    flask.g.request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+    flask.g.started_at = time.monotonic()
+
+
+def _end(response: flask.Response) -> flask.Response:
+    response.headers["X-Request-ID"] = flask.g.request_id
+    fields = {
+        "request_id": flask.g.request_id,
+        "method": flask.request.method,
+        "path": flask.request.path,
+        "status": response.status_code,
+        "ms": round((time.monotonic() - flask.g.started_at) * 1000, 1),
+        "jid": flask.g.get("jid", ""),
+    }
+    log.info("request", extra={"fields": fields})
+    return response
+
+
+def _answer(error: Exception) -> tuple[flask.Response, int]:
+    """Every error as JSON with `message`. A stack trace goes to the log, never out."""
+    if isinstance(error, PmanError):
+        level = logging.ERROR if error.http_status >= 500 else logging.INFO
+        log.log(level, "%s", error, extra={"fields": {"request_id": flask.g.request_id, "detail": error.detail[:4096]}})
+        return flask.jsonify(message=error.message), error.http_status
+    if isinstance(error, RequestEntityTooLarge):
+        return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
+    if isinstance(error, HTTPException):
+        response = flask.jsonify(message=error.description)
+        if allowed := getattr(error, "valid_methods", None):
+            response.headers["Allow"] = ", ".join(allowed)
+        return response, error.code or 500
+    log.exception("unexpected error", extra={"fields": {"request_id": flask.g.request_id}})
+    return flask.jsonify(message="pman met an unexpected error; its log says more under this request's id."), 500
+
+
+class LineFormatter(logging.Formatter):
+    """One line per record, as `key=value` text or as JSON; line breaks in values are escaped."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if self._as_json:
+            return json.dumps(fields)
+        return " ".join(v if k in ("time", "level") else f"{k}={json.dumps(v)}" for k, v in fields.items())
+
+
+def set_up_logging(config: settings.Settings) -> None:
+    """Structured lines on stderr, by LOG_FORMAT and LOG_LEVEL."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(config.log_format == "json"))
+    logging.basicConfig(level=config.log_level, handlers=[handler], force=True)

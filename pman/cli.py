@@ -1,0 +1,137 @@
+"""The `pman` command. Imports are local to commands: rendering needs neither flask nor a backend's library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+from pman import __version__, settings
+from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
+from pman.job import make_job, validate
+from pman.render import TARGETS, Renderer, Spec
+
+SUFFIXES = {"wdl": ".wdl", "k8s": ".yaml", "swarm": ".yaml", "docker": ".yaml", "slurm": ".sh", "local": ".sh"}
+
+
+def _exit(error: PmanError) -> click.ClickException:
+    """The error on the command line; exit status 1 when the request is at fault, 2 when templates or settings are."""
+    stop = click.ClickException(str(error))
+    stop.exit_code = 1 if isinstance(error, BadRequest | Refused | TooLarge) else 2  # type: ignore[misc]
+    return stop
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Render job requests into the language of a scheduler, run them, and see what became of them."""
+
+
+@main.command()
+def serve() -> None:
+    """Serve the HTTP API, as the environment variables say (`pman settings` lists them)."""
+    from pman import server
+
+    try:
+        server.serve(settings.load())
+    except (Misconfigured, TemplateError) as error:
+        raise _exit(error) from None
+
+
+@main.command("settings")
+def show_settings() -> None:
+    """Print every environment variable with its default and its meaning, as a Markdown table."""
+    click.echo(settings.markdown_table(), nl=False)
+
+
+@main.command()
+@click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
+@click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="The language to render into.")
+@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Overlay directory.")
+@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
+@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings as NAME=VALUE lines.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write a file per request here.")
+@click.option("--check", is_flag=True, help="Judge each result with the real parser of its language.")
+def render(
+    request_file: IO[bytes],
+    target: str,
+    templates: Path | None,
+    assignments: tuple[str, ...],
+    env_file: str | None,
+    out: Path | None,
+    check: bool,
+) -> None:
+    """Print exactly what the service would submit for REQUEST (a file, or - for standard input).
+
+    REQUEST holds one JSON object, or one a line; several need --out. Exit status: 0, 1 for a bad request, 2 for a
+    bad template or setting.
+    """
+    try:
+        config = settings.load(_overrides(templates, assignments, env_file))
+        if config.storebase is None and config.storage_type in ("host", "nfs"):
+            click.echo("STOREBASE is not set: directories are shown below /.", err=True)
+        renderer = Renderer(config)
+        requests = list(_requests(request_file.read()))
+        if len(requests) != 1 and out is None:
+            raise BadRequest(f"{len(requests)} requests were given: name a directory with --out.")
+        with click.progressbar(requests, label="rendering", file=sys.stderr, hidden=out is None) as progress:
+            for data in progress:
+                job = make_job(validate(data), config)
+                spec = renderer.render(job, target)
+                _write(spec, job.name, out)
+                if check:
+                    _check(spec)
+    except PmanError as error:
+        raise _exit(error) from None
+
+
+def _overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | None) -> dict[str, str]:
+    values: dict[str, str] = {}
+    if env_file:
+        from dotenv import dotenv_values
+
+        values |= {name: value or "" for name, value in dotenv_values(env_file).items()}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise Misconfigured(f"--set takes NAME=VALUE, not {assignment!r}.")
+        values[name] = value
+    return values | ({"TEMPLATES_DIR": str(templates)} if templates else {})
+
+
+def _requests(data: bytes) -> Iterator[object]:
+    try:
+        yield json.loads(data)
+        return
+    except (ValueError, RecursionError) as error:
+        lines = [line for line in data.splitlines() if line.strip()]
+        if len(lines) < 2 or not lines[0].lstrip().startswith(b"{") or not lines[0].rstrip().endswith(b"}"):
+            raise BadRequest(f"The request must be JSON: {error}.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"Line {number} must be JSON: {error}.") from None
+
+
+def _write(spec: Spec, name: str, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.buffer.write(spec.text.encode())
+        sys.stdout.buffer.flush()
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / (name + SUFFIXES[spec.target])).write_bytes(spec.text.encode())
+    for extra, text in spec.extras.items():
+        (out / f"{name}.{extra}").write_bytes(text.encode())
+
+
+def _check(spec: Spec) -> None:
+    from pman.check import judge
+
+    problems = judge(spec)
+    if problems:
+        raise TemplateError("; ".join(problems))

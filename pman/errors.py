@@ -1,0 +1,71 @@
+"""Every error that pman raises on purpose: its HTTP status, the sentence its user reads, whether to retry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class PmanError(Exception):
+    """Base of pman's errors.
+
+    message: one sentence for the user, or a mapping of request field -> sentence.
+    detail: what the backend itself said (body, stderr), for the log only.
+    transient: True when the same call may succeed a moment later.
+    """
+
+    http_status = 500
+    transient = False
+
+    def __init__(self, message: str | Mapping[str, str], *, detail: str = "") -> None:
+        super().__init__(message if isinstance(message, str) else "; ".join(f"{k}: {v}" for k, v in message.items()))
+        self.message: str | dict[str, str] = message if isinstance(message, str) else dict(message)
+        self.detail = detail
+
+
+class BadRequest(PmanError):
+    """The request is wrong and will stay wrong."""
+
+    http_status = 400
+
+
+class Refused(PmanError):
+    """The site's template refuses this job (`refuse("...")`)."""
+
+    http_status = 403
+
+
+class NotFound(PmanError):
+    """No job of pman's has that jid."""
+
+    http_status = 404
+
+
+class Conflict(PmanError):
+    """Another job already has that jid, or the old one is still being taken away."""
+
+    http_status = 409
+
+
+class TooLarge(PmanError):
+    """The request or what it renders to is larger than somebody on the way accepts."""
+
+    http_status = 413
+
+
+class TemplateError(PmanError):
+    """A template or site.yaml is broken. The message begins with `file:line:`."""
+
+
+class Misconfigured(PmanError):
+    """A setting is missing, wrong or contradicts another one; raised at start."""
+
+
+class BackendError(PmanError):
+    """The backend answered with something that pman cannot use, or denied pman a right."""
+
+
+class Unreachable(PmanError):
+    """The backend does not answer. Retried, then 503."""
+
+    http_status = 503
+    transient = True

@@ -1,0 +1,316 @@
+"""A job request as pfcon sends it, judged field by field, and the frozen Job that templates and backends see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import posixpath
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pman.errors import BadRequest
+from pman.settings import Settings
+
+log = logging.getLogger(__name__)
+
+INCOMING = "/share/incoming"
+OUTGOING = "/share/outgoing"
+MAX_BODY_BYTES = 4 * 1024 * 1024
+# Linux takes no longer single argument or NAME=value: MAX_ARG_STRLEN, 32 pages, the final NUL included (execve(2)).
+MAX_ARG_BYTES = 131_071
+RESERVED_JIDS = frozenset({".", "..", "jobs", "openapi.json"})
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+# The grammar of https://pkg.go.dev/github.com/distribution/reference: [domain/]path[:tag][@digest].
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
+_PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?P<name>(?:{_DOMAIN}/)?{_PATH}(?:/{_PATH})*)"
+    r"(?::\w[\w.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?",
+    re.ASCII,
+)
+
+
+def _text(value: str) -> str:
+    """A string that every scheduler, file system and shell can carry: no NUL, no lone surrogate."""
+    if "\0" in value:
+        raise ValueError("holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no valid Unicode") from None
+    return value
+
+
+def _argument(value: str) -> str:
+    if len(value.encode()) > MAX_ARG_BYTES:
+        raise ValueError(f"holds an argument longer than {MAX_ARG_BYTES} bytes, the most that Linux takes")
+    return value
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,12}", value, re.ASCII) else value
+
+
+def _jid(value: str) -> str:
+    jid = value.lstrip("/")
+    bad = [c for c in jid if c in "/?#%" or c.isspace() or not c.isprintable()]
+    if not jid or len(jid) > 200 or bad or jid in RESERVED_JIDS:
+        raise ValueError("is not usable in a URL")
+    return jid
+
+
+def _image(value: str) -> str:
+    match = _IMAGE.fullmatch(value) if len(value) <= 600 else None
+    if not match or len(match["name"]) > 255:
+        raise ValueError("is no OCI image reference")
+    return value
+
+
+def _entrypoint(value: list[str]) -> list[str]:
+    if not value or not value[0] or value[0].startswith("-") or "=" in value[0]:
+        raise ValueError("names no program")  # env(1), which sets a job's environment, would take it for its own
+    return value
+
+
+def _env_entry(value: str) -> str:
+    name, equals, _ = value.partition("=")
+    if not equals or not _ENV_NAME.fullmatch(name):
+        raise ValueError("does not begin with NAME=")  # never repeats the entry: it may be a secret
+    return _argument(value)
+
+
+def _relative(value: str) -> str:
+    path = posixpath.normpath(value) if value else "."
+    if path == "." or path.startswith("/") or ".." in value.split("/"):
+        raise ValueError("does not name a directory below the store")
+    if any(len(part.encode()) > 255 for part in path.split("/")) or len(path.encode()) > 3072:
+        raise ValueError("is longer than a path may be")
+    return path
+
+
+def _one_word(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,@+-]{0,199}", value):
+        raise ValueError("is no name")
+    return value
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(_text)]
+Argument = Annotated[Text, AfterValidator(_argument)]
+StorePath = Annotated[Text, AfterValidator(_relative)]
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+
+
+class JobRequest(BaseModel):
+    """The body of POST. A field's description completes "must be ..." in the sentence that rejects it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    jid: Annotated[Text, AfterValidator(_jid)] = Field(
+        description="1 to 200 characters without / ? # %, white space or control characters, "
+        "and not one of . .. jobs openapi.json"
+    )
+    args: list[Argument] = Field(description="a list of strings, which may be empty")
+    args_path_flags: list[Text] = Field([], description="a list of those flags in args that a path follows")
+    auid: Text = Field(description="a string, the ChRIS user")
+    number_of_workers: Integer = Field(strict=True, ge=1, le=1024, description="an integer from 1 to 1024")
+    cpu_limit: Integer = Field(
+        strict=True, ge=1, le=10_000_000, description="an integer of millicores from 1 to 10000000 (1000 is one core)"
+    )
+    memory_limit: Integer = Field(
+        strict=True, ge=1, le=100_000_000, description="an integer of MiB from 1 to 100000000"
+    )
+    gpu_limit: Integer = Field(strict=True, ge=0, le=1024, description="an integer from 0 to 1024")
+    image: Annotated[Text, AfterValidator(_image)] = Field(
+        description="an OCI image reference such as docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    )
+    entrypoint: Annotated[list[Argument], AfterValidator(_entrypoint)] = Field(
+        description="a list of strings, of which the first names a program, has no = and does not begin with -"
+    )
+    type: Literal["ds", "fs", "ts"] = Field(description="one of ds, fs, ts")
+    env: list[Annotated[Text, AfterValidator(_env_entry)]] = Field(
+        [],
+        description="a list of NAME=value strings, NAME made of letters, digits and _ and not beginning with a digit",
+    )
+    input_dir: StorePath | None = Field(None, description="a path relative to the store, without ..")
+    output_dir: StorePath | None = Field(None, description="a path relative to the store, without ..")
+    time_limit_minutes: Integer | None = Field(
+        None, strict=True, ge=1, le=525_600, description="an integer of minutes from 1 to 525600"
+    )
+    partition: Annotated[Text, AfterValidator(_one_word)] | None = Field(
+        None, description="the name of a partition: letters, digits and . _ , @ + -"
+    )
+
+
+def parse_request(body: bytes) -> JobRequest:
+    """The request in a JSON body of at most 4 MiB. Raises BadRequest with a sentence for each field that is wrong."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body must be JSON: {_short(error)}.") from None
+    return validate(data)
+
+
+def validate(data: object) -> JobRequest:
+    """The request that `data` (decoded JSON) holds. Unknown fields are ignored with a warning in the log."""
+    if not isinstance(data, dict):
+        raise BadRequest("The body must be a JSON object whose fields describe one job.")
+    unknown = sorted(str(name)[:60] for name in set(data) - set(JobRequest.model_fields))
+    if unknown:
+        log.warning("unknown request fields are ignored: %s", ascii(", ".join(unknown[:20])))
+    try:
+        return JobRequest.model_validate(data)
+    except ValidationError as error:
+        raise BadRequest(dict(_sentences(error))) from None
+
+
+def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0])
+        if name in seen:
+            continue
+        seen.add(name)
+        hint = JobRequest.model_fields[name].description
+        if item["type"] == "missing":
+            yield name, f"is required and must be {hint}."
+        elif item["type"] == "value_error":
+            yield name, f"{_place(item['loc'])}{item['ctx']['error']}; it must be {hint}."
+        else:
+            yield name, f"must be {hint}."
+
+
+def _place(location: Sequence[int | str]) -> str:
+    return f"item {location[1]} " if len(location) > 1 and isinstance(location[1], int) else ""
+
+
+def _short(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as templates and backends see it: everything decided, nothing left to look up.
+
+    argv is the whole command line with paths as the container sees them. `partition` and `time_limit_minutes` are
+    None where neither the request nor the settings name one. `name` is a DNS label, unique per jid, for backends
+    whose objects need such a name; the jid is what users see.
+    """
+
+    jid: str  # what ChRIS calls the job
+    name: str  # the jid as a DNS label of at most 50 characters
+    digest: str  # hexadecimal SHA-256 of the request; equal requests have equal digests
+    auid: str  # the ChRIS user
+    kind: str  # ds, fs or ts
+    image: str  # OCI image reference
+    argv: tuple[str, ...]  # the command line: entrypoint, arguments, directories
+    env: tuple[tuple[str, str], ...]  # environment variables, in order, each name once
+    workers: int  # copies of the command that run in parallel
+    cpu_millicores: int  # CPU limit of each worker; 1000 is one core
+    memory_mib: int  # memory limit of each worker
+    gpu_count: int  # GPUs of each worker
+    time_limit_minutes: int | None  # wall clock time after which the job is ended
+    partition: str | None  # SLURM partition
+    input_dir: str  # relative to the store
+    output_dir: str  # relative to the store
+    uid: int | None  # user that the job runs as, from CONTAINER_USER
+    gid: int | None  # group that the job runs as, from CONTAINER_USER
+
+    @property
+    def cpu_cores(self) -> int:
+        """Whole cores, rounded up: what schedulers without fractions of a core need."""
+        return math.ceil(self.cpu_millicores / 1000)
+
+    @property
+    def cmd(self) -> str:
+        """The command line, shell-quoted into one string."""
+        return shlex.join(self.argv)
+
+
+def make_job(request: JobRequest, settings: Settings) -> Job:
+    """The job that this request means under these settings."""
+    digest = _digest(request)
+    user = settings.container_user
+    uid, gid = (_draw(part, request.jid) for part in user.split(":")) if user else (None, None)
+    env = dict(entry.split("=", 1) for entry in request.env)
+    if settings.enable_home_workaround:
+        env.setdefault("HOME", "/tmp")  # noqa: S108
+    return Job(
+        jid=request.jid,
+        name=backend_name(request.jid),
+        digest=digest,
+        auid=request.auid,
+        kind=request.type,
+        image=request.image,
+        argv=tuple(_argv(request)),
+        env=tuple(env.items()),
+        workers=request.number_of_workers,
+        cpu_millicores=request.cpu_limit,
+        memory_mib=request.memory_limit,
+        gpu_count=request.gpu_limit,
+        time_limit_minutes=_time_limit(request, settings),
+        partition=request.partition or settings.slurm_partition,
+        input_dir=_input_dir(request),
+        output_dir=_output_dir(request),
+        uid=uid,
+        gid=gid,
+    )
+
+
+def backend_name(jid: str) -> str:
+    """A DNS label of at most 50 characters, so that `<name>-<index>` is one too (63, RFC 1123), unique per jid.
+
+    A jid that is such a label stays as it is; any other is sanitised and gets ten digits of its SHA-256, and so does
+    one that ends like that, so that no two jids meet.
+    """
+    if len(jid) <= 50 and _DNS_LABEL.fullmatch(jid) and not re.search(r"-[0-9a-f]{10}$", jid):
+        return jid
+    clean = re.sub(r"[^a-z0-9]+", "-", jid.lower()).strip("-")[:39].strip("-") or "job"
+    return f"{clean}-{hashlib.sha256(jid.encode()).hexdigest()[:10]}"
+
+
+def _digest(request: JobRequest) -> str:
+    fields = request.model_dump() | {"input_dir": _input_dir(request), "output_dir": _output_dir(request)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _input_dir(request: JobRequest) -> str:
+    return request.input_dir or f"key-{request.jid}/incoming"
+
+
+def _output_dir(request: JobRequest) -> str:
+    return request.output_dir or f"key-{request.jid}/outgoing"
+
+
+def _argv(request: JobRequest) -> Iterator[str]:
+    flags = frozenset(request.args_path_flags)
+    yield from request.entrypoint
+    after_flag = False
+    for arg in request.args:
+        yield INCOMING if after_flag else arg
+        after_flag = not after_flag and arg in flags
+    if request.type == "ds":
+        yield INCOMING
+    yield OUTGOING
+
+
+def _time_limit(request: JobRequest, settings: Settings) -> int | None:
+    limit = request.time_limit_minutes or settings.timelimit_minutes
+    most = settings.timelimit_max_minutes
+    return most if most is not None and (limit is None or limit > most) else limit
+
+
+def _draw(numbers: str, jid: str) -> int:
+    low, _, high = numbers.partition("-")
+    span = int(high or low) - int(low) + 1
+    return int(low) + int(hashlib.sha256(jid.encode()).hexdigest(), 16) % max(span, 1)

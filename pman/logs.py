@@ -1,0 +1,75 @@
+"""Log text of bounded size: the last lines of files and streams, several workers in one text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+_BLOCK = 64 * 1024
+
+
+def tail_file(path: Path, max_lines: int, max_bytes: int) -> str:
+    """The last `max_lines` lines of a file, at most `max_bytes` of them; "" where there is no such file.
+
+    Reads backwards in blocks: the size of the file does not matter.
+    """
+    try:
+        with path.open("rb") as file:
+            return clean(tail_bytes(_last_bytes(file.fileno(), max_lines, max_bytes), max_lines))
+    except FileNotFoundError:
+        return ""
+
+
+def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:
+    end = position = os.fstat(fd).st_size
+    blocks: list[bytes] = []
+    newlines = 0
+    while position > 0 and end - position < max_bytes and newlines <= max_lines:
+        start = max(0, position - _BLOCK, end - max_bytes)
+        blocks.append(os.pread(fd, position - start, start))
+        newlines += blocks[-1].count(b"\n")
+        position = start
+    return b"".join(reversed(blocks))
+
+
+def tail_bytes(data: bytes, max_lines: int) -> bytes:
+    """The last `max_lines` lines of `data`; a final line break does not count as a line."""
+    if max_lines <= 0:
+        return b""
+    position = len(data) - data.endswith(b"\n")
+    for _ in range(max_lines):
+        position = data.rfind(b"\n", 0, position)
+        if position < 0:
+            return data
+    return data[position + 1 :]
+
+
+def clean(data: bytes) -> str:
+    r"""Text that every reader can store: bad UTF-8 and NUL become U+FFFD, CR LF becomes LF."""
+    return data.decode(errors="replace").replace("\r\n", "\n").replace("\0", "\ufffd")
+
+
+def tail(text: str, max_lines: int, max_bytes: int) -> str:
+    """The last `max_lines` lines of `text`, at most `max_bytes` of its UTF-8."""
+    data = text.encode(errors="replace")
+    return tail_bytes(data[max(0, len(data) - max_bytes) :], max_lines).decode(errors="replace")
+
+
+def join_workers(logs: Sequence[str], max_lines: int, max_bytes: int) -> str:
+    """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading."""
+    if len(logs) <= 1:
+        return tail("".join(logs), max_lines, max_bytes)
+    lines, size = max(1, max_lines // len(logs)), max(1024, max_bytes // len(logs))
+    parts = [f"=== worker {i} ===\n{_closed(tail(text, lines, size))}" for i, text in enumerate(logs)]
+    return tail("".join(parts), max_lines + len(logs), max_bytes + 1024 * len(logs))
+
+
+def join_streams(streams: Iterable[str]) -> str:
+    """stdout, then stderr, each ended by a line break where something follows."""
+    present = [text for text in streams if text]
+    return "".join(_closed(text) for text in present[:-1]) + "".join(present[-1:])
+
+
+def _closed(text: str) -> str:
+    return text if not text or text.endswith("\n") else text + "\n"

@@ -1,0 +1,45 @@
+"""The one retry policy: errors marked `transient`, a few times, within a bound that pfcon's 100 s never reaches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import tenacity
+
+from pman.errors import PmanError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+TOTAL_SECONDS = 30.0
+
+
+def _transient(error: BaseException) -> bool:
+    return isinstance(error, PmanError) and error.transient
+
+
+def _log(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("attempt %d failed, trying again: %s", state.attempt_number, error)
+
+
+_POLICY = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_transient),
+    stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(TOTAL_SECONDS),
+    wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+    before_sleep=_log,
+    reraise=True,
+)
+
+
+def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """`function(*args, **kwargs)`, repeated while it raises a transient PmanError.
+
+    Only for calls that may be repeated: reads, deletes, and a backend's `submit`, which is built on a name that is
+    unique per jid and looks before it creates, so that a repeat never makes a second job.
+    """
+    return _POLICY.copy()(function, *args, **kwargs)

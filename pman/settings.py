@@ -1,0 +1,238 @@
+"""Every environment variable of pman, once: its name in capitals is the variable, with its default and its help.
+
+`python -m pman settings` prints the table below as Markdown; README holds a copy that a test compares.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from pman.errors import Misconfigured
+
+ContainerEnv = Literal["local", "cromwell", "kubernetes", "swarm", "slurm", "docker", "podman"]
+StorageType = Literal["host", "nfs", "docker_local_volume", "kubernetes_pvc"]
+LocalRuntime = Literal["none", "bubblewrap", "charliecloud", "apptainer", "podman", "docker"]
+PullPolicy = Literal["always", "missing", "never"]
+
+_USER = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?:(\d{1,10})(?:-(\d{1,10}))?")
+
+
+def _pairs(text: Any) -> Any:
+    """`k=v,k2=v2` as a dict."""
+    if not isinstance(text, str):
+        return text
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if any("=" not in item for item in items):
+        raise ValueError("must be k=v pairs joined by commas")
+    return dict(item.split("=", 1) for item in items)
+
+
+def _names(text: Any) -> Any:
+    return [item.strip() for item in text.split(",") if item.strip()] if isinstance(text, str) else text
+
+
+def _user(text: str | None) -> str | None:
+    if text is not None and not _USER.fullmatch(text):
+        raise ValueError("must be UID:GID, each a number or lo-hi")
+    return text
+
+
+def _absolute(path: str | None) -> str | None:
+    if path is not None and not path.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return path
+
+
+Pairs = Annotated[dict[str, str], NoDecode]
+Names = Annotated[list[str], NoDecode]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """Read from the environment, case-insensitively; an empty variable counts as unset."""
+
+    # fmt: off
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    application_mode: Literal["production", "dev"] = Field("production", description="`dev` reloads code and templates and needs no SECRET_KEY.")
+    secret_key: SecretStr | None = Field(None, description="Required in production; at least 16 characters are advised.")
+    host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in a container.")
+    port: int = Field(5010, ge=0, le=65535, description="Port to listen on; 0 takes a free one and says which.")
+    log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON for each log record.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least serious level that is logged.")
+    container_env: ContainerEnv = Field("local", description="The backend.")
+    templates_dir: Path | None = Field(None, description="Overlay that shadows or extends the shipped templates; may hold `site.yaml`.")
+
+    storage_type: StorageType = Field("host", description="What STOREBASE is for a job's container.")
+    storebase: AbsolutePath | None = Field(None, description="The store as compute nodes see it: `input_dir` and `output_dir` are relative to it.")
+    nfs_server: str | None = Field(None, description="Server of `nfs` storage.")
+    volume_name: str | None = Field(None, description="Name of the Docker volume or of the PersistentVolumeClaim.")
+    pfcon_selector: str | None = Field(None, description="Kubernetes label (`k=v`) of pfcon's pod: jobs run on the same node.")
+
+    job_logs_tail: int = Field(1000, ge=0, description="Most log lines that are returned, over all workers.")
+    job_logs_max_kib: int = Field(1024, ge=1, le=65536, description="Most log text that is returned, in KiB; the end is kept.")
+    job_labels: Pairs = Field({}, description="Labels for every job, `k=v,k2=v2`.")
+    ignore_limits: bool = Field(False, description="Do not pass CPU and memory limits on.")
+    remove_jobs: bool = Field(True, description="`no`: DELETE answers 204 and leaves the backend's object, for debugging.")
+    container_user: Annotated[str | None, AfterValidator(_user)] = Field(None, description="`UID:GID` of jobs; each may be a range `lo-hi`, from which a job always draws the same number.")
+    enable_home_workaround: bool = Field(False, description="Adds `HOME=/tmp` to a job's environment.")
+    shm_size: int | None = Field(None, ge=1, description="Size of /dev/shm in MiB.")
+    timelimit_minutes: int | None = Field(None, ge=1, le=525_600, description="A job's time limit where the request has none; required for `cromwell`.")
+    timelimit_max_minutes: int | None = Field(None, ge=1, le=525_600, description="Upper bound of every time limit.")
+
+    local_runtime: LocalRuntime = Field("none", description="What wraps a `local` job's command; `none` runs it on this machine as it is.")
+    local_state_dir: Path | None = Field(None, description="Where `local` keeps its jobs; `$XDG_STATE_HOME/pman/jobs` if unset.")
+
+    slurm_partition: str | None = Field(None, description="Partition of a job where the request has none.")
+    slurm_account: str | None = Field(None, description="SLURM account of jobs.")
+    slurm_qos: str | None = Field(None, description="SLURM quality of service of jobs.")
+
+    cromwell_url: str | None = Field(None, description="Cromwell's address, with or without `/api/workflows/v1`.")
+    cromwell_auth_user: str | None = Field(None, description="User of HTTP Basic authentication at Cromwell.")
+    cromwell_auth_password: SecretStr | None = Field(None, description="Its password.")
+    cromwell_service_account: Path | None = Field(None, description="Google service account key (JSON file) for an OAuth-protected Cromwell.")
+    cromwell_backend: str | None = Field(None, description="Name of the Cromwell backend; Cromwell's own default if unset.")
+    cromwell_timeout_seconds: float = Field(10.0, gt=0, le=60, description="Longest wait for a connection to, or an answer of, Cromwell.")
+    cromwell_execution_root_map: str | None = Field(None, description="`/cluster/path=/path/seen/here`: where pman can read Cromwell's execution directories.")
+
+    job_namespace: str = Field("default", description="Kubernetes namespace of jobs.")
+    node_selector: Pairs = Field({}, description="Kubernetes node selector, `k=v,k2=v2`.")
+    image_pull_secrets: Names = Field([], description="Names of Kubernetes image pull secrets, separated by commas.")
+    securitycontext_run_as_user: int | None = Field(None, ge=0, description="runAsUser of Kubernetes pods.")
+    securitycontext_run_as_group: int | None = Field(None, ge=0, description="runAsGroup of Kubernetes pods.")
+    gpu_resource_name: str | None = Field(None, description="What a GPU is called: `nvidia.com/gpu` on Kubernetes, `NVIDIA-GPU` on Swarm if unset.")
+    stuck_job_patience_minutes: float = Field(15, ge=0, description="How long a Kubernetes job may be stuck for a reason that cannot heal before it counts as failed.")
+
+    docker_host: str | None = Field(None, description="Address of the Docker or Podman engine.")
+    docker_tls_verify: bool = Field(False, description="Use TLS with the engine and verify it.")
+    docker_cert_path: Path | None = Field(None, description="Directory of ca.pem, cert.pem and key.pem.")
+    docker_timeout_seconds: float = Field(20.0, gt=0, le=60, description="Longest wait for an answer of the engine.")
+    pull_policy: PullPolicy = Field("missing", description="When `docker` and `podman` pull a job's image.")
+
+    # fmt: on
+
+    @field_validator("job_labels", "node_selector", mode="before")
+    @classmethod
+    def _parse_pairs(cls, value: Any) -> Any:
+        return _pairs(value)
+
+    @field_validator("image_pull_secrets", mode="before")
+    @classmethod
+    def _parse_names(cls, value: Any) -> Any:
+        return _names(value)
+
+    @field_validator("pfcon_selector")
+    @classmethod
+    def _one_pair(cls, value: str | None) -> str | None:
+        if value is not None and len(_pairs(value)) != 1:
+            raise ValueError("must be one k=v pair")
+        return value
+
+    @property
+    def dev(self) -> bool:
+        return self.application_mode == "dev"
+
+
+def load(overrides: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process's environment, with `overrides` (NAME -> text) on top.
+
+    Raises Misconfigured with a sentence for every variable that does not hold what it should.
+    """
+    given: dict[str, Any] = {name.lower(): value for name, value in (overrides or {}).items()}
+    unknown = sorted(set(given) - set(Settings.model_fields))
+    if unknown:
+        raise Misconfigured("; ".join(f"{name.upper()} is no setting of pman{_did_you_mean(name)}" for name in unknown))
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise Misconfigured("; ".join(_sentence(item) for item in error.errors())) from None
+
+
+def check_for_service(settings: Settings) -> list[str]:
+    """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server."""
+    problems = [text for bad, text in _contradictions(settings) if bad]
+    if problems:
+        raise Misconfigured(" ".join(problems))
+    warnings = [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in _near_misses(os.environ)]
+    key = settings.secret_key.get_secret_value() if settings.secret_key else ""
+    if not settings.dev and len(key) < 16:
+        warnings.append("SECRET_KEY is short: use at least 16 random characters.")
+    return warnings
+
+
+def _contradictions(s: Settings) -> list[tuple[bool, str]]:
+    mounts = {
+        "docker_local_volume": ("swarm", "docker", "podman"),
+        "kubernetes_pvc": ("kubernetes",),
+        "nfs": ("swarm", "kubernetes", "docker", "podman"),
+    }
+    volume = s.storage_type in ("docker_local_volume", "kubernetes_pvc")
+    allowed = mounts.get(s.storage_type, (s.container_env,))
+    return [
+        (not s.dev and s.secret_key is None, "SECRET_KEY is required in production: set it to a long random text."),
+        (
+            not volume and s.storebase is None,
+            f"STOREBASE is required with STORAGE_TYPE={s.storage_type}: set it to the store's directory.",
+        ),
+        (volume and s.volume_name is None, f"VOLUME_NAME is required with STORAGE_TYPE={s.storage_type}."),
+        (s.storage_type == "nfs" and s.nfs_server is None, "NFS_SERVER is required with STORAGE_TYPE=nfs."),
+        (
+            s.container_env not in allowed,
+            f"STORAGE_TYPE={s.storage_type} does not work with CONTAINER_ENV={s.container_env}, only with {', '.join(allowed)}.",
+        ),
+        (
+            s.container_env == "cromwell" and s.cromwell_url is None,
+            "CROMWELL_URL is required with CONTAINER_ENV=cromwell.",
+        ),
+        (
+            s.container_env == "cromwell" and s.timelimit_minutes is None,
+            "TIMELIMIT_MINUTES is required with CONTAINER_ENV=cromwell.",
+        ),
+        (
+            s.templates_dir is not None and not s.templates_dir.is_dir(),
+            f"TEMPLATES_DIR={s.templates_dir} is no directory.",
+        ),
+        (s.docker_tls_verify and s.docker_cert_path is None, "DOCKER_CERT_PATH is required with DOCKER_TLS_VERIFY."),
+        (
+            (s.cromwell_auth_user is None) != (s.cromwell_auth_password is None),
+            "CROMWELL_AUTH_USER and CROMWELL_AUTH_PASSWORD go together.",
+        ),
+    ]
+
+
+def markdown_table() -> str:
+    """Every setting as a row of a Markdown table: variable, default, meaning."""
+    rows = [
+        f"| `{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "`yes`" if default else "`no`"
+    return f"`{default}`" if default not in (None, {}, []) else ""
+
+
+def _sentence(error: Any) -> str:
+    name = str(error["loc"][0]).upper()
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _did_you_mean(name: str) -> str:
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.7)
+    return f"; did you mean {near[0].upper()}?" if near else ""
+
+
+def _near_misses(environment: Mapping[str, str]) -> list[str]:
+    names = [name for name in environment if name.isupper() and name.lower() not in Settings.model_fields]
+    return [name for name in names if difflib.get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=0.9)]

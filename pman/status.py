@@ -1,0 +1,68 @@
+"""The five words of the contract, and the rule that makes one of them out of several workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """What ChRIS knows of a job. It fetches the output files as soon as it sees one of the two `finished*`."""
+
+    NOT_STARTED = "notstarted"
+    STARTED = "started"
+    SUCCEEDED = "finishedSuccessfully"
+    FAILED = "finishedWithError"
+    UNDEFINED = "undefined"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job as its backend sees it.
+
+    cmd: the command line, shell-quoted into one string. message: one sentence for the user.
+    finished_at: completion time, None before. private: what this backend's `logs()` needs to avoid a second
+    look-up; nobody else reads it.
+    """
+
+    jid: str
+    image: str
+    cmd: str
+    state: JobState
+    message: str = ""
+    finished_at: datetime | None = None
+    private: object = field(default=None, repr=False, compare=False)
+
+    def to_json(self, logs: str = "") -> dict[str, str]:
+        """The job JSON of the contract: seven strings."""
+        return {
+            "jid": self.jid,
+            "image": self.image,
+            "cmd": self.cmd,
+            "status": self.state.value,
+            "message": self.message,
+            "timestamp": self.finished_at.astimezone(UTC).isoformat() if self.finished_at else "",
+            "logs": logs,
+        }
+
+
+def merge(workers: Iterable[JobState]) -> JobState:
+    """One state for a job of several workers: final only when every worker is final, and then the worst wins.
+
+    A worker in an unknown state makes the job `undefined`, never final: output may still be written.
+    No workers at all reads as not started.
+    """
+    states = set(workers)
+    if JobState.UNDEFINED in states:
+        return JobState.UNDEFINED
+    if not states or states == {JobState.NOT_STARTED}:
+        return JobState.NOT_STARTED
+    if states & {JobState.STARTED, JobState.NOT_STARTED}:
+        return JobState.STARTED
+    return JobState.FAILED if JobState.FAILED in states else JobState.SUCCEEDED

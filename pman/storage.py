@@ -1,0 +1,100 @@
+"""STORAGE_TYPE -> the two mounts of a job, confined to the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+from pman.errors import BadRequest
+from pman.job import INCOMING, OUTGOING, Job
+from pman.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One directory of a job. `source` is absolute for directories and NFS, relative to the volume otherwise."""
+
+    source: str  # where the directory is: a path on the node or the server, or below the volume
+    target: str  # where the container sees it
+    read_only: bool  # whether the job may not write there
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The mounts of a job and what they are made of."""
+
+    type: str  # host, nfs, docker_local_volume or kubernetes_pvc
+    incoming: Mount  # the input directory
+    outgoing: Mount  # the output directory
+    shared: str | None  # the directory that holds both, where they are its `incoming` and `outgoing`
+    nfs_server: str | None  # host name or address of the NFS server
+    nfs_path: str | None  # what the NFS server exports: STOREBASE
+    volume: str | None  # name of the Docker volume or PersistentVolumeClaim
+
+    def on_host(self, arg: str) -> str:
+        """`arg` for a command that runs without a container: the job's own directories in place of /share."""
+        for mount in (self.incoming, self.outgoing):
+            if arg == mount.target or arg.startswith(mount.target + "/"):
+                return mount.source + arg[len(mount.target) :]
+        return arg
+
+
+def mounts(job: Job, settings: Settings) -> Storage:
+    """Where the directories of `job` are under these settings."""
+    volume = settings.storage_type in ("docker_local_volume", "kubernetes_pvc")
+    base = "" if volume else (settings.storebase or "/")
+    source, target = posixpath.join(base, job.input_dir), posixpath.join(base, job.output_dir)
+    parent = posixpath.dirname(source)
+    siblings = (source, target) == (posixpath.join(parent, "incoming"), posixpath.join(parent, "outgoing"))
+    return Storage(
+        type=settings.storage_type,
+        incoming=Mount(source, INCOMING, read_only=True),
+        outgoing=Mount(target, OUTGOING, read_only=False),
+        shared=parent if siblings else None,
+        nfs_server=settings.nfs_server,
+        nfs_path=settings.storebase if settings.storage_type == "nfs" else None,
+        volume=settings.volume_name,
+    )
+
+
+def prepare(job: Job, settings: Settings) -> None:
+    """Where pman sees the store: refuses directories that leave it through a symbolic link, makes the output directory.
+
+    pfcon's filesystem stores do not make it, and an engine that does makes it as root. An input directory is made
+    only for `fs` jobs, which have no input: for any other a missing one must fail the job. Raises BadRequest.
+    """
+    if settings.storebase is None or not Path(settings.storebase).is_dir():
+        return
+    base = os.path.realpath(settings.storebase)
+    fields = {"input_dir": job.input_dir, "output_dir": job.output_dir}
+    bad = {name: _LEAVES for name, path in fields.items() if not _within(base, os.path.join(base, path))}
+    if bad:
+        raise BadRequest(bad)
+    _make(os.path.join(base, job.output_dir), job, "output_dir")
+    if job.kind == "fs":
+        _make(os.path.join(base, job.input_dir), job, "input_dir")
+
+
+_LEAVES = "leaves the store through a symbolic link; it must be a path that stays below the store."
+
+
+def _within(base: str, path: str) -> bool:
+    return os.path.realpath(path).startswith(base.rstrip("/") + "/")
+
+
+def _make(path: str, job: Job, name: str) -> None:
+    if os.path.isdir(path):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        if job.uid is not None and os.geteuid() == 0:
+            os.chown(path, job.uid, job.gid if job.gid is not None else -1)
+    except FileExistsError:
+        raise BadRequest({name: "is a file in the store; it must be a directory."}) from None
+    except OSError as error:
+        log.warning("cannot make %s: %s", name, error.strerror)
