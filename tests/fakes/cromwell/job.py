@@ -109,7 +109,9 @@ class Job:
         path.write_text("#!/bin/bash\n" + text)
         with self.file(f"stdout.{kind}").open("wb") as out, self.file(f"stderr.{kind}").open("wb") as err:
             command, null = ["/bin/bash", str(path)], subprocess.DEVNULL
-            return subprocess.run(command, check=False, cwd=self.call_root, stdin=null, stdout=out, stderr=err).returncode
+            return subprocess.run(
+                command, check=False, cwd=self.call_root, stdin=null, stdout=out, stderr=err
+            ).returncode
 
     def submit(self, command: str, values: Values) -> str:
         """Write the script and submit it; the scheduler's job id."""

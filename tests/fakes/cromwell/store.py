@@ -142,7 +142,9 @@ class Store:
         """Set the state if it is one of `old`; whether it was."""
         states = list(old)
         marks = ",".join("?" * len(states))
-        return self._write(f"UPDATE workflow SET state=? WHERE id=? AND state IN ({marks})", [new, workflow, *states]) > 0
+        return (
+            self._write(f"UPDATE workflow SET state=? WHERE id=? AND state IN ({marks})", [new, workflow, *states]) > 0
+        )
 
     def remove(self, workflow: str, states: Iterable[str] = RANK) -> bool:
         """Delete the row if its state is one of `states`; whether it was."""
@@ -208,7 +210,9 @@ class Store:
             rows = [(e.workflow, e.call, e.attempt, e.key, json.dumps(e.value)) for e in self._pending]
             self._pending = []
             if rows:
-                self._db.executemany("INSERT INTO metadata (id, call, attempt, key, value) VALUES (?, ?, ?, ?, ?)", rows)
+                self._db.executemany(
+                    "INSERT INTO metadata (id, call, attempt, key, value) VALUES (?, ?, ?, ?, ?)", rows
+                )
                 self.commit()
 
     def events(self, workflow: str) -> list[Event]:

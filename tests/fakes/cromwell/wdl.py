@@ -48,7 +48,9 @@ def _at(source: str, line: int, column: int) -> str:
 
 
 def _unfinished(source: str) -> str:
-    return f"ERROR: Finished parsing without consuming all tokens.\n\n{source.splitlines()[0] if source else ''}\n^\n     "
+    return (
+        f"ERROR: Finished parsing without consuming all tokens.\n\n{source.splitlines()[0] if source else ''}\n^\n     "
+    )
 
 
 def _syntax_message(error: Any, source: str) -> str:

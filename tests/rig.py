@@ -1,0 +1,168 @@
+"""What tests of any backend need: real `pman serve` processes, requests as pfcon makes them, waiting for conditions."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+T = TypeVar("T")
+FINAL = ("finishedSuccessfully", "finishedWithError")
+ROOT = Path(__file__).resolve().parent.parent
+_serial = itertools.count(1)
+
+
+def wait_for(condition: Callable[[], T | None], seconds: float, what: str, every: float = 0.05) -> T:
+    """The first true value of `condition()`. Fails the test with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"gave up after {seconds} s waiting for {what}"
+        time.sleep(every)
+    return value
+
+
+@dataclass
+class Server:
+    """A `pman serve` process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def call(self, method: str, path: str = "", **kwargs: Any) -> requests.Response:
+        """One request over a connection of its own, below /api/v1/, as pfcon makes them."""
+        return requests.request(method, f"{self.url}/api/v1/{path}", timeout=100, **kwargs)
+
+    def post(self, request: dict[str, Any]) -> requests.Response:
+        return self.call("POST", json=request)
+
+    def get(self, jid: str, **params: Any) -> requests.Response:
+        return self.call("GET", f"{jid}/", params=params)
+
+    def delete(self, jid: str) -> requests.Response:
+        return self.call("DELETE", f"{jid}/")
+
+    def wait_final(self, jid: str, seconds: float = 60) -> dict[str, str]:
+        """The job JSON in its final state. Every answer on the way must be a 200 with a known, non-final state."""
+
+        def final() -> dict[str, str] | None:
+            answer = self.get(jid)
+            assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
+            job: dict[str, str] = answer.json()
+            assert job["status"] in (*FINAL, "notstarted", "started"), job
+            return job if job["status"] in FINAL else None
+
+        return wait_for(final, seconds, f"the end of {jid}", every=0.1)
+
+    def wait_state(self, jid: str, state: str, seconds: float = 60) -> dict[str, str]:
+        def reached() -> dict[str, str] | None:
+            job: dict[str, str] = self.get(jid).json()
+            return job if job.get("status") == state else None
+
+        return wait_for(reached, seconds, f"{jid} to be {state}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+@dataclass
+class Rig:
+    """How to start pman over one backend, and what that backend's jobs see.
+
+    env: pman's environment variables for this backend. store: STOREBASE, as this process sees it. image: an image
+    with a POSIX sh. read_only_input: the backend keeps jobs from writing into their input. workers: it runs several
+    workers a job. job_seconds: the longest that a job which does next to nothing may take from POST to its end.
+    """
+
+    env: dict[str, str]
+    store: Path
+    image: str
+    logs: Path
+    read_only_input: bool = True
+    workers: bool = True
+    job_seconds: float = 60
+    servers: list[Server] = field(default_factory=list)
+
+    def start(self, **env: str) -> Server:
+        """A new pman process, once it answers."""
+        log = self.logs / f"pman-{next(_serial)}.log"
+        inherited = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SLURM_CONF", "KUBECONFIG")}
+        defaults = {"SECRET_KEY": "a secret key for tests", "PORT": "0", "STOREBASE": str(self.store)}
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pman", "serve"],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
+                env={**inherited, "PYTHONPATH": str(ROOT), **defaults, **self.env, **env},
+            )  # fmt: skip
+
+        def address() -> str:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"listening on (http://[\w.:]+)", log.read_text())
+            return found[1] if found else ""
+
+        server = Server(wait_for(address, 30, "pman to listen"), process, log)
+        self.servers.append(server)
+        return server
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.stop()
+
+    def request(self, jid: str, script: str, *args: str, **fields: Any) -> dict[str, Any]:
+        """A request of type fs that runs `sh -c script sh ARGS... OUTGOING`, with its directories in the store."""
+        directories = {name: f"{jid_dir(jid)}/{name}" for name in ("incoming", "outgoing")}
+        for path in directories.values():
+            (self.store / path).mkdir(parents=True, exist_ok=True)
+        return {
+            "jid": jid, "args": list(args), "args_path_flags": [], "auid": "tester", "number_of_workers": 1,
+            "cpu_limit": 100, "memory_limit": 64, "gpu_limit": 0,
+            "image": self.image, "entrypoint": ["sh", "-c", script, "sh"], "type": "fs", "env": [],
+            "input_dir": directories["incoming"], "output_dir": directories["outgoing"],
+        } | fields  # fmt: skip
+
+    def outgoing(self, jid: str) -> Path:
+        return self.store / jid_dir(jid) / "outgoing"
+
+    def executions(self, jid: str) -> int:
+        """How often a job with COUNTED in its script has begun."""
+        runs = self.outgoing(jid) / "runs"
+        return len(runs.read_text().splitlines()) if runs.exists() else 0
+
+
+# The last argument of a job of type fs is its output directory.
+OUT = "for out; do :; done; "
+COUNTED = OUT + 'echo run >> "$out/runs"; '
+
+
+def jid_dir(jid: str) -> str:
+    return "key-" + re.sub(r"[^A-Za-z0-9._-]", "_", jid)[:100]
+
+
+@contextmanager
+def running(rig: Rig) -> Iterator[Rig]:
+    """The rig; every pman that was started over it is stopped at the end."""
+    try:
+        yield rig
+    finally:
+        rig.stop()
