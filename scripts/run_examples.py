@@ -1,0 +1,108 @@
+"""Serve pman with the embedded backend over a temporary store and run examples/*.json through it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = {"notstarted": ".", "started": ">"}
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="pman-quickstart-") as directory:
+        home = Path(directory)
+        settings = {
+            "SECRET_KEY": "only for the quick start", "PORT": "0", "STOREBASE": str(home / "store"),
+            "LOCAL_STATE_DIR": str(home / "state"), "TIMELIMIT_MINUTES": "5",
+        }  # fmt: skip
+        (home / "store").mkdir()
+        server, url = start(settings, home / "pman.log")
+        try:
+            return max(run(path, url, settings, home / "store") for path in sorted((ROOT / "examples").glob("*.json")))
+        except KeyboardInterrupt:
+            print("\nstopped")
+            return 130
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
+def start(settings: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A pman process and its address."""
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pman", "serve"], cwd=ROOT, stderr=stream, env={**os.environ, **settings},
+            start_new_session=True,
+        )  # fmt: skip
+    while not (found := re.search(r"listening on (http://[\w.:]+)", log.read_text())):
+        if server.poll() is not None:
+            sys.exit(f"pman did not start:\n{log.read_text()}")
+        time.sleep(0.02)
+    print(f"pman listens on {found[1]}")
+    return server, found[1]
+
+
+def run(path: Path, url: str, settings: dict[str, str], store: Path) -> int:
+    """One example from request to output files; 0 when its job finished successfully."""
+    request: dict[str, Any] = json.loads(path.read_text())
+    name = str(path.relative_to(ROOT))
+    print(f"\n\033[1m{name}\033[0m" if sys.stdout.isatty() else f"\n{name}")
+    incoming = store / f"key-{request['jid']}" / "incoming"
+    incoming.mkdir(parents=True)
+    (incoming / "brain.txt").write_text("a very small brain\n")
+    show("rendered for the local backend", rendered(path, "local", settings))
+    show("rendered for Cromwell", rendered(path, "wdl", settings))
+    answer = requests.post(f"{url}/api/v1/", json=request, timeout=30)
+    if answer.status_code != 201:
+        print(f"refused: {answer.status_code} {answer.text}")
+        return 1
+    job = follow(f"{url}/api/v1/{request['jid']}/")
+    print(f"  status   {job['status']} {job['message']}")
+    show("logs", job["logs"])
+    print("  output files")
+    for file in sorted(p for p in (incoming.parent / "outgoing").rglob("*") if p.is_file()):
+        print(f"    {file.relative_to(store)}  {file.stat().st_size} bytes")
+    requests.delete(f"{url}/api/v1/{request['jid']}/", timeout=30)
+    return int(job["status"] != "finishedSuccessfully")
+
+
+def rendered(path: Path, target: str, settings: dict[str, str]) -> str:
+    """What the service submits, from the offline script."""
+    command = [sys.executable, str(ROOT / "scripts/render_job.py"), str(path), "--to", target]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **settings}).stdout
+
+
+def show(title: str, text: str, lines: int = 14) -> None:
+    print(f"  {title}")
+    for line in text.splitlines()[:lines]:
+        print(f"    {line[:150]}")
+    if len(text.splitlines()) > lines:
+        print(f"    ... {len(text.splitlines()) - lines} more lines")
+
+
+def follow(url: str) -> dict[str, str]:
+    """Poll until the job has ended, with a mark for every look."""
+    print("  progress ", end="", flush=True)
+    while True:
+        job: dict[str, str] = requests.get(url, timeout=30).json()
+        if job["status"].startswith("finished"):
+            print(" done")
+            return job
+        print(MARKS.get(job["status"], "?"), end="", flush=True)
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

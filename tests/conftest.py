@@ -1,0 +1,35 @@
+"""Profiles of generated tests, and the engines of live suites."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import subprocess
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.rig import ROOT
+
+_SLOW_MACHINE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("full", max_examples=500, **_SLOW_MACHINE)  # type: ignore[arg-type]
+settings.register_profile("fast", max_examples=40, **_SLOW_MACHINE)  # type: ignore[arg-type]
+settings.load_profile("full")
+NEEDS_SOMETHING = 3  # exit status of scripts/dev-* that cannot be had here
+
+
+@functools.cache
+def development(name: str, *options: str) -> dict[str, str]:
+    """Environment variables of what `scripts/dev-<name> up` starts; it is started when it does not run.
+
+    Skips the test where it cannot be had, which fails it under CI=true.
+    """
+    script = str(ROOT / "scripts" / f"dev-{name}")
+    up = subprocess.run([script, "up", *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if up.returncode == NEEDS_SOMETHING and os.environ.get("CI") != "true":
+        pytest.skip(f"{name}: {up.stderr.strip()}")
+    assert up.returncode == 0, f"{script} up: {up.stdout}{up.stderr}"
+    lines = subprocess.run([script, "env", *options], capture_output=True, text=True, check=True).stdout.splitlines()
+    words = [word for line in lines for word in shlex.split(line)[1:]]
+    return dict(word.split("=", 1) for word in words)
