@@ -1,21 +1,42 @@
-"""`pman serve`: a WSGI server that reads slow clients outside its worker threads."""
+"""`pman serve`: a WSGI server that reads slow clients outside its worker threads.
+
+waitress, not granian: both leave other callers served beside slow clients, granian answers a quarter more requests a
+second, but takes nearly twice the memory (bench/README.md).
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
+import sys
 
 import waitress
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask
 
 from pman import app, render
+from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
 log = logging.getLogger(__name__)
-THREADS = 16
+THREADS = 32
 # Half-open and idle connections cost waitress a file descriptor each and no thread; it drops silent ones.
 CONNECTIONS = 900
 IDLE_SECONDS = 60
-# Above the limit that pman answers with its own JSON 413; waitress answers in plain text.
-MAX_BUFFERED_BYTES = 64 * 1024 * 1024
+
+
+class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
+    """What waitress itself refuses (broken HTTP, a body that says it is too large) in the contract's shape."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        body = json.dumps({"message": f"{error.reason}: {error.body}"}).encode()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
 
 
 def serve(settings: Settings) -> None:
@@ -25,8 +46,10 @@ def serve(settings: Settings) -> None:
     if settings.dev:
         templates = [render.shipped_templates(), *([settings.templates_dir] if settings.templates_dir else [])]
         extra = [str(path) for directory in templates for path in directory.rglob("*") if path.is_file()]
+        log.info("listening on http://%s:%s", settings.host, settings.port)
         application.run(settings.host, settings.port, use_reloader=True, extra_files=extra, threaded=True)
         return
+    HTTPChannel.error_task_class = _JsonErrorTask
     server = waitress.create_server(
         application,
         host=settings.host,
@@ -34,8 +57,10 @@ def serve(settings: Settings) -> None:
         threads=THREADS,
         connection_limit=CONNECTIONS,
         channel_timeout=IDLE_SECONDS,
-        max_request_body_size=MAX_BUFFERED_BYTES,
+        max_request_body_size=MAX_BODY_BYTES + 1,
         ident="pman",
     )
-    log.info("listening on http://%s:%s", settings.host, server.effective_port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for host, port in getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]:
+        log.info("listening on http://%s:%s", host, port)
     server.run()

@@ -121,8 +121,9 @@ class Rig:
             found = re.search(r"listening on (http://[\w.:]+)", log.read_text())
             return found[1] if found else ""
 
-        server = Server(wait_for(address, 30, "pman to listen"), process, log)
+        server = Server("", process, log)
         self.servers.append(server)
+        server.url = wait_for(address, 30, "pman to listen")
         return server
 
     def stop(self) -> None:
