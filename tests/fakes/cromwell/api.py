@@ -174,7 +174,7 @@ def _submission(fields: dict[str, str]) -> tuple[Workflow, dict[str, Any]]:
     pretty = json.dumps(options, indent=2, ensure_ascii=False) if options else "{\n\n}"
     files = {
         "workflow": source or "", "root": fields.get("workflowRoot", ""), "options": pretty,
-        "inputs": fields.get("workflowInputs", "{}"), "workflowUrl": fields.get("workflowUrl", ""),
+        "inputs": json.dumps(inputs, separators=(",", ":")), "workflowUrl": fields.get("workflowUrl", ""),
         "labels": fields.get("labels", "{}"),
     }  # fmt: skip
     return row, files
@@ -207,6 +207,8 @@ def metadata(events: list[Event], include: Iterable[str] = (), exclude: Iterable
     if not chosen:
         return {}
     top: dict[str, Any] = {"id": chosen[0].workflow, "calls": {}}
+    if not wanted:
+        top |= {"inputs": {}, "outputs": {}}
     calls: dict[tuple[str, int], dict[str, Any]] = {}
     for event in chosen:
         if event.call:
@@ -329,8 +331,8 @@ class Service:
         except Refused as error:
             raise Problem(400, str(error), errors=[f"HsqlException: {error}"] if error.database else None) from error
         events = {
-            "status": row.state, "submission": timestamp(), "submittedFiles": files, "inputs": json.loads(row.inputs),
-            "outputs": {}, **{f"labels:{key}": value for key, value in row.labels.items()},
+            "status": row.state, "submission": timestamp(), "submittedFiles": files,
+            **{f"labels:{key}": value for key, value in row.labels.items()},
         }  # fmt: skip
         self.store.put(*(Event(row.id, key, value) for key, value in events.items()))
         return reply({"id": row.id, "status": row.state}, 201)
@@ -366,9 +368,11 @@ class Service:
         return reply({"outputs": {}, "id": workflow})
 
     def failed_jobs(self, text: str) -> Response:
-        calls = metadata(self.store.events(self.known(text))).get("calls", {})
+        workflow = self.known(text)
+        calls = metadata(self.store.events(workflow)).get("calls", {})
         failed = {name: [e for e in entries if e.get("executionStatus") == "Failed"] for name, entries in calls.items()}
-        return reply({name: entries for name, entries in failed.items() if entries})
+        found = {name: entries for name, entries in failed.items() if entries}
+        return reply({workflow: {"calls": found}} if found else {})
 
     def cost(self, text: str) -> Response:
         workflow = self.known(text)

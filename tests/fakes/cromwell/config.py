@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pyhocon import ConfigFactory, ConfigTree  # type: ignore[import-untyped]
+from pyhocon import ConfigFactory, ConfigTree
 
 from tests.fakes.cromwell.wdl import Attributes, ShellText
 
@@ -32,6 +32,7 @@ class Pace:
     launch: float = 1.05  # from pick-up to the start of the call
     finish: float = 0.6  # from the last poll to the end of the call
     close: float = 0.3  # from the end of the call to that of the workflow
+    removal: float = 0.3  # from its final metadata to when the workflow is no longer in progress
     poll_first: float = 1
     poll_factor: float = 1.1
     poll_max: float = 300
@@ -43,7 +44,7 @@ class Pace:
 TEST_PACE = Pace(
     pickup_period=0.1, pickup_count=50, key_value_flush=0.02, metadata_flush=0.05, summary_period=0.05,
     abort_scan=0.1, token_period=0.05, heartbeat_period=0.5, heartbeat_ttl=3, launch=0.1, finish=0.05, close=0.05,
-    poll_first=0.1, poll_max=2, retry_period=0.1,
+    removal=0.03, poll_first=0.1, poll_max=2, retry_period=2,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,13 +26,16 @@ T = TypeVar("T")
 
 TERMINATED_MESSAGE = (
     "The compute backend terminated the job. If this termination is unexpected, examine likely causes such as "
-    "preemption, running out of disk or memory on the compute instance, or exceeding the backend's maximum job duration."
+    "preemption, running out of disk or memory on the compute instance, or exceeding the backend's maximum job "
+    "duration."
 )
 UNCAUGHT = (
     "DispatchedConfigAsyncJobExecutionActor failed and didn't catch its exception. This condition has been handled "
     "and the job will be marked as failed."
 )
-_PHASES = ("Pending", "RequestingExecutionToken", "WaitingForValueStore", "PreparingJob", "RunningJob")
+_PHASES = (
+    "Pending", "RequestingExecutionToken", "WaitingForValueStore", "PreparingJob", "RunningJob", "UpdatingJobStore",
+)  # fmt: skip
 
 
 def failure(message: str, *causes: dict[str, Any]) -> dict[str, Any]:
@@ -39,11 +43,12 @@ def failure(message: str, *causes: dict[str, Any]) -> dict[str, Any]:
 
 
 class CallFailed(Exception):
-    """The call ends as Failed, for this reason."""
+    """The call ends as Failed, for this reason; `terminated` when its return code looks like a kill."""
 
-    def __init__(self, reason: dict[str, Any]) -> None:
+    def __init__(self, reason: dict[str, Any], terminated: bool = False) -> None:
         super().__init__(reason["message"])
         self.reason = reason
+        self.terminated = terminated
 
 
 class CallAborted(Exception):
@@ -67,10 +72,8 @@ class Run:
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but not beyond an abort."""
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self.aborted.wait(), seconds)
-        except TimeoutError:
-            pass
 
 
 class Engine:
@@ -102,6 +105,7 @@ class Engine:
         for task in [*tasks, *self._tasks]:
             task.cancel()
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # what those tasks cancelled in turn
         self.store.beat(self._runs, None)
         self._threads.shutdown(cancel_futures=True)
 
@@ -159,12 +163,13 @@ class Engine:
             await self._workflow(run)
         except Exception as error:
             log.exception("workflow %s", run.row.id)
-            self._end(run, "Failed", failure("Workflow failed", failure(f"{type(error).__name__}: {error}")))
+            await self._end(run, "Failed", failure("Workflow failed", failure(f"{type(error).__name__}: {error}")))
 
-    def _end(self, run: Run, status: str, reason: dict[str, Any] | None = None) -> None:
+    async def _end(self, run: Run, status: str, reason: dict[str, Any] | None = None) -> None:
         if reason is not None:
             run.put(failures=[reason])
         run.put(**{"status": status, "end": timestamp(), "workflowProcessingEvents[]": self._event("Finished")})
+        await asyncio.sleep(self.pace.removal)
         self.store.remove(run.row.id)
         del self._runs[run.row.id]
 
@@ -180,37 +185,37 @@ class Engine:
         status = "Aborting" if row.state == "Aborting" else "Running"
         run.put(**{"workflowProcessingEvents[]": self._event("PickedUp")}, status=status, start=timestamp(), **labels)
         version = "1.0" if "version 1.0" in row.source else "draft-2"
-        run.put(actualWorkflowLanguage="WDL", actualWorkflowLanguageVersion=version, inputs=json.loads(row.inputs))
-        run.put(outputs={})
+        run.put(actualWorkflowLanguage="WDL", actualWorkflowLanguageVersion=version)
+        await self._end(run, *await self._outcome(run))
+
+    async def _outcome(self, run: Run) -> tuple[str, dict[str, Any] | None]:
+        """The final status and the reason of a failure."""
         try:
-            plan, backend, values = await self._initialise(run)
-        except wdl.InvalidWorkflow as error:
-            return self._end(run, "Failed", failure("Workflow input processing failed", failure(str(error))))
-        except CallAborted:
-            return self._end(run, "Aborted")
-        run.put(workflowName=plan.workflow_name)
-        run.put(workflowRoot=f"{backend.root}/{plan.workflow_name}/{row.id}")
-        await run.pause(self.pace.launch)
-        try:
+            plan = await self._off(wdl.plan, run.row.source, json.loads(run.row.inputs))
+            run.put(workflowName=plan.workflow_name, inputs=json.loads(run.row.inputs))
+            backend, values = await self._initialise(run, plan)
+            run.put(workflowRoot=f"{backend.root}/{plan.workflow_name}/{run.row.id}")
+            await run.pause(self.pace.launch)
             await self._attempts(run, plan, backend, values)
+        except wdl.InvalidWorkflow as error:
+            return "Failed", failure("Workflow input processing failed", failure(str(error)))
         except CallAborted:
-            return self._end(run, "Aborted")
+            return "Aborted", None
         except CallFailed as error:
             await asyncio.sleep(self.pace.close)
-            return self._end(run, "Failed", failure("Workflow failed", error.reason))
+            return "Failed", failure("Workflow failed", error.reason)
         await asyncio.sleep(self.pace.close)
-        self._end(run, "Succeeded")
+        return "Succeeded", None
 
-    async def _initialise(self, run: Run) -> tuple[wdl.Plan, Backend, wdl.Values]:
-        """Parse and check; a wrong-typed attribute is tried again for a quarter of an hour."""
-        plan = await self._off(wdl.plan, run.row.source, json.loads(run.row.inputs))
+    async def _initialise(self, run: Run, plan: wdl.Plan) -> tuple[Backend, wdl.Values]:
+        """Find the backend and check types; a wrong-typed attribute is tried again for a quarter of an hour."""
         name = json.loads(run.row.options).get("backend", self.config.default_backend)
         backend = self.config.backends.get(name)
         if backend is None:
             raise wdl.InvalidWorkflow(f"Backend for call {plan.call} ('{name}') not registered in configuration file")
         for _ in range(self.pace.retry_count):
             try:
-                return plan, backend, backend.attributes.resolve(plan.runtime, backend.defaults)
+                return backend, backend.attributes.resolve(plan.runtime, backend.defaults)
             except wdl.WrongType as error:
                 message = str(error)
             await run.pause(self.pace.retry_period)
@@ -235,8 +240,10 @@ class Engine:
         self._tokens.put_nowait(token)
         abort = asyncio.ensure_future(run.aborted.wait())
         both: list[asyncio.Future[Any]] = [token, abort]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        abort.cancel()
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            abort.cancel()
         if not token.done():
             token.cancel()
             raise CallAborted
@@ -278,6 +285,8 @@ class _Call:
             self.put(executionStatus="Aborted", end=timestamp(), executionEvents=self._events())
             raise
         except CallFailed as error:
+            if not error.terminated:
+                self._phase()
             await asyncio.sleep(self.engine.pace.finish)
             status = "Failed" if last else "RetryableFailure"
             self.put(executionStatus=status, retryableFailure=not last, failures=[error.reason], end=timestamp())
@@ -285,6 +294,7 @@ class _Call:
             if last:
                 raise
             return False
+        self._phase()
         await asyncio.sleep(self.engine.pace.finish)
         self.put(executionStatus="Done", outputs={}, end=timestamp(), executionEvents=self._events())
         return True
@@ -294,12 +304,13 @@ class _Call:
         self._phase()
         await self.engine.token(self.run)
         try:
-            for _ in _PHASES[2:]:
+            for _ in _PHASES[2:-1]:
                 self._phase()
             seen = self._prepare()
             if self.job_id is None:
                 self.job_id = await self._submit(seen)
                 self.engine.store.set_job(self.run.row.id, self.job.attempt, self.job_id)
+                self.put(jobId=self.job_id)
                 await self.engine._tick(self.engine.pace.key_value_flush)
             await self._watch(seen)
         finally:
@@ -368,7 +379,7 @@ class _Call:
         if code in TERMINATED:
             if self.run.aborted.is_set():
                 raise CallAborted
-            raise CallFailed(failure(TERMINATED_MESSAGE))
+            raise CallFailed(failure(TERMINATED_MESSAGE), terminated=True)
         self.put(returnCode=code)
         size = self.job.stderr_bytes() if self.rules.fail_on_stderr else 0
         if size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,9 +110,8 @@ class Job:
         path.write_text("#!/bin/bash\n" + text)
         with self.file(f"stdout.{kind}").open("wb") as out, self.file(f"stderr.{kind}").open("wb") as err:
             command, null = ["/bin/bash", str(path)], subprocess.DEVNULL
-            return subprocess.run(
-                command, check=False, cwd=self.call_root, stdin=null, stdout=out, stderr=err
-            ).returncode
+            done = subprocess.run(command, check=False, cwd=self.call_root, stdin=null, stdout=out, stderr=err)
+        return done.returncode
 
     def submit(self, command: str, values: Values) -> str:
         """Write the script and submit it; the scheduler's job id."""
@@ -145,10 +145,8 @@ class Job:
         """Leave a return code unless the job has left one already."""
         temporary = self.file("rc.kill")
         temporary.write_text(f"{code}\n")
-        try:
+        with suppress(FileExistsError):
             self.file("rc").hardlink_to(temporary)
-        except FileExistsError:
-            pass
         temporary.unlink()
 
     def code(self) -> int | None:

@@ -91,11 +91,15 @@ class Store:
     def _write(self, sql: str, values: Sequence[Any] = ()) -> int:
         with self._lock:
             count = self._db.execute(sql, values).rowcount
-            if not self._write_delay:
-                self._db.commit()
+            self._commit()
             return count
 
+    def _commit(self) -> None:
+        if not self._write_delay:
+            self._db.commit()
+
     def commit(self) -> None:
+        """End a write delay: a crash loses what came after the last commit."""
         with self._lock:
             self._db.commit()
 
@@ -115,7 +119,7 @@ class Store:
             raise Refused(
                 "data exception: string data, right truncation ;  table: WORKFLOW_STORE_ENTRY column: HOG_GROUP", True
             )
-        row = (*vars(workflow).values(),)[:-1] + (json.dumps(workflow.labels), None)
+        row = [*{**vars(workflow), "labels": json.dumps(workflow.labels)}.values(), None]
         try:
             self._write(
                 "INSERT INTO workflow (id, state, hog_group, source, inputs, options, labels, heartbeat)"
@@ -142,9 +146,8 @@ class Store:
         """Set the state if it is one of `old`; whether it was."""
         states = list(old)
         marks = ",".join("?" * len(states))
-        return (
-            self._write(f"UPDATE workflow SET state=? WHERE id=? AND state IN ({marks})", [new, workflow, *states]) > 0
-        )
+        sql = f"UPDATE workflow SET state=? WHERE id=? AND state IN ({marks})"
+        return self._write(sql, [new, workflow, *states]) > 0
 
     def remove(self, workflow: str, states: Iterable[str] = RANK) -> bool:
         """Delete the row if its state is one of `states`; whether it was."""
@@ -161,8 +164,8 @@ class Store:
         with self._lock:
             free = "state != 'On Hold' AND (heartbeat IS NULL OR heartbeat < ?)"
             groups = self._rows(
-                f"SELECT hog_group FROM workflow w WHERE {free} GROUP BY hog_group ORDER BY (SELECT count(*) FROM workflow"
-                " b WHERE b.hog_group = w.hog_group AND b.heartbeat >= ?), min(seq) LIMIT 1",
+                f"SELECT hog_group FROM workflow w WHERE {free} GROUP BY hog_group ORDER BY (SELECT count(*)"
+                " FROM workflow b WHERE b.hog_group = w.hog_group AND b.heartbeat >= ?), min(seq) LIMIT 1",
                 [stale, stale],
             )
             if not groups:
@@ -210,10 +213,9 @@ class Store:
             rows = [(e.workflow, e.call, e.attempt, e.key, json.dumps(e.value)) for e in self._pending]
             self._pending = []
             if rows:
-                self._db.executemany(
-                    "INSERT INTO metadata (id, call, attempt, key, value) VALUES (?, ?, ?, ?, ?)", rows
-                )
-                self.commit()
+                sql = "INSERT INTO metadata (id, call, attempt, key, value) VALUES (?, ?, ?, ?, ?)"
+                self._db.executemany(sql, rows)
+                self._commit()
 
     def events(self, workflow: str) -> list[Event]:
         rows = self._rows("SELECT * FROM metadata WHERE id=? ORDER BY seq", [workflow])
@@ -227,7 +229,7 @@ class Store:
                 self._summarize(row["id"], row["key"], json.loads(row["value"]))
             if rows:
                 self._db.execute("INSERT INTO summarized VALUES (?)", [rows[-1]["seq"]])
-                self.commit()
+                self._commit()
 
     def _summarize(self, workflow: str, key: str, value: Any) -> None:
         self._db.execute("INSERT OR IGNORE INTO summary (id) VALUES (?)", [workflow])
@@ -235,7 +237,7 @@ class Store:
             self._db.execute("INSERT OR REPLACE INTO label VALUES (?, ?, ?)", [workflow, key[7:], value])
         elif key == "status":
             old = self._db.execute("SELECT status FROM summary WHERE id=?", [workflow]).fetchone()["status"]
-            if old is None or RANK[value] >= RANK[old] and RANK[old] < RANK["Aborted"]:
+            if old is None or RANK[value] >= RANK[old] < RANK["Aborted"]:
                 self._db.execute("UPDATE summary SET status=? WHERE id=?", [value, workflow])
         elif key in ("submission", "start", "end", "workflowName"):
             column = {"workflowName": "name"}.get(key, key)

@@ -48,9 +48,8 @@ def _at(source: str, line: int, column: int) -> str:
 
 
 def _unfinished(source: str) -> str:
-    return (
-        f"ERROR: Finished parsing without consuming all tokens.\n\n{source.splitlines()[0] if source else ''}\n^\n     "
-    )
+    line = source.splitlines()[0] if source else ""
+    return f"ERROR: Finished parsing without consuming all tokens.\n\n{line}\n^\n     "
 
 
 def _syntax_message(error: Any, source: str) -> str:
@@ -145,6 +144,13 @@ def _bind(
     return env.bind(declaration.name, WDL.Value.Null())
 
 
+def _joined(value: WDL.Value.Base) -> WDL.Value.Base:
+    """A string with the halves of characters that were written as two \\uXXXX put together."""
+    if not isinstance(value, WDL.Value.String):
+        return value
+    return WDL.Value.String(value.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
 def plan(source: str, inputs: dict[str, Any]) -> Plan:
     """Parse, type-check and evaluate a submitted workflow, or raise InvalidWorkflow."""
     doc = _parse(source.replace("\r\n", "\n"))
@@ -154,7 +160,7 @@ def plan(source: str, inputs: dict[str, Any]) -> Plan:
             stdlib = WDL.StdLib.Base(doc.effective_wdl_version)
             env = _environment(doc, inputs, stdlib)
             command = task.command.eval(env, stdlib, dedent=False).value
-            runtime = {name: expr.eval(env, stdlib) for name, expr in task.runtime.items()}
+            runtime = {name: _joined(expr.eval(env, stdlib)) for name, expr in task.runtime.items()}
     except (WDL.Error.EvalError, WDL.Error.InputError) as error:
         raise InvalidWorkflow(str(error)) from error
     return Plan(

@@ -1,0 +1,493 @@
+"""Holds the stand-in to what was recorded from a real Cromwell 93, and tests what no recording shows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cromwell_replay import FINAL, RECORDINGS, Client, parts, recording, shape, wait_for
+from tests.fakes.cromwell.config import TEST_PACE, Pace, load
+from tests.fakes.cromwell.server import Cromwell
+
+PROJECT = Path(__file__).parent.parent
+FAKE = PROJECT / "tests" / "fakes" / "cromwell"
+RECORDED_CONF = FAKE / "recorded.conf"
+PROJECT_CONF = PROJECT / "deploy" / "cromwell" / "slurm.conf"
+
+# Slow enough for the states in between to be seen, and for the window in which a workflow is unknown.
+VISIBLE_PACE = replace(TEST_PACE, metadata_flush=0.5, abort_scan=0.3, poll_first=0.5)
+
+
+@pytest.fixture(autouse=True)
+def local_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts the tiny sbatch first on PATH and ends every job that is left."""
+    monkeypatch.setenv("PATH", str(FAKE / "bin"), prepend=":")
+    monkeypatch.setenv("LOCAL_SLURM_DIR", str(tmp_path / "slurm"))
+    monkeypatch.setenv("RECORDED_RC_WAIT", "1")
+    (tmp_path / "slurm").mkdir()
+    yield
+    for job in jobs():
+        subprocess.run(["scancel", "-s", "KILL", job], check=False)
+
+
+@pytest.fixture
+def short_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny sbatch takes a minute of a time limit for 1.5 s."""
+    monkeypatch.setenv("LOCAL_SLURM_MINUTE_SECONDS", "1.5")
+
+
+def jobs() -> list[str]:
+    """Ids of the jobs that have not ended."""
+    listed = subprocess.run(["squeue"], check=True, capture_output=True, text=True).stdout
+    return [line.split()[0] for line in listed.splitlines()]
+
+
+@contextmanager
+def serving(tmp_path: Path, pace: Pace = TEST_PACE, conf: Path = RECORDED_CONF, **changes: Any) -> Iterator[Client]:
+    config = replace(load(conf, str(tmp_path / "executions")), **changes)
+    with Cromwell(config, tmp_path / "cromwell", pace=pace) as server:
+        yield Client(server.url, tmp_path / "executions")
+
+
+# -- recorded exchanges --------------------------------------------------------------------------------------------
+
+TIMELINES = ("11-lifecycle-ok-timeline", "71-docker-bug-timeline")
+RESTARTS = (
+    "50-restart-with-file-database", "51-crash-before-metadata-flush", "52-after-crash-recovery",
+    "53-limbo-after-crash",
+)  # fmt: skip
+HELD = ("24-query-variations", "25-patch-labels", "26-on-hold-release")
+# Each of these has a test of its own; 28 holds latencies only.
+APART = {*TIMELINES, *RESTARTS, *HELD, "28-latency", "45-abort-staggered"}
+REPLAYED = sorted({path.stem for path in RECORDINGS.glob("*.json")} - APART)
+
+# Same status code and shape, but a message in the words of another parser; README.md lists them.
+WORDED_OTHERWISE = {
+    "21-submit-validation", "30-case-heredoc-tilde-string-expr", "31-escape-at-escaped-dollar",
+    "31-escape-at-escaped-tilde",
+}  # fmt: skip
+
+PACES = {
+    "23-requested-id-lifecycle": VISIBLE_PACE,
+    "41-abort-submitted": replace(VISIBLE_PACE, pickup_period=600),
+    "44-abort-in-the-same-second": replace(VISIBLE_PACE, token_period=600),
+    **{path.stem: VISIBLE_PACE for path in RECORDINGS.glob("43-*.json")},
+}
+
+
+def same(got: Any, wanted: Any) -> bool:
+    return bool(got == wanted)
+
+
+def same_shape(got: Any, wanted: Any) -> bool:
+    return bool(shape(got) == shape(wanted))
+
+
+def submit_at_once(target: Client, action: dict[str, Any]) -> None:
+    """Many submissions of one id: one is accepted, the others are told so in one of two recorded ways."""
+    workflow = next(body["id"] for code, body in action["responses"] if code == 201)
+    form = next(iter(target.forms.values())) | {"requestedWorkflowId": workflow, "workflowOnHold": "true"}
+
+    def post(_: int) -> tuple[int, str]:
+        answer = target.session.post(f"{target.url}/api/workflows/v1", files=parts(form), timeout=10)
+        return answer.status_code, json.dumps(answer.json(), sort_keys=True)
+
+    with ThreadPoolExecutor(len(action["responses"])) as pool:
+        got = Counter(pool.map(post, range(len(action["responses"]))))
+    recorded = {(code, json.dumps(body, sort_keys=True)) for code, body in action["responses"]}
+    assert sum(count for (code, _), count in got.items() if code == 201) == 1
+    assert set(got) <= recorded
+
+
+def act(target: Client, action: dict[str, Any]) -> None:
+    """What was done beside single requests."""
+    if "responses" in action:
+        return submit_at_once(target, action)
+    assert action["case"] == "external scancel", action
+    job = wait_for("job", lambda: next(filter(None, map(target.job_id, target.ids)), None))
+    subprocess.run(["scancel", job], check=True)
+    return None
+
+
+def replay(target: Client, name: str) -> None:
+    for exchange in recording(name)["exchanges"]:
+        if "request" not in exchange:
+            act(target, exchange)
+            continue
+        if name.startswith("43-") and exchange.get("case") == "abort":
+            wait_for("job", lambda: next(filter(None, map(target.job_id, target.ids)), None))
+        if exchange.get("case") == "abort after end":
+            # 200 was recorded too: the workflow is in progress a little longer than its status says.
+            assert target.send(exchange["request"]).status_code in (200, 404)
+            continue
+        target.replay(exchange, same_shape if name in WORDED_OTHERWISE else same)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_recorded_exchanges(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    bug = name.startswith("7")
+    if "timelimit" in name:
+        request.getfixturevalue("short_minute")
+    with serving(tmp_path, PACES.get(name, TEST_PACE), docker_bug=bug) as target:
+        for workflow in target.mentioned(recording(name)["exchanges"]):
+            target.submit(workflow)
+            wanted = FINAL if name == "40-abort-finished" else ("Submitted", "On Hold", "Running", *FINAL)
+            target.wait_for_status(workflow, *wanted)
+        replay(target, name)
+
+
+def test_recorded_queries_labels_and_hold(tmp_path: Path) -> None:
+    """24 to 26 are about two workflows on hold, whose submission was not recorded, and one that was aborted."""
+    queries = {exchange["case"]: exchange for exchange in recording(HELD[0])["exchanges"]}
+    with serving(tmp_path, VISIBLE_PACE) as target:
+        form = target.forms["b5f53448-9e17-45b2-8d74-a7d6ffe83d3b"]
+        for result in queries["label + fields"]["response"]["body"]["results"]:
+            labels = {key: value for key, value in result["labels"].items() if key != "cromwell-workflow-id"}
+            more = {"labels": json.dumps(labels), "workflowOnHold": "true"}
+            target.forms[result["id"]] = form | more
+            target.submit(result["id"])
+        done, aborted = (result["id"] for result in queries["name"]["response"]["body"]["results"])
+        target.submit(aborted)
+        wait_for("job", lambda: target.job_id(aborted))
+        target.post(aborted, "abort")
+        wait_for("end", lambda: target.status(aborted) == "Aborted")
+        target.submit(done)
+        wait_for("end", lambda: target.status(done) == "Succeeded")
+        for case, exchange in queries.items():
+            target.replay(exchange, same_shape if case == "name" else same)
+        for name in HELD[1:]:
+            replay(target, name)
+
+
+def test_recorded_aborts_at_any_time(tmp_path: Path) -> None:
+    """45: aborts 1.5 to 7.5 s after the submission; all were picked up by then, some not yet visible."""
+    exchanges = recording("45-abort-staggered")["exchanges"]
+    with serving(tmp_path, replace(VISIBLE_PACE, metadata_flush=1)) as target:
+        for exchange in exchanges:
+            if str(exchange.get("case")).endswith("before"):
+                assert target.send(exchange["request"]).status_code in (200, 404)
+            elif str(exchange.get("case")).endswith("abort"):
+                workflow = exchange["response"]["body"]["id"]
+                path = tmp_path / "executions" / "ChRISJob" / target.ids[workflow] / "call-plugin_instance"
+                wait_for("submission", (path / "execution" / "stdout.submit").exists)
+                target.replay(exchange, same)
+            else:
+                target.replay(exchange, same)
+    assert jobs() == []
+
+
+# -- timelines -----------------------------------------------------------------------------------------------------
+
+
+def brief(endpoint: str, code: int, body: Any) -> list[Any]:
+    """What the recorder noted of an answer."""
+    if code != 200:
+        return [code, body["message"].split(":")[0]]
+    if endpoint == "query":
+        return [code, body["totalResultsCount"], [[result["status"], sorted(result)] for result in body["results"]]]
+    if endpoint != "md":
+        return [code, body["status"] if endpoint == "status" else sorted(body["labels"])]
+    call: dict[str, Any] = next((entry for entries in body["calls"].values() for entry in entries), {})
+    states = [call.get(key) for key in ("executionStatus", "backendStatus")]
+    return [code, body["status"], *states, "jobId" in call, sorted(body), sorted(call)]
+
+
+@pytest.mark.parametrize("name", TIMELINES)
+def test_recorded_timeline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each endpoint goes through the recorded states, in their order."""
+    monkeypatch.setenv("LOCAL_SLURM_SUBMIT_SECONDS", "0.6")
+    timeline = recording(name)["timeline"]
+    paths = {entry["endpoint"]: entry["exchange"]["request"] for entry in timeline}
+    submission = recording("70-docker-bug-submit" if name.startswith("7") else "10-submit-ok")["exchanges"][0]
+    pace = replace(
+        TEST_PACE, pickup_period=2, metadata_flush=0.3, launch=0.9, key_value_flush=0.7, token_period=4, poll_first=1
+    )
+    seen: dict[str, list[Any]] = {endpoint: [] for endpoint in paths}
+    with serving(tmp_path, pace, docker_bug=name.startswith("7")) as target:
+        target.replay(submission, same)
+
+        def ended() -> bool:
+            for endpoint, request in paths.items():
+                response = target.send(request)
+                seen[endpoint].append(brief(endpoint, response.status_code, response.json()))
+            return seen["status"][-1][1] in FINAL and seen["md"][-1][1] in FINAL and seen["query"][-1][1] == 1
+
+        wait_for("end", ended)
+    for endpoint, answers in seen.items():
+        responses = [entry["exchange"]["response"] for entry in timeline if entry["endpoint"] == endpoint]
+        recorded = [brief(endpoint, response["status"], response["body"]) for response in responses]
+        assert answers[-1] == recorded[-1]
+        passed, wanted = states(answers), states(recorded)
+        if endpoint == "md":
+            # The real one writes every 5 s, so that some states in between were not recorded.
+            passed = [state for state in passed if state in wanted]
+        assert passed == wanted, endpoint
+
+
+def states(answers: list[Any]) -> list[Any]:
+    """Answers without their keys, which depend on where a batch of metadata happens to end; repetitions left out."""
+    found: list[Any] = []
+    for answer in answers:
+        bare = [answer[0], answer[1], [r[0] for r in answer[2]]] if len(answer) == 3 else answer[:5]
+        if bare not in found[-1:]:
+            found.append(bare)
+    return found
+
+
+# -- kill -9 -------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """The stand-in as a process of its own, for kill -9; the port stays."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.root = root
+        self.options = [*options, "--pace", "test", "--set", "metadata_flush=1.5", "--set", "heartbeat_ttl=6"]
+        self.port = "0"
+
+    def start(self) -> str:
+        command = [sys.executable, "-m", "tests.fakes.cromwell", "--conf", str(RECORDED_CONF), "--root", str(self.root)]
+        self.child = subprocess.Popen(
+            [*command, "--port", self.port, *self.options], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        )
+        assert self.child.stdout is not None
+        url = self.child.stdout.readline().split()[-1]
+        self.port = url.rsplit(":", 1)[1]
+        return url
+
+    def end(self, number: signal.Signals) -> int:
+        self.child.send_signal(number)
+        code = self.child.wait(20)
+        assert self.child.stdout is not None
+        self.child.stdout.close()
+        return code
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    found = Process(tmp_path, "--write-delay", "1", "--set", "key_value_flush=600")
+    yield found
+    if found.child.returncode is None:
+        found.end(signal.SIGKILL)
+
+
+def stored(root: Path, workflow: str, table: str = "workflow") -> bool:
+    """Whether another process sees the workflow in a table of the database."""
+    database = sqlite3.connect(root / "cromwell.db")
+    found = database.execute(f"SELECT 1 FROM {table} WHERE id=?", [workflow]).fetchone()
+    database.close()
+    return found is not None
+
+
+def test_recorded_restarts(process: Process, tmp_path: Path) -> None:
+    """50 to 53: a running job, a workflow whose 201 is lost, and one whose metadata is lost, over two kill -9."""
+    lost, limbo, after, later = (recording(name)["exchanges"] for name in RESTARTS)
+    target = Client(process.start(), tmp_path / "executions")
+    target.replay(lost[0], same)
+    running = lost[0]["response"]["body"]["id"]
+    target.wait_for_status(running, "Running")
+    wait_for("job", lambda: target.job_id(running))
+    wait_for("commit", lambda: stored(tmp_path, target.ids[running], "job"))
+    wait_for("commit", lambda: stored(tmp_path, target.ids[running], "summary"))
+    requests_after = [e for e in lost if "request" in e][1:]
+    while True:
+        target.replay(requests_after[0], same)
+        process.end(signal.SIGKILL)
+        gone = requests_after[0]["request"]["form"]["requestedWorkflowId"]
+        if not stored(tmp_path, gone):
+            break
+        # The commit came in between: once more with another id.
+        text = json.dumps(requests_after).replace(gone, str(uuid.uuid4()))
+        requests_after = json.loads(text)
+        process.start()
+    process.options += ["--set", "key_value_flush=0.02"]
+    process.start()
+    assert target.status(running) == "Running"
+    for exchange in requests_after[1:]:
+        target.replay(exchange, same)
+    target.replay(limbo[0], same)
+    target.replay(limbo[1], same)
+    wait_for("commit", lambda: stored(tmp_path, limbo[0]["request"]["form"]["requestedWorkflowId"]))
+    process.end(signal.SIGKILL)
+    process.start()
+    for exchange in [e for e in limbo[2:] if "request" in e]:
+        target.replay(exchange, same)
+    for exchange in [*later, *after]:
+        target.replay(exchange, same_shape)
+
+
+def test_sigterm_releases_workflows_at_once(process: Process, tmp_path: Path) -> None:
+    target = Client(process.start(), tmp_path / "executions")
+    workflow = submit(target, "sleep 1; echo done")
+    wait_for("job", lambda: target.job_id(workflow))
+    assert process.end(signal.SIGTERM) == 0
+    process.options += ["--set", "heartbeat_ttl=600", "--set", "key_value_flush=0.02"]
+    process.start()
+    wait_for("end", lambda: target.status(workflow) == "Succeeded")
+    assert len(list((tmp_path / "slurm").iterdir())) == 1
+
+
+# -- what no recording shows ---------------------------------------------------------------------------------------
+
+WDL = """version 1.0
+
+task plugin_instance {{
+    command <<<
+{command}
+    >>>
+    runtime {{
+{attributes}
+    }}
+}}
+
+workflow ChRISJob {{
+    call plugin_instance
+}}
+"""
+
+
+def literal(value: int | str) -> str:
+    """A WDL literal; in strings everything but plain characters as UTF-16 units."""
+    if isinstance(value, int):
+        return str(value)
+    units = value.encode("utf-16-be")
+    pairs = (chr(units[i] << 8 | units[i + 1]) for i in range(0, len(units), 2))
+    return '"' + "".join(c if c.isascii() and (c.isalnum() or c in " /") else f"\\u{ord(c):04x}" for c in pairs) + '"'
+
+
+def submit(
+    target: Client, command: str = "true", options: str = '{"hogGroup": "pman"}', **attributes: int | str
+) -> str:
+    """The id of a new workflow."""
+    lines = "\n".join(f"        {name}: {literal(value)}" for name, value in attributes.items())
+    source = WDL.format(command=command, attributes=lines)
+    form = {"workflowSource": source, "workflowOptions": options}
+    answer = target.session.post(f"{target.url}/api/workflows/v1", files=parts(form), timeout=10)
+    assert answer.status_code == 201, answer.text
+    workflow = str(answer.json()["id"])
+    target.ids[workflow] = workflow
+    return workflow
+
+
+def final(target: Client, workflow: str) -> dict[str, Any]:
+    """The first call of a workflow that has come to its end."""
+    wait_for("end", lambda: target.status(workflow) in FINAL)
+    return target.calls(workflow)[0]
+
+
+def output(call: dict[str, Any], name: str = "stdout") -> str:
+    return Path(call["stdout"]).with_name(name).read_text()
+
+
+def test_probe_tells_known_from_unknown_and_leaves_nothing(tmp_path: Path) -> None:
+    def probe(target: Client, workflow: str) -> dict[str, Any]:
+        options = json.dumps({"hogGroup": "h" * 101})
+        form = {"workflowSource": "", "workflowOptions": options, "workflowOnHold": "true"}
+        files = parts(form | {"requestedWorkflowId": workflow})
+        answer = target.session.post(f"{target.url}/api/workflows/v1", files=files, timeout=10)
+        assert answer.status_code == 400
+        found: dict[str, Any] = answer.json()
+        return found
+
+    with serving(tmp_path, replace(TEST_PACE, metadata_flush=600)) as target:
+        invisible = submit(target)
+        assert "status" in target.get(invisible, "status")
+        assert target.get(invisible, "status")["message"].startswith("Unrecognized workflow ID")
+        assert "already in use" in probe(target, invisible)["message"]
+        unknown = str(uuid.uuid4())
+        assert "truncation" in probe(target, unknown)["message"]
+        assert "truncation" in probe(target, unknown)["message"]
+
+
+def test_one_hog_group_is_picked_up_at_once_others_one_per_poll(tmp_path: Path) -> None:
+    with serving(tmp_path, replace(TEST_PACE, pickup_period=0.4)) as target:
+        together = [submit(target, options='{"hogGroup": "pman"}') for _ in range(5)]
+        alone = [submit(target, options="{}") for _ in range(3)]
+        for workflow in [*together, *alone]:
+            final(target, workflow)
+
+        def starts(workflows: list[str]) -> set[str]:
+            return {target.get(w, "metadata")["start"][:-3] for w in workflows}
+
+        assert len(starts(together)) <= 2
+        assert len(starts(alone)) == 3
+
+
+def test_literal_markers_in_a_command_are_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path) as target:
+        call = final(target, submit(target, "echo 'a SCRIPT_EPILOGUE b'"))
+        assert "SCRIPT_EPILOGUE" in call["commandLine"]
+        assert output(call) == "a  b\n"
+
+
+def test_thirty_clients_at_once(tmp_path: Path) -> None:
+    def one(number: int) -> str:
+        mine = Client(target.url, target.root)
+        workflow = submit(mine, f"echo {number}")
+        wait_for("end", lambda: mine.status(workflow) in FINAL, 60)
+        return output(mine.calls(workflow)[0])
+
+    with serving(tmp_path) as target, ThreadPoolExecutor(30) as pool:
+        assert list(pool.map(one, range(30))) == [f"{number}\n" for number in range(30)]
+
+
+@pytest.fixture
+def project_conf(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """deploy/cromwell/slurm.conf without containers, quick to notice a lost job."""
+    monkeypatch.setenv("PMAN_CONTAINER", "none")
+    monkeypatch.setenv("PMAN_RC_WAIT", "1")
+    return PROJECT_CONF
+
+
+def test_project_configuration_states_its_pace(project_conf: Path) -> None:
+    pace = load(project_conf).pace
+    assert (pace.pickup_period, pace.pickup_count, pace.abort_scan) == (1, 50, 1)
+    assert (pace.metadata_flush, pace.summary_period, pace.heartbeat_ttl) == (0.2, 0.2, 120)
+
+
+def test_project_configuration_hands_any_value_to_the_job(project_conf: Path, tmp_path: Path) -> None:
+    hostile = '/tmp/it\'s a "$(touch x)" `y` \\ é漢🙂 ~{x} ${HOME} ; # -'
+    with serving(tmp_path, conf=project_conf) as target:
+        call = final(target, submit(target, "printf '%s' \"$SHAREDIR\"", sharedir=hostile, image="i"))
+        assert (call["executionStatus"], output(call)) == ("Done", hostile), output(call, "stderr")
+
+
+@pytest.mark.usefixtures("short_minute")
+def test_project_configuration_notes_the_time_limit(project_conf: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, conf=project_conf) as target:
+        call = final(target, submit(target, "sleep 300", timelimit=1))
+        assert call["returnCode"] == 124, call
+        assert "ended by the time limit" in output(call, "stderr")
+    wait_for("end of the job", lambda: not jobs())
+
+
+def test_project_configuration_notes_a_cancelled_job(project_conf: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, conf=project_conf) as target:
+        workflow = submit(target, "echo begin; sleep 300")
+        job = wait_for("job", lambda: target.job_id(workflow))
+        wait_for("begin", lambda: "begin" in output(target.calls(workflow)[0]))
+        subprocess.run(["scancel", job], check=True)
+        assert final(target, workflow)["returnCode"] == 125
+
+
+def test_project_configuration_notes_a_job_that_left_no_code(project_conf: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, conf=project_conf) as target:
+        workflow = submit(target, "echo begin; sleep 300")
+        job = wait_for("job", lambda: target.job_id(workflow))
+        wait_for("begin", lambda: "begin" in output(target.calls(workflow)[0]))
+        subprocess.run(["scancel", "-s", "KILL", job], check=True)
+        call = final(target, workflow)
+        assert (call["returnCode"], call["backendStatus"]) == (79, "Failed")
