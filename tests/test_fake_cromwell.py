@@ -313,7 +313,6 @@ def test_recorded_restarts(process: Process, tmp_path: Path) -> None:
         text = json.dumps(requests_after).replace(gone, str(uuid.uuid4()))
         requests_after = json.loads(text)
         process.start()
-    process.options += ["--set", "key_value_flush=0.02"]
     process.start()
     assert target.status(running) == "Running"
     for exchange in requests_after[1:]:
@@ -322,6 +321,7 @@ def test_recorded_restarts(process: Process, tmp_path: Path) -> None:
     target.replay(limbo[1], same)
     wait_for("commit", lambda: stored(tmp_path, limbo[0]["request"]["form"]["requestedWorkflowId"]))
     process.end(signal.SIGKILL)
+    process.options += ["--set", "key_value_flush=0.02"]
     process.start()
     for exchange in [e for e in limbo[2:] if "request" in e]:
         target.replay(exchange, same)
