@@ -1,4 +1,4 @@
-"""The HTTP contract of pfcon: four calls below /api/v1/, and two probes."""
+"""The HTTP contract of pfcon: four calls below /api/v1/. Beside it a listing, OpenAPI, metrics and two probes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 import flask
 
-from pman import __version__, retry
+from pman import __version__, metrics, openapi
+from pman.auth import Users
 from pman.backends import BACKENDS, Backend
 from pman.errors import BadRequest, PmanError
 from pman.job import make_job, parse_request
 from pman.render import Renderer
 from pman.settings import Settings
+from pman.status import JobState
 from pman.storage import prepare
 
 blueprint = flask.Blueprint("api", __name__)
 Reply = tuple[dict[str, str], int]
+MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Service:
     settings: Settings
     renderer: Renderer
     backend: Backend
+    users: Users | None  # None: everybody may do everything
 
 
 def service() -> Service:
@@ -46,9 +50,15 @@ def submit() -> Reply:
     s = service()
     job = make_job(parse_request(flask.request.get_data(cache=False)), s.settings)
     flask.g.jid = job.jid
-    prepare(job, s.settings)
-    spec = s.renderer.render(job, BACKENDS[s.settings.container_env].target)
-    return retry.call(s.backend.submit, job, spec).to_json(), 201
+    try:
+        prepare(job, s.settings)
+        spec = s.renderer.render(job, BACKENDS[s.settings.container_env].target)
+        status = metrics.ask("submit", lambda: s.backend.submit(job, spec))
+    except PmanError as error:
+        metrics.SUBMITTED.labels(type(error).__name__).inc()
+        raise
+    metrics.SUBMITTED.labels("accepted").inc()
+    return status.to_json(), 201
 
 
 @blueprint.get("/api/v1/<jid>/")
@@ -56,17 +66,51 @@ def read(jid: str) -> Reply:
     """The job with the end of its logs; `?tail=N` asks for fewer lines than JOB_LOGS_TAIL."""
     s = service()
     flask.g.jid = jid
-    lines = _tail(s.settings.job_logs_tail)
-    status = retry.call(s.backend.status, jid)
-    return status.to_json(retry.call(s.backend.logs, status, lines) if lines else ""), 200
+    lines = _number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
+    status = metrics.ask("status", lambda: s.backend.status(jid))
+    return status.to_json(metrics.ask("logs", lambda: s.backend.logs(status, lines)) if lines else ""), 200
 
 
 @blueprint.delete("/api/v1/<jid>/")
 def delete(jid: str) -> tuple[str, int]:
     s = service()
     flask.g.jid = jid
-    retry.call(s.backend.delete if s.settings.remove_jobs else s.backend.status, jid)
+    if s.settings.remove_jobs:
+        metrics.ask("delete", lambda: s.backend.delete(jid))
+    else:
+        metrics.ask("status", lambda: s.backend.status(jid))
     return "", 204
+
+
+@blueprint.get("/api/v1/jobs/")
+def listing() -> tuple[dict[str, object], int]:
+    """The newest MAX_LISTED jobs, in pages: `limit` jobs in `state` that come behind the jid `after`."""
+    s = service()
+    limit, wanted, after = (
+        _number("limit", 100, MAX_LISTED),
+        flask.request.args.get("state"),
+        flask.request.args.get("after"),
+    )
+    if limit == 0 or (wanted is not None and wanted not in set(JobState)):
+        raise BadRequest({"limit": "must be 1 or more.", "state": f"must be one of {', '.join(JobState)}."})
+    jobs = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED))
+    behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
+    rest = [job for job in jobs[behind:] if wanted in (None, job.state)]
+    page: dict[str, object] = {
+        "jobs": [job.to_json() for job in rest[:limit]],
+        "next": rest[limit - 1].jid if len(rest) > limit else "",
+    }
+    return page, 200
+
+
+@blueprint.get("/api/v1/openapi.json")
+def describe() -> tuple[dict[str, object], int]:
+    return openapi.document(service().users is not None), 200
+
+
+@blueprint.get("/metrics")
+def show_metrics() -> flask.Response:
+    return flask.Response(metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @blueprint.get("/healthz")
@@ -85,10 +129,10 @@ def readyz() -> Reply:
     return {"status": "ready"}, 200
 
 
-def _tail(most: int) -> int:
-    text = flask.request.args.get("tail")
+def _number(name: str, default: int, most: int) -> int:
+    text = flask.request.args.get(name)
     if text is None:
-        return most
+        return default
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise BadRequest({"tail": "must be the number of log lines that you want, 0 or more."})
+        raise BadRequest({name: "must be a whole number, 0 or more."})
     return min(int(text), most)

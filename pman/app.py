@@ -6,14 +6,16 @@ import json
 import logging
 import re
 import secrets
+import threading
 import time
 from typing import Any
 
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from pman import backends, settings
+from pman import backends, metrics, settings
 from pman.api import Service, blueprint
+from pman.auth import Users
 from pman.errors import PmanError
 from pman.job import MAX_BODY_BYTES
 from pman.render import Renderer, sample_job
@@ -31,9 +33,12 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions["pman"] = Service(config, renderer, backend or backends.load(config))
+    users = Users(config.auth_users_file) if config.auth_users_file else None
+    app.extensions["pman"] = Service(config, renderer, backend or backends.load(config), users)
     app.register_blueprint(blueprint)
     app.before_request(_begin)
+    _limit_concurrency(app, config.max_concurrent_requests)
+    app.before_request(_authenticate)
     app.after_request(_end)
     app.register_error_handler(Exception, _answer)
     return app
@@ -43,6 +48,45 @@ def _begin() -> None:
     given = flask.request.headers.get("X-Request-ID", "")
     flask.g.request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
     flask.g.started_at = time.monotonic()
+
+
+def _limit_concurrency(app: flask.Flask, most: int) -> None:
+    """More than `most` requests at once are turned away, so that a flood exhausts neither threads nor the backend."""
+    places = threading.BoundedSemaphore(most)
+
+    def enter() -> flask.Response | None:
+        if flask.request.path == "/healthz":
+            return None
+        if not places.acquire(blocking=False):
+            return _plain(f"pman is serving {most} requests already; try again.", 503, {"Retry-After": "1"})
+        flask.g.has_place = True
+        return None
+
+    def leave(_: BaseException | None) -> None:
+        if flask.g.pop("has_place", False):
+            places.release()
+
+    app.before_request(enter)
+    app.teardown_request(leave)
+
+
+def _authenticate() -> flask.Response | None:
+    service = flask.current_app.extensions["pman"]
+    if service.users is None or flask.request.path == "/healthz":
+        return None
+    given = flask.request.authorization
+    if given and given.type == "basic" and service.users.allow(given.username or "", given.password or ""):
+        return None
+    log.warning("authentication failed", extra={"fields": {"request_id": flask.g.request_id}})
+    challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}
+    return _plain("A user and a password are needed.", 401, challenge)
+
+
+def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:
+    response = flask.jsonify(message=message)
+    response.status_code = code
+    response.headers.update(headers)
+    return response
 
 
 def _end(response: flask.Response) -> flask.Response:
@@ -55,6 +99,8 @@ def _end(response: flask.Response) -> flask.Response:
         "ms": round((time.monotonic() - flask.g.started_at) * 1000, 1),
         "jid": flask.g.get("jid", ""),
     }
+    route = flask.request.url_rule.rule if flask.request.url_rule else "unknown"
+    metrics.REQUESTS.labels(route, str(response.status_code)).inc()
     log.info("request", extra={"fields": fields})
     return response
 

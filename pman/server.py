@@ -20,7 +20,7 @@ from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
 log = logging.getLogger(__name__)
-THREADS = 32
+SPARE_THREADS = 8  # beyond MAX_CONCURRENT_REQUESTS: they turn requests away and answer /healthz
 # Half-open and idle connections cost waitress a file descriptor each and no thread; it drops silent ones.
 CONNECTIONS = 900
 IDLE_SECONDS = 60
@@ -54,7 +54,7 @@ def serve(settings: Settings) -> None:
         application,
         host=settings.host,
         port=settings.port,
-        threads=THREADS,
+        threads=settings.max_concurrent_requests + SPARE_THREADS,
         connection_limit=CONNECTIONS,
         channel_timeout=IDLE_SECONDS,
         max_request_body_size=MAX_BODY_BYTES + 1,

@@ -263,6 +263,28 @@ class Contract:
         assert "survived" in job["logs"]
         assert rig.executions(jid) == 1
 
+    def test_listing(self, server: Server, rig: Rig, jid: str) -> None:
+        jids = [f"{jid}-{number}" for number in range(3)]
+        for name in jids:
+            assert server.post(rig.request(name, "true")).status_code == 201
+            server.wait_final(name, rig.job_seconds)
+        page = server.call("GET", "jobs/").json()
+        assert [job["jid"] for job in page["jobs"] if job["jid"] in jids] == jids[::-1]
+        assert all(set(job) == FIELDS for job in page["jobs"])
+        running = server.call("GET", "jobs/", params={"state": "notstarted"}).json()["jobs"]
+        assert not {job["jid"] for job in running} & set(jids)
+        seen: list[str] = []
+        after = ""
+        while True:
+            page = server.call("GET", "jobs/", params={"limit": 2, "after": after}).json()
+            seen += [job["jid"] for job in page["jobs"]]
+            if not (after := page["next"]):
+                break
+        assert len(seen) == len(set(seen))
+        assert set(jids) <= set(seen)
+        for name in jids:
+            server.delete(name)
+
     def test_remove_jobs_no(self, rig: Rig, server: Server, jid: str) -> None:
         keeping = rig.start(REMOVE_JOBS="no")
         keeping.post(rig.request(jid, "true"))

@@ -34,6 +34,9 @@ class Backend(Protocol):
     def delete(self, jid: str) -> None:
         """End the job and forget it: afterwards `status` raises NotFound and the jid may be submitted again."""
 
+    def jobs(self, limit: int) -> list[JobStatus]:
+        """pman's jobs by its labels, newest first, at most `limit` of them; in one or two calls of the backend."""
+
     def ping(self) -> None:
         """Return when the backend can take jobs, else raise with the sentence that says why not."""
 

@@ -102,12 +102,8 @@ class LocalBackend:
         return status
 
     def _find(self, jid: str) -> _Record:
-        directory = self._root / backend_name(jid)
-        try:
-            record = _Record(directory, **json.loads((directory / "job.json").read_text()))
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"There is no job with jid {jid}.") from None
-        if record.jid != jid:
+        record = _read(self._root / backend_name(jid))
+        if record is None or record.jid != jid:
             raise NotFound(f"There is no job with jid {jid}.")
         return record
 
@@ -150,6 +146,10 @@ class LocalBackend:
         finally:
             shutil.rmtree(trash, ignore_errors=True)
 
+    def jobs(self, limit: int) -> list[JobStatus]:
+        records = sorted(self._root.glob("[!.]*/job.json"), key=_mtime, reverse=True)[:limit]
+        return [self._status(record) for path in records if (record := _read(path.parent))]
+
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
             raise Unreachable(f"The state directory {self._root} cannot be written.")
@@ -162,6 +162,13 @@ def create(settings: Settings) -> LocalBackend:
     """The backend over LOCAL_STATE_DIR."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return LocalBackend(settings.local_state_dir or Path(home, "pman", "jobs"), settings.job_logs_max_kib * 1024)
+
+
+def _read(directory: Path) -> _Record | None:
+    try:
+        return _Record(directory, **json.loads((directory / "job.json").read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _start(directory: Path) -> None:

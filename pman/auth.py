@@ -1,0 +1,85 @@
+"""HTTP Basic authentication against an htpasswd file of bcrypt hashes (`htpasswd -B`)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import threading
+from pathlib import Path
+
+import bcrypt
+
+from pman.errors import Misconfigured
+
+_LINE = re.compile(r"(?P<user>[^:\s]+):(?P<hash>\$2[aby]\$\d\d\$[./A-Za-z0-9]{53})")
+# What an unknown user's password is compared with, so that the time taken tells nothing.
+_NOBODY = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(10))
+MAX_REMEMBERED = 1000
+
+
+class Users:
+    """The users of one file, which is read again when it changes; when it is gone or broken, nobody is let in."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises Misconfigured where the file cannot be read or has a line that is no `user:bcrypt-hash`."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._key = secrets.token_bytes(32)
+        self._stamp = _stamp(path)
+        self._hashes = read_users(path)
+        self._verified: set[bytes] = set()
+
+    def allow(self, user: str, password: str) -> bool:
+        """True for a right password. bcrypt is slow on purpose, so a verified pair is remembered, as a keyed hash."""
+        self._refresh()
+        stored = self._hashes.get(user, b"")
+        seen = hmac.digest(self._key, stored + b"\0" + user.encode() + b"\0" + password.encode(), hashlib.sha256)
+        if stored and seen in self._verified:
+            return True
+        right = bcrypt.checkpw(password.encode()[:72], stored or _NOBODY)
+        if not (stored and right):
+            return False
+        if len(self._verified) >= MAX_REMEMBERED:
+            self._verified.clear()
+        self._verified.add(seen)
+        return True
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        with self._lock:
+            try:
+                self._hashes = read_users(self._path)
+            except Misconfigured:
+                self._hashes = {}
+            self._stamp = stamp
+
+
+def read_users(path: Path) -> dict[str, bytes]:
+    """User -> bcrypt hash. Raises Misconfigured with the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"AUTH_USERS_FILE={path} cannot be read: {error}.") from None
+    users = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if not match:
+            raise Misconfigured(
+                f"{path}:{number}: a line must be user:hash with a bcrypt hash; make it with `htpasswd -B`."
+            )
+        users[match["user"]] = match["hash"].encode()
+    return users
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,54 @@
+"""Prometheus metrics of this service, summed over its server processes where there are several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, registry
+
+from pman import retry
+from pman.errors import PmanError
+
+T = TypeVar("T")
+
+REQUESTS = Counter("pman_http_requests", "HTTP requests answered.", ["route", "code"])
+BACKEND_SECONDS = Histogram("pman_backend_seconds", "Time of one call of the backend.", ["operation"])
+BACKEND_ERRORS = Counter(
+    "pman_backend_errors", "Calls of the backend that failed, each attempt.", ["operation", "error"]
+)
+RETRIES = Counter("pman_backend_retries", "Calls of the backend that were tried again.", ["operation"])
+SUBMITTED = Counter("pman_jobs_submitted", "Submissions by outcome.", ["outcome"])
+
+
+def ask(operation: str, function: Callable[[], T]) -> T:
+    """`function()` under the retry policy, measured as `operation`."""
+    attempts = 0
+
+    def attempt() -> T:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1:
+            RETRIES.labels(operation).inc()
+        began = time.perf_counter()
+        try:
+            return function()
+        except Exception as error:
+            if not isinstance(error, PmanError) or error.http_status >= 500:
+                BACKEND_ERRORS.labels(operation, type(error).__name__).inc()
+            raise
+        finally:
+            BACKEND_SECONDS.labels(operation).observe(time.perf_counter() - began)
+
+    return retry.call(attempt)
+
+
+def text() -> bytes:
+    """All metrics in Prometheus' text format; of every process that shares PROMETHEUS_MULTIPROC_DIR."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(registry.REGISTRY)
+    everyone = CollectorRegistry()
+    multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
+    return generate_latest(everyone)

@@ -1,0 +1,121 @@
+"""The OpenAPI 3.1 description, made from the models that validate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pman import __version__
+from pman.job import JobRequest
+from pman.status import JobState
+
+_FIELDS = {
+    "jid": "what ChRIS calls the job",
+    "image": "its container image",
+    "cmd": "its command line, shell-quoted into one string",
+    "message": "one sentence about its state",
+    "timestamp": "when it ended, ISO 8601, or empty",
+    "logs": "the end of its output",
+}
+_ERRORS = {
+    "400": "The request is wrong; `message` says which field, and what would be valid.",
+    "401": "A user and a password are needed.",
+    "403": "The site refuses this job.",
+    "404": "There is no such job.",
+    "405": "The path knows no such method.",
+    "409": "Another job has that jid.",
+    "413": "The body, or what it renders to, is too large.",
+    "500": "The backend or a template failed.",
+    "503": "The backend does not answer, or too many requests are being served.",
+}
+
+
+def document(server_has_users: bool) -> dict[str, Any]:
+    """The description of this service as a JSON-compatible dict."""
+    request = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    jid = {"name": "jid", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    tail = _query(
+        "tail", "Fewer log lines than JOB_LOGS_TAIL.", {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+    )
+    state = _query("state", "Only jobs in this state.", {"type": "string", "enum": [s.value for s in JobState]})
+    limit = _query("limit", "At most so many jobs.", {"type": "integer", "minimum": 1, "maximum": 1000})
+    after = _query("after", "The `next` of the page before.", {"type": "string", "maxLength": 300})
+    result: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pman",
+            "version": __version__,
+            "description": "Runs jobs on a scheduler, each exactly once.",
+        },
+        "paths": {
+            "/api/v1/": {
+                "get": _operation("about", "What this pman is", "200", _ref("About"), ["401", "503"]),
+                "post": _operation(
+                    "submit", "Run a job, once", "201", _ref("Job"), ["400", "401", "403", "409", "413", "500", "503"]
+                )
+                | {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}},
+            },
+            "/api/v1/jobs/": {
+                "get": _operation(
+                    "list", "pman's jobs, newest first", "200", _ref("Page"), ["400", "401", "500", "503"]
+                )
+                | {"parameters": [state, limit, after]},
+            },
+            "/api/v1/{jid}/": {
+                "parameters": [jid],
+                "get": _operation(
+                    "read", "A job and its logs", "200", _ref("Job"), ["400", "401", "404", "405", "500", "503"]
+                )
+                | {"parameters": [tail]},
+                "delete": _operation(
+                    "delete", "End and forget a job", "204", None, ["401", "404", "405", "409", "500", "503"]
+                ),
+            },
+        },
+        "components": {"schemas": {"JobRequest": request, **_schemas()}},
+    }
+    if server_has_users:
+        result["components"]["securitySchemes"] = {"basic": {"type": "http", "scheme": "basic"}}
+        result["security"] = [{"basic": []}]
+    return result
+
+
+def _schemas() -> dict[str, Any]:
+    fields = {name: {"type": "string", "description": text} for name, text in _FIELDS.items()}
+    status = {"type": "string", "enum": [state.value for state in JobState]}
+    about = {name: {"type": "string"} for name in ("server_version", "container_env", "storage_type")}
+    sentences = {"type": "object", "additionalProperties": {"type": "string"}}
+    message = {"oneOf": [{"type": "string"}, sentences], "description": "a sentence, or one for each wrong field"}
+    page = {"jobs": {"type": "array", "items": _ref("Job")}, "next": {"type": "string"}}
+    return {
+        "Job": _object(fields | {"status": status}),
+        "About": _object(about),
+        "Page": _object(page),
+        "Error": _object({"message": message}),
+    }
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": sorted(properties),
+        "additionalProperties": False,
+    }
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+
+def _operation(name: str, summary: str, code: str, answer: dict[str, str] | None, errors: list[str]) -> dict[str, Any]:
+    good: dict[str, Any] = {"description": summary}
+    if answer:
+        good["content"] = {"application/json": {"schema": answer}}
+    wrong = {"content": {"application/json": {"schema": _ref("Error")}}}
+    responses = {code: good} | {error: {"description": _ERRORS[error]} | wrong for error in errors}
+    return {"operationId": name, "summary": summary, "responses": responses}
