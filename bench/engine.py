@@ -75,7 +75,7 @@ def model(job: Job) -> client.V1Job:
     container = client.V1Container(
         name="job", image=job.image, command=[job.argv[0]], args=[a.replace("$", "$$") for a in job.argv[1:]], env=env,
         resources=client.V1ResourceRequirements(limits=limits, requests=limits), security_context=context,
-        volume_mounts=[client.V1VolumeMount(mount_path=f"/share/{n}", name=n, read_only=n == "incoming") for n in names],
+        volume_mounts=[client.V1VolumeMount(mount_path=f"/share/{n}", name=n, read_only=n == names[0]) for n in names],
     )  # fmt: skip
     volumes = [
         client.V1Volume(name=n, host_path=client.V1HostPathVolumeSource(path=f"/data/{n}", type="Directory"))

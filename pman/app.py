@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from pman import backends, metrics, settings
 from pman.api import Service, blueprint
-from pman.auth import Users
+from pman.auth import Users, credentials
 from pman.errors import PmanError
 from pman.job import MAX_BODY_BYTES
 from pman.render import Renderer, sample_job
@@ -74,8 +74,8 @@ def _authenticate() -> flask.Response | None:
     service = flask.current_app.extensions["pman"]
     if service.users is None or flask.request.path == "/healthz":
         return None
-    given = flask.request.authorization
-    if given and given.type == "basic" and service.users.allow(given.username or "", given.password or ""):
+    given = credentials(flask.request.headers.get("Authorization", ""))
+    if given and service.users.allow(*given):
         return None
     log.warning("authentication failed", extra={"fields": {"request_id": flask.g.request_id}})
     challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}

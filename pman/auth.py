@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -56,6 +57,22 @@ class Users:
             except Misconfigured:
                 self._hashes = {}
             self._stamp = stamp
+
+
+def credentials(header: str) -> tuple[str, str] | None:
+    """User and password of an Authorization header, in UTF-8 (RFC 7617) or Latin-1, which requests and pfcon send."""
+    scheme, _, encoded = header.partition(" ")
+    try:
+        raw = base64.b64decode(encoded.strip(), validate=True)
+    except ValueError:
+        return None
+    if scheme.lower() != "basic" or b":" not in raw:
+        return None
+    try:
+        user, _, password = raw.decode().partition(":")
+    except UnicodeDecodeError:
+        user, _, password = raw.decode("latin-1").partition(":")
+    return user, password
 
 
 def read_users(path: Path) -> dict[str, bytes]:

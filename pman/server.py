@@ -1,4 +1,4 @@
-"""`pman serve`: a WSGI server that reads slow clients outside its worker threads.
+"""`pman serve`: a WSGI server that reads slow clients outside its worker threads, in one process or several.
 
 waitress, not granian: both leave other callers served beside slow clients, granian answers a quarter more requests a
 second, but takes nearly twice the memory (bench/README.md).
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import socket
 import sys
+import tempfile
+from collections.abc import Sequence
+from types import FrameType
 
 import waitress
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 
-from pman import app, render
+from pman.errors import Misconfigured, TemplateError
 from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
@@ -24,6 +29,8 @@ SPARE_THREADS = 8  # beyond MAX_CONCURRENT_REQUESTS: they turn requests away and
 # Half-open and idle connections cost waitress a file descriptor each and no thread; it drops silent ones.
 CONNECTIONS = 900
 IDLE_SECONDS = 60
+BACKLOG = 1024
+CANNOT_START = 2
 
 
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
@@ -41,26 +48,92 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
 def serve(settings: Settings) -> None:
     """Serve until ended by a signal. Raises Misconfigured or TemplateError before anything listens."""
+    if settings.dev:
+        _serve_with_reload(settings)
+    elif settings.server_processes == 1:
+        _serve(settings, [])
+    else:
+        with tempfile.TemporaryDirectory(prefix="pman-metrics-") as directory:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when prometheus_client is imported
+            _supervise(settings)
+
+
+def _serve(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    from pman import app
+
     app.set_up_logging(settings)
     application = app.create_app(settings)
-    if settings.dev:
-        templates = [render.shipped_templates(), *([settings.templates_dir] if settings.templates_dir else [])]
-        extra = [str(path) for directory in templates for path in directory.rglob("*") if path.is_file()]
-        log.info("listening on http://%s:%s", settings.host, settings.port)
-        application.run(settings.host, settings.port, use_reloader=True, extra_files=extra, threaded=True)
-        return
     HTTPChannel.error_task_class = _JsonErrorTask
+    address = {"sockets": sockets} if sockets else {"host": settings.host, "port": settings.port}
     server = waitress.create_server(
         application,
-        host=settings.host,
-        port=settings.port,
         threads=settings.max_concurrent_requests + SPARE_THREADS,
         connection_limit=CONNECTIONS,
         channel_timeout=IDLE_SECONDS,
         max_request_body_size=MAX_BODY_BYTES + 1,
+        backlog=BACKLOG,
         ident="pman",
+        **address,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for host, port in getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]:
         log.info("listening on http://%s:%s", host, port)
     server.run()
+
+
+def _serve_with_reload(settings: Settings) -> None:
+    from pman import app, render
+
+    app.set_up_logging(settings)
+    application = app.create_app(settings)
+    templates = [render.shipped_templates(), *([settings.templates_dir] if settings.templates_dir else [])]
+    files = [str(path) for directory in templates for path in directory.rglob("*") if path.is_file()]
+    log.info("listening on http://%s:%s", settings.host, settings.port)
+    application.run(settings.host, settings.port, use_reloader=True, extra_files=files, threaded=True)
+
+
+def _supervise(settings: Settings) -> None:
+    """Keep SERVER_PROCESSES children on one socket; one that dies is replaced, one that cannot start stops all."""
+    listener = socket.create_server((settings.host, settings.port), backlog=BACKLOG)
+    children = {_fork(settings, listener) for _ in range(settings.server_processes)}
+    stopping = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+        for child in children:
+            os.kill(child, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    failed = False
+    while children:
+        pid, status = os.wait()
+        children.discard(pid)
+        if os.waitstatus_to_exitcode(status) == CANNOT_START and not stopping:
+            failed = True
+            stop(signal.SIGTERM, None)
+        elif not stopping:
+            log.warning("server process %d ended with status %d and is replaced", pid, status)
+            children.add(_fork(settings, listener))
+    if failed:
+        sys.exit(CANNOT_START)
+
+
+def _fork(settings: Settings, listener: socket.socket) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = 0
+    try:
+        _serve(settings, [listener])
+    except (Misconfigured, TemplateError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = CANNOT_START
+    except SystemExit:
+        pass
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,175 @@
+"""Authentication, the limit on concurrent requests, metrics over several processes, and the API's description."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import checks
+
+from tests.rig import Rig, Server, running, wait_for
+from tests.test_local import local_rig
+
+PASSWORD = "correct horse: battery \u00e4"
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running(local_rig(tmp_path_factory.mktemp("operations"))) as rig:
+        yield rig
+
+
+@pytest.fixture
+def users_file(tmp_path: Path) -> Path:
+    path = tmp_path / "users"
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(5)).decode()
+    path.write_text(f"# people\nchris:{hashed}\nold:{hashed.replace('$2b$', '$2y$')}\n")
+    return path
+
+
+def get(server: Server, path: str, auth: tuple[bytes, bytes] | None = None) -> requests.Response:
+    headers = {"Authorization": f"Basic {base64.b64encode(b':'.join(auth)).decode()}"} if auth else {}
+    return requests.get(f"{server.url}{path}", headers=headers, timeout=30)
+
+
+def test_basic_authentication(rig: Rig, users_file: Path) -> None:
+    server = rig.start(AUTH_USERS_FILE=str(users_file))
+    right = (b"chris", PASSWORD.encode())
+    for auth in (right, (b"old", PASSWORD.encode())):
+        assert get(server, "/api/v1/", auth).status_code == 200
+    wrong: list[tuple[bytes, bytes] | None] = [
+        None,
+        (b"chris", b"wrong"),
+        (b"chris", b""),
+        (b"nobody", PASSWORD.encode()),
+        (b"", b""),
+        (b"chris", b"x" * 100),
+    ]
+    for given_auth in wrong:
+        for path in ("/api/v1/", "/api/v1/jobs/", "/api/v1/x/", "/metrics", "/readyz", "/nowhere"):
+            answer = get(server, path, given_auth)
+            assert answer.status_code == 401, (given_auth, path)
+            assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+            assert set(answer.json()) == {"message"}
+    assert get(server, "/healthz").status_code == 200
+    with_userinfo = server.url.replace("http://", "http://chris:correct%20horse%3A%20battery%20%C3%A4@")
+    assert requests.get(f"{with_userinfo}/api/v1/", timeout=30).status_code == 200
+    assert "horse" not in server.log.read_text()
+    assert "authentication failed" in server.log.read_text()
+
+
+def test_users_file_changes_and_goes(rig: Rig, users_file: Path) -> None:
+    server = rig.start(AUTH_USERS_FILE=str(users_file))
+    right = (b"chris", PASSWORD.encode())
+    assert get(server, "/api/v1/", right).status_code == 200
+    users_file.write_text("chris:" + bcrypt.hashpw(b"new", bcrypt.gensalt(5)).decode())
+    assert get(server, "/api/v1/", right).status_code == 401
+    assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 200
+    users_file.unlink()
+    assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 401
+
+
+def test_a_flood_is_turned_away_and_health_still_answers(rig: Rig) -> None:
+    server = rig.start(MAX_CONCURRENT_REQUESTS="2")
+    answers: list[requests.Response] = []
+    request = rig.request("flood", "true")
+
+    def post(_: int) -> None:
+        answers.append(server.post(request))
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(post, range(72)))
+        assert get(server, "/healthz").status_code == 200
+    codes = {answer.status_code for answer in answers}
+    assert codes == {201, 503}
+    turned_away = next(answer for answer in answers if answer.status_code == 503)
+    assert turned_away.headers["Retry-After"] == "1"
+    assert turned_away.json()["message"]
+    assert server.post(request).status_code == 201
+    server.delete("flood")
+
+
+def counted(text: str, name: str) -> float:
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)} ([0-9.e+]+)$", text, re.M))
+
+
+def test_metrics_over_four_processes(rig: Rig) -> None:
+    server = rig.start(SERVER_PROCESSES="4")
+    wait_for(lambda: server.log.read_text().count("listening on") == 4, 30, "four processes to listen")
+    for number in range(5):
+        assert server.post(rig.request(f"metric-{number}", "true")).status_code == 201
+        server.wait_final(f"metric-{number}")
+    barrier = threading.Barrier(8)
+
+    def read(_: int) -> None:
+        barrier.wait()
+        for _ in range(25):
+            assert server.get("unknown-job").status_code == 404
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
+    texts = [get(server, "/metrics").text for _ in range(6)]
+    for text in texts:
+        assert counted(text, 'pman_http_requests_total{code="404",route="/api/v1/<jid>/"}') == 200
+        assert counted(text, 'pman_jobs_submitted_total{outcome="accepted"}') == 5
+        assert counted(text, 'pman_backend_seconds_count{operation="submit"}') == 5
+    for number in range(5):
+        server.delete(f"metric-{number}")
+
+
+def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> None:
+    server = rig.start(SERVER_PROCESSES="2")
+    wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    first = children.read_text().split()
+    os.kill(int(first[0]), signal.SIGKILL)
+    wait_for(lambda: server.log.read_text().count("listening on") == 3, 30, "the replacement to listen")
+    assert get(server, "/healthz").status_code == 200
+    last = children.read_text().split()
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in last)
+
+
+@pytest.mark.slow
+def test_every_answer_fits_the_description(rig: Rig) -> None:
+    """schemathesis makes requests from the description, good and bad; no answer is a 5xx or outside the description."""
+    server = rig.start()
+    schema: Any = schemathesis.openapi.from_url(f"{server.url}/api/v1/openapi.json")
+    wanted = [
+        checks.CHECKS.get_one(name)
+        for name in (
+            "not_a_server_error",
+            "status_code_conformance",
+            "content_type_conformance",
+            "response_schema_conformance",
+        )
+    ]
+    cases = 0
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+        strategies = [operation.as_strategy(generation_mode=mode) for mode in modes]
+
+        @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=strategies[0] | strategies[1])
+        def run(case: Any) -> None:
+            nonlocal cases
+            cases += 1
+            case.call_and_validate(base_url=server.url, checks=wanted)
+
+        run()
+    assert cases >= 1000, cases
