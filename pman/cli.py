@@ -10,7 +10,7 @@ from typing import IO
 
 import click
 
-from pman import __version__, settings
+from pman import __version__, client, settings
 from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
 from pman.job import make_job, validate
 from pman.render import TARGETS, Renderer, Spec
@@ -29,6 +29,10 @@ def _exit(error: PmanError) -> click.ClickException:
 @click.version_option(__version__)
 def main() -> None:
     """Render job requests into the language of a scheduler, run them, and see what became of them."""
+
+
+for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, client.list_jobs):
+    main.add_command(command)
 
 
 @main.command()

@@ -80,7 +80,7 @@ class Contract:
         server.post(rig.request(jid, "echo oops >&2; exit 3"))
         job = server.wait_final(jid, rig.job_seconds)
         assert job["status"] == "finishedWithError"
-        assert "3" in job["message"]
+        assert "exit code 3" in job["message"]
         assert "oops" in job["logs"]
 
     def test_missing_program(self, server: Server, rig: Rig, jid: str) -> None:
