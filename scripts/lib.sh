@@ -66,7 +66,7 @@ lock_state() {
         exec 9<"$1"
         if ! flock -n 9; then
             say "another ${0##*/} is at work on $1, waiting"
-            flock -w 600 9 || die "could not lock $1 within 600 s"
+            flock -w "${LOCK_WAIT_SECONDS:=600}" 9 || die "could not lock $1 within $LOCK_WAIT_SECONDS s"
         fi
         [[ $1 -ef /proc/self/fd/9 ]] && return
         ((++waited < 100)) || die "$1 keeps disappearing"
