@@ -167,7 +167,13 @@ TOML
 
 # Loopback only, for pulls too: a pull of an image that is not here fails at once, at a port where nothing listens.
 # A test that serves a registry adds registries/HOST_PORT_/hosts.toml; containerd reads it at the next pull.
-registry_configuration() { printf 'server = "http://127.0.0.1:1"\n'; }
+registry_configuration() {
+    cat <<'TOML'
+server = "http://127.0.0.1:1"
+[host."http://127.0.0.1:1"]
+  capabilities = ["pull", "resolve"]
+TOML
+}
 
 # A CNI plugin that makes no network; the address is of TEST-NET-2 and only there because kubelet wants one.
 no_network_plugin() {
