@@ -130,6 +130,17 @@ kill_process() {
     rm -f "$RUN/pid/$1"
 }
 
+# start_daemon NAME: by the script's function start_NAME, unless it runs.
+start_daemon() { runs "$1" || "start_$1"; }
+
+# kill_all_of COMMAND...: KILL to every pid it prints; succeeds when it printed none.
+kill_all_of() {
+    local left
+    left=$("$@")
+    # shellcheck disable=SC2086 # one argument per pid
+    [[ -z $left ]] || { kill -KILL $left; return 1; }
+}
+
 # is_gone_or NAME COMMAND...
 is_gone_or() { is_gone "$1" || "${@:2}"; }
 
@@ -142,6 +153,45 @@ await_ready() {
     fi
     tail -n 20 "$RUN/log/$name.log" >&2
     die "$name did not start; the end of $RUN/log/$name.log is above"
+}
+
+# --------------------------------------------------------------------------------------------------------- namespaces
+
+# Starts a process that holds a mount and a network namespace, so that a new daemon finds what a killed one has left.
+# In the mount namespace the directories of the array COVERED, to which a daemon writes whatever its options say, are
+# covered by ones of $RUN. The network namespace has a loopback interface and nothing else.
+start_namespaces() {
+    local directory
+    for directory in "${COVERED[@]}"; do
+        mkdir -p "$RUN/covered$directory"
+        [[ -d $directory ]] || { mkdir -p "$directory" && echo "$directory" >>"$RUN/made"; }
+    done
+    rm -f "$RUN/namespaces.ready"
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    launch namespaces unshare --net --mount --propagation slave -- bash -c '
+        set -eu
+        ip link set lo up
+        for directory in "${@:2}"; do mount --bind "$1/covered$directory" "$directory"; done
+        : >"$1/namespaces.ready"
+        exec sleep infinity' bash "$RUN" "${COVERED[@]}"
+    await_ready namespaces 20 test -e "$RUN/namespaces.ready"
+}
+
+enter_namespaces() { nsenter --target "$(pid_of namespaces)" --net --mount -- "$@"; }
+
+launch_in_namespaces() {
+    local name=$1
+    shift
+    launch "$name" nsenter --target "$(pid_of namespaces)" --net --mount -- "$@"
+}
+
+# Removes what start_namespaces made outside $RUN, unless something else has put it to use meanwhile.
+uncover_directories() {
+    local directory
+    [[ -f $RUN/made ]] || return 0
+    while read -r directory; do
+        rmdir --ignore-fail-on-non-empty "$directory" 2>/dev/null || true
+    done <"$RUN/made"
 }
 
 # ----------------------------------------------------------------------------------------------------------- packages
