@@ -13,7 +13,7 @@ from typing import Any
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from pman import backends, metrics, settings
+from pman import backends, metrics, pages, settings
 from pman.api import Service, blueprint
 from pman.auth import Users, credentials
 from pman.errors import PmanError
@@ -36,6 +36,7 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     users = Users(config.auth_users_file) if config.auth_users_file else None
     app.extensions["pman"] = Service(config, renderer, backend or backends.load(config), users)
     app.register_blueprint(blueprint)
+    app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
     _limit_concurrency(app, config.max_concurrent_requests)
     app.before_request(_authenticate)

@@ -70,13 +70,16 @@ class Spec:
 class Renderer:
     """Renders jobs with the shipped templates and the site's overlay. Safe to share between threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, template_class: type[jinja2.Template] | None = None) -> None:
+        """`template_class` replaces Jinja's, for who wants to watch templates at work."""
         self._settings = settings
         self._dev = settings.dev
         self._overlay = settings.templates_dir
         self._site = read_site(self._overlay)
         self._public = MappingProxyType(settings.model_dump(exclude=set(SECRETS)))
         self._environments = {name: _environment(name, settings) for name in LANGUAGES}
+        for environment in self._environments.values():
+            environment.template_class = template_class or environment.template_class
 
     def render(self, job: Job, target: str) -> Spec:
         """The spec of `job`. Raises TemplateError (file:line: cause), Refused or TooLarge."""

@@ -1,0 +1,126 @@
+"""The pages in a real headless Chromium, over a real pman; screenshots are kept as artefacts of the test run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from tests.rig import Rig, Server, running, wait_for
+from tests.test_local import local_rig
+
+pytestmark = pytest.mark.live("chromium")
+WIDTHS = (1280, 400)
+# A browser that asks for nothing of its own; --no-sandbox since CI is root.
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running(local_rig(tmp_path_factory.mktemp("pages"))) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def server(rig: Rig) -> Server:
+    server = rig.start()
+    server.post(rig.request("brain-7", 'echo "<b>not bold</b>"; echo fine'))
+    server.post(rig.request("brain-8", "exit 3"))
+    for jid in ("brain-7", "brain-8"):
+        server.wait_final(jid)
+    server.post(rig.request("brain-9", "sleep 300"))
+    return server
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        assert os.environ.get("CI") != "true", "Debian's packages chromium and chromium-driver are missing"
+        pytest.skip("chromium: Debian's packages chromium and chromium-driver are missing")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(option)
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def fits(browser: webdriver.Chrome, width: int, picture: Path) -> None:
+    """At this width nothing sticks out sideways. Keeps a screenshot."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    wide: int = browser.execute_script("return document.documentElement.scrollWidth")
+    browser.save_screenshot(str(picture))
+    assert wide <= width, f"the page is {wide} px wide on a screen of {width}"
+
+
+def no_errors(browser: webdriver.Chrome) -> None:
+    entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [entry for entry in entries if "favicon" not in entry["message"]] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_jobs(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
+    browser.get(f"{server.url}/")
+    assert "can take jobs" in browser.find_element(By.ID, "health").text
+    states = {
+        row.find_elements(By.TAG_NAME, "td")[0].text: row.text
+        for row in browser.find_elements(By.CSS_SELECTOR, "tbody tr")
+    }
+    assert list(states) == ["brain-9", "brain-8", "brain-7"]
+    assert "started" in states["brain-9"]
+    assert "exit code 3" in states["brain-8"]
+    fits(browser, width, tmp_path / f"jobs-{width}.png")
+    no_errors(browser)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_one_job(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
+    browser.get(f"{server.url}/")
+    browser.find_element(By.LINK_TEXT, "brain-7").click()
+    assert browser.find_element(By.CSS_SELECTOR, "#logs pre").text == "<b>not bold</b>\nfine"
+    fits(browser, width, tmp_path / f"job-{width}.png")
+    no_errors(browser)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_playground(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
+    browser.get(f"{server.url}/render")
+    Select(browser.find_element(By.ID, "target")).select_by_visible_text("wdl")
+    wait_for(lambda: "workflow ChRISJob" in browser.find_element(By.ID, "result").text, 20, "the spec")
+    wait_for(lambda: "accepts this" in browser.find_element(By.ID, "verdict").text, 20, "the verdict")
+    tags = {tag.get_attribute("textContent") for tag in browser.find_elements(By.CLASS_NAME, "tag")}
+    assert {"command", "resources", "directories"} <= tags
+    fits(browser, width, tmp_path / f"render-{width}.png")
+    area = browser.find_element(By.ID, "request")
+    browser.execute_script("arguments[0].value = arguments[0].value.replace('1000', '-5')", area)
+    area.send_keys(" ")
+    wait_for(lambda: "cpu_limit" in browser.find_element(By.ID, "verdict").text, 20, "the bad field")
+    browser.get_log("browser")  # type: ignore[no-untyped-call] # the 400 is meant
+
+
+def test_nothing_can_be_forged(server: Server, rig: Rig) -> None:
+    """The one POST stores nothing, takes JSON only (a foreign form cannot send it), and pages refuse to be framed."""
+    assert requests.post(f"{server.url}/render", data={"request": "{}", "target": "wdl"}, timeout=30).status_code == 415
+    page = requests.get(f"{server.url}/render", timeout=30)
+    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+    assert "http://" not in page.text.replace(server.url, "")
+    before = server.call("GET", "jobs/").json()
+    body = {"request": '{"jid": 1}', "target": "wdl"}
+    assert requests.post(f"{server.url}/render", json=body, timeout=30).status_code == 400
+    assert server.call("GET", "jobs/").json() == before
