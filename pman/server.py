@@ -82,14 +82,12 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket]) -> None:
 
 
 def _serve_with_reload(settings: Settings) -> None:
-    from pman import app, render
+    from pman import app
 
     app.set_up_logging(settings)
     application = app.create_app(settings)
-    templates = [render.shipped_templates(), *([settings.templates_dir] if settings.templates_dir else [])]
-    files = [str(path) for directory in templates for path in directory.rglob("*") if path.is_file()]
     log.info("listening on http://%s:%s", settings.host, settings.port)
-    application.run(settings.host, settings.port, use_reloader=True, extra_files=files, threaded=True)
+    application.run(settings.host, settings.port, use_reloader=True, threaded=True)  # templates reload by themselves
 
 
 def _supervise(settings: Settings) -> None:

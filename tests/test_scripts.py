@@ -1,0 +1,74 @@
+"""The scripts that people and CI call, called as they would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.rig import ROOT, running, wait_for
+from tests.test_http import free_port
+from tests.test_local import local_rig
+
+BASH = (b"#!/usr/bin/env bash", b"# shellcheck")
+FILES = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
+SHELL_SCRIPTS = [path for path in FILES if path.read_bytes().startswith(BASH)]
+
+
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_parse(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_smoke(tmp_path: Path) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start()
+        done = subprocess.run(
+            [str(ROOT / "scripts/smoke"), server.url], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("ok ") == 15
+        assert "FAIL" not in done.stdout
+
+
+def test_run_examples() -> None:
+    """What scripts/quickstart runs once pman is installed."""
+    done = subprocess.run(
+        [sys.executable, "scripts/run_examples.py"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finishedSuccessfully") == 3
+    for words in ("version 1.0", "#!/bin/bash", "SHA256SUMS", "worker 3 of 4", "arguments.txt"):
+        assert words in done.stdout
+
+
+def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("pman", "templates"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "store").mkdir()
+    port = free_port()
+    env = {**os.environ, "PYTHONPATH": str(source), "APPLICATION_MODE": "dev", "PORT": str(port)}
+    env |= {"STOREBASE": str(tmp_path / "store"), "LOCAL_STATE_DIR": str(tmp_path / "state"), "CONTAINER_ENV": "local"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "pman", "serve"], cwd=source, env=env, stderr=log, stdout=log)
+    try:
+
+        def version() -> str:
+            try:
+                return str(requests.get(f"http://127.0.0.1:{port}/api/v1/", timeout=10).json()["server_version"])
+            except requests.ConnectionError:
+                return ""
+
+        wait_for(version, 30, "the development server")
+        code = source / "pman" / "__init__.py"
+        code.write_text(code.read_text().replace('__version__ = "', '__version__ = "changed-'))
+        wait_for(lambda: version().startswith("changed-"), 10, "the changed code")
+    finally:
+        process.terminate()
+        process.wait(15)
