@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _BLOCK = 64 * 1024
 
 
-def tail_file(path: Path, max_lines: int, max_bytes: int) -> str:
+def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = None) -> str:
     """The last `max_lines` lines of a file, at most `max_bytes` of them; "" where there is no such file.
 
-    Reads backwards in blocks: the size of the file does not matter.
+    Reads backwards in blocks: the size of the file does not matter. With `within`, for files that a job could have
+    replaced: "" for what is no regular file, or not below that directory once every link is followed.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if within and not _is_regular_below(file.fileno(), within):
+                return ""
             return clean(tail_bytes(_last_bytes(file.fileno(), max_lines, max_bytes), max_lines))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+
+
+def _is_regular_below(fd: int, directory: Path) -> bool:
+    """Judges what was opened, not its name, which may change in between. Linux: /proc/self/fd."""
+    where = os.readlink(f"/proc/self/fd/{fd}")
+    return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(os.path.realpath(directory).rstrip("/") + "/")
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:
