@@ -1,10 +1,223 @@
-"""Judges rendered specs with the real parser or schema of their language."""
+"""Judges rendered specs with the real parser or schema of their language.
+
+The parsers are imported when a spec needs them: `pip install 'pman[check]'` brings them.
+"""
 
 from __future__ import annotations
 
-from pman.render import Spec
+import functools
+import importlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pman.errors import Misconfigured
+from pman.render import Spec, StrictLoader
+
+KUBERNETES_VERSION = "1.35"  # what pman's live suite runs
+_SHELLCHECK = (
+    "shellcheck",
+    "--format=json",
+    "--severity=warning",
+    "--shell=bash",
+    "--exclude=SC2034,SC1111,SC1112",
+    "-",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a rendered text. `part`: "" for the spec itself, else the name of an extra. line: from 1."""
+
+    message: str
+    line: int | None = None
+    part: str = ""
+
+    def __str__(self) -> str:
+        place = ":".join(str(p) for p in (self.part, f"line {self.line}" if self.line else "") if p)
+        return f"{place}: {self.message}" if place else self.message
 
 
 def judge(spec: Spec) -> list[str]:
     """What is wrong with a spec, one sentence each; [] when its language accepts it."""
-    raise NotImplementedError(spec.target)
+    return [str(problem) for problem in problems(spec)]
+
+
+def problems(spec: Spec, kubernetes: str = KUBERNETES_VERSION, shellcheck: bool = False) -> list[Problem]:
+    """What is wrong with a spec. kubernetes: version of the API that judges it. shellcheck: ask that, too, if there."""
+    judges: Mapping[str, Callable[[], Iterator[Problem]]] = {
+        "wdl": lambda: _wdl(spec.text, shellcheck),
+        "k8s": lambda: _kubernetes(spec.text, kubernetes),
+        "swarm": lambda: _schema(spec.text, "docker-service"),
+        "docker": lambda: _schema(spec.text, "docker-container"),
+        "slurm": lambda: _bash(spec.text, shellcheck),
+        "local": lambda: _bash(spec.text, shellcheck),
+    }
+    found = list(judges[spec.target]())
+    for name, text in spec.extras.items():
+        found += [Problem(p.message, p.line, name) for p in _json(text)]
+    return found
+
+
+def wdl_command(text: str) -> tuple[int, str]:
+    """The line that a WDL task's command begins in, and the script that Cromwell makes of it.
+
+    Raises ValueError when a placeholder in it would be evaluated. Cromwell drops blank lines at both ends and the
+    indentation that all lines share.
+    """
+    command = _wdl_document(text).tasks[0].command
+    if any(not isinstance(part, str) for part in command.parts):
+        raise ValueError("the command holds ~{, which Cromwell would evaluate")
+    body = "".join(command.parts)
+    script = re.sub(r"\A(?:[ \t]*\n)+", "", body)
+    lines = script.rstrip().split("\n")
+    cut = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    first = command.pos.line + body[: len(body) - len(script)].count("\n")
+    return first, "\n".join(line[cut:] for line in lines)
+
+
+def wdl_runtime(text: str) -> dict[str, Any]:
+    """The runtime attributes of the task in a WDL text, evaluated."""
+    wdl = _need("WDL")
+    runtime = _wdl_document(text).tasks[0].runtime
+    return {
+        name: expression.eval(wdl.Env.Bindings(), wdl.StdLib.Base("1.0")).json for name, expression in runtime.items()
+    }
+
+
+def _wdl_document(text: str) -> Any:
+    document = _need("WDL").parse_document(text)
+    document.typecheck(check_quant=False)
+    return document
+
+
+def _wdl(text: str, shellcheck: bool) -> Iterator[Problem]:
+    wdl = _need("WDL")
+    try:
+        first, script = wdl_command(text)
+        wdl_runtime(text)
+    except wdl.Error.MultipleValidationErrors as error:
+        yield from (Problem(str(e), e.pos.line) for e in error.exceptions)
+    except (wdl.Error.SyntaxError, wdl.Error.ValidationError, wdl.Error.EvalError) as error:
+        yield Problem(_first_line(str(error)), error.pos.line)
+    except ValueError as error:
+        yield Problem(str(error))
+    else:
+        yield from (Problem(p.message, p.line and p.line + first - 1) for p in _bash(script, shellcheck))
+
+
+def _kubernetes(text: str, version: str) -> Iterator[Problem]:
+    data, tree = yield from _yaml(text)
+    if tree is None:
+        return
+    if not isinstance(data, dict) or not {"apiVersion", "kind"} <= set(data):
+        yield Problem("this is no Kubernetes object: apiVersion or kind is missing", 1)
+        return
+    library = _need("kubernetes_validate")
+    try:
+        library.validate(data, version, strict=True)
+    except library.ValidationError as error:
+        yield Problem(f"{_path(error)}{_deepest(error).message} (Kubernetes {error.version})", _line(tree, error))
+    except (library.utils.SchemaNotFoundError, library.utils.VersionNotSupportedError) as error:
+        yield Problem(error.message)
+
+
+def _schema(text: str, name: str) -> Iterator[Problem]:
+    data, tree = yield from _yaml(text)
+    for error in _validator(name).iter_errors(data) if tree is not None else ():
+        yield Problem(f"{_path(error)}{_deepest(error).message}", _line(tree, error))
+
+
+@functools.cache
+def _validator(name: str) -> Any:
+    schema = json.loads((Path(__file__).parent / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
+    return _need("jsonschema").Draft202012Validator(schema)
+
+
+def _yaml(text: str) -> Any:
+    """(data, node tree) of one YAML document; yields a Problem and returns (None, None) when it is none."""
+    try:
+        data, tree = yaml.load(text, Loader=StrictLoader), yaml.compose(text, Loader=yaml.SafeLoader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        yield Problem(f"this is no YAML: {error.problem}", mark.line + 1 if mark else None)
+        return None, None
+    if tree is None:
+        yield Problem("this is empty", 1)
+    return data, tree
+
+
+def _deepest(error: Any) -> Any:
+    return _deepest(error.context[0]) if error.context else error
+
+
+def _path(error: Any) -> str:
+    names = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    return f"{names.removeprefix('.')}: " if names else ""
+
+
+def _line(tree: Any, error: Any) -> int | None:
+    """The line of the YAML node that a schema does not accept; for an unknown key, that of the key."""
+    node = tree
+    for part in error.absolute_path:
+        node = _child(node, part)
+    named = re.findall(r"'([^']*)'", error.message) if error.validator == "additionalProperties" else []
+    keys = [key for key, _ in node.value if key.value in named] if isinstance(node, yaml.MappingNode) else []
+    return int((keys[0] if keys else node).start_mark.line) + 1
+
+
+def _child(node: Any, part: Any) -> Any:
+    if isinstance(part, int):
+        return node.value[part]
+    return next((value for key, value in node.value if key.value == part), node)
+
+
+def _json(text: str) -> Iterator[Problem]:
+    try:
+        json.loads(text, object_pairs_hook=_each_name_once)
+    except json.JSONDecodeError as error:
+        yield Problem(f"this is no JSON: {error.msg}", error.lineno)
+    except ValueError as error:
+        yield Problem(str(error))
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the name {twice[0]!r} is given twice")
+    return dict(pairs)
+
+
+def _bash(script: str, shellcheck: bool) -> Iterator[Problem]:
+    run = subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True, check=False)
+    found = re.findall(r"(?m)^bash: line (\d+): (.*)$", run.stderr.decode(errors="replace"))
+    yield from (Problem(f"bash: {message}", int(line)) for line, message in found)
+    if run.returncode and not found:
+        yield Problem(_first_line(run.stderr.decode(errors="replace")))
+    if shellcheck and not found and shutil.which("shellcheck"):
+        yield from _shellcheck(script)
+
+
+def _shellcheck(script: str) -> Iterator[Problem]:
+    run = subprocess.run(_SHELLCHECK, input=script.encode(), capture_output=True, check=False)
+    for item in json.loads(run.stdout or b"[]"):
+        yield Problem(f"shellcheck SC{item['code']}: {item['message']}", item["line"])
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]
+
+
+def _need(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise Misconfigured(f"{module} is needed to check this: pip install 'pman[check]'") from None

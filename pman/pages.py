@@ -17,7 +17,7 @@ import jinja2
 
 from pman import __version__, metrics
 from pman.api import MAX_LISTED, Service, service
-from pman.errors import BadRequest, PmanError
+from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
 from pman.render import TARGETS, Renderer
 from pman.status import JobStatus
@@ -122,8 +122,8 @@ def _problems(s: Service, target: str, job: Any) -> list[str]:
         from pman.check import judge
 
         return judge(s.renderer.render(job, target))
-    except ImportError as error:
-        return [f"not checked: {error.name} is not installed (pip install 'pman[check]')"]
+    except Misconfigured as error:
+        return [f"not checked: {error}"]
 
 
 def _page(name: str, **values: Any) -> flask.Response:

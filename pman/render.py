@@ -1,4 +1,4 @@
-"""Job -> spec text: the overlay loader, one Jinja environment per language with quoting on by default.
+"""Job -> spec text: the overlay loader, one Jinja environment per language (sandbox.py) with quoting on by default.
 
 `{{ value }}` always comes out as one literal of the language that the template's name says (`.wdl.j2`, `.yaml.j2`,
 `.json.j2`, `.sh.j2`). Only a value that is marked safe by hand escapes this, and `pman check` reports those.
@@ -6,22 +6,20 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
+from types import GeneratorType, MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.compiler
-import jinja2.nodes
-import jinja2.sandbox
 import yaml
-from markupsafe import Markup
 
-from pman import quote
+from pman import sandbox
 from pman.errors import Misconfigured, PmanError, Refused, TemplateError, TooLarge
 from pman.job import Job, JobRequest, make_job
 from pman.settings import Settings
@@ -29,7 +27,6 @@ from pman.storage import mounts
 
 # slurmctld refuses longer scripts (max_script_size, 4 MB by default); Kubernetes and Docker refuse less than that.
 MAX_SPEC_BYTES = 4 * 1024 * 1024
-VARIABLES = ("job", "storage", "settings", "site", "refuse")
 SECRETS = frozenset({"secret_key", "cromwell_auth_password", "cromwell_service_account"})
 
 
@@ -48,13 +45,6 @@ TARGETS: Mapping[str, Target] = {
     "docker": Target("docker/container.yaml.j2"),
     "slurm": Target("slurm/job.sh.j2"),
     "local": Target("local/job.sh.j2"),
-}
-
-LANGUAGES: Mapping[str, Callable[[Any], str]] = {
-    "wdl": quote.wdl,
-    "yaml": quote.yaml,
-    "json": quote.json_,
-    "sh": quote.sh,
 }
 
 
@@ -77,7 +67,8 @@ class Renderer:
         self._overlay = settings.templates_dir
         self._site = read_site(self._overlay)
         self._public = MappingProxyType(settings.model_dump(exclude=set(SECRETS)))
-        self._environments = {name: _environment(name, settings) for name in LANGUAGES}
+        loader = _loader(self._overlay)
+        self._environments = {name: sandbox.environment(loader, name, self._dev) for name in sandbox.LANGUAGES}
         for environment in self._environments.values():
             environment.template_class = template_class or environment.template_class
 
@@ -86,30 +77,52 @@ class Renderer:
         if self._dev:
             self._site = read_site(self._overlay)
         entry = TARGETS[target]
-        context = {
+        context = self._context(job)
+        extras = {name: self._text(template, context) for name, template in entry.extras.items()}
+        return Spec(target, self._text(entry.template, context), extras)
+
+    def origins(self, job: Job, name: str) -> list[tuple[str, int]]:
+        """The file and line that each line of the rendered template `name` begins in. Raises as `render` does."""
+        lines: list[tuple[str, int]] = []
+        at_start = True
+        with _explained(name), sandbox.time_limit():
+            pieces = self.environment(name).get_template(name).generate(self._context(job))
+            for piece in pieces:
+                file, line = _origin(pieces)
+                for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece)):
+                    lines += [(file, line + offset)] if at_start else []
+                    at_start = text.endswith("\n")
+        return lines
+
+    def environment(self, template: str) -> jinja2.Environment:
+        """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
+        language = template.removesuffix(".j2").rsplit(".", 1)[-1]
+        if language not in self._environments:
+            raise Misconfigured(f"{template}: a template's name ends in one of .{'.j2 .'.join(sandbox.LANGUAGES)}.j2")
+        return self._environments[language]
+
+    def _context(self, job: Job) -> dict[str, Any]:
+        return {
             "job": job,
             "storage": mounts(job, self._settings),
             "settings": self._public,
             "site": self._site,
             "refuse": _refuse,
         }
-        extras = {name: self._text(template, context) for name, template in entry.extras.items()}
-        return Spec(target, self._text(entry.template, context), extras)
-
-    def environment(self, template: str) -> jinja2.Environment:
-        """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
-        language = template.removesuffix(".j2").rsplit(".", 1)[-1]
-        if language not in self._environments:
-            raise Misconfigured(f"{template}: a template's name ends in one of .{'.j2 .'.join(LANGUAGES)}.j2")
-        return self._environments[language]
 
     def _text(self, name: str, context: Mapping[str, Any]) -> str:
-        try:
+        with _explained(name), sandbox.time_limit():
             return _join(self.environment(name).get_template(name).generate(context), name)
-        except PmanError:
-            raise
-        except Exception as error:
-            raise TemplateError(explain(error, name)) from error
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PmanError:
+        raise
+    except Exception as error:
+        raise TemplateError(explain(error, name)) from error
 
 
 def sample_job(settings: Settings) -> Job:
@@ -128,7 +141,7 @@ def read_site(overlay: Path | None) -> Mapping[str, Any]:
     if path is None or not path.is_file():
         return {}
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TemplateError(f"{path}:{line}: {error.problem}") from None
@@ -137,7 +150,7 @@ def read_site(overlay: Path | None) -> Mapping[str, Any]:
     return values or {}
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice in one mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -153,16 +166,29 @@ class _StrictLoader(yaml.SafeLoader):
 def explain(error: Exception, name: str) -> str:
     """`file:line: cause` of an error raised while the template `name` was compiled or rendered."""
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"{error.filename or error.name or name}:{error.lineno}: {error.message}"
-    if isinstance(error, jinja2.TemplateNotFound):
-        return f"{name}:1: there is no template {error.message}"
-    place = name
+        unknown = re.search(r"No (filter|test) named '(\w+)'", error.message or "")
+        near = sandbox.hint(unknown[2], sandbox.known(unknown[1])) if unknown else ""
+        return f"{error.filename or error.name or name}:{error.lineno}: {error.message}{near}"
+    place = f"{name}:1"
     traceback = error.__traceback__
     while traceback:
         if traceback.tb_frame.f_code.co_filename.endswith(".j2"):
             place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
+    if isinstance(error, jinja2.TemplateNotFound):
+        return f"{place}: there is no template {error.message}"
     return f"{place}: {error}"
+
+
+def _origin(pieces: Iterator[str]) -> tuple[str, int]:
+    """Where the piece that a template's generator has just yielded stands, through blocks and includes."""
+    inner: Any = pieces
+    while isinstance(inner, GeneratorType) and inner.gi_frame is not None:
+        frame = inner.gi_frame
+        inner = inner.gi_yieldfrom or frame.f_locals.get("gen")  # Jinja loops over what it includes with this name
+    numbers = re.findall(r"(\d+)=(\d+)", frame.f_globals.get("debug_info", ""))
+    passed = [int(line) for line, compiled in numbers if int(compiled) <= frame.f_lineno]
+    return frame.f_code.co_filename, passed[-1] if passed else 1
 
 
 @functools.cache
@@ -175,40 +201,11 @@ def shipped_templates() -> Path:
     raise Misconfigured("pman's own templates are missing: the installation is incomplete.")
 
 
-def _environment(language: str, settings: Settings) -> jinja2.Environment:
-    shipped = jinja2.FileSystemLoader(shipped_templates())
-    overlay = [jinja2.FileSystemLoader(settings.templates_dir)] if settings.templates_dir else []
-    environment = _Environment(
-        loader=jinja2.ChoiceLoader([*overlay, shipped, jinja2.PrefixLoader({"shipped": shipped})]),
-        autoescape=True,
-        finalize=functools.partial(_literal, LANGUAGES[language]),
-        undefined=_Undefined,
-        auto_reload=settings.dev,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shell_word = quote.wdl_command if language == "wdl" else quote.sh
-    filters = {"sh": shell_word, "wdl": quote.wdl, "yaml": quote.yaml, "json": quote.json_, "k8s": quote.k8s}
-    filters["gotemplate"] = quote.go_template
-    for name, function in filters.items():
-        environment.filters[name] = functools.partial(_literal, function)
-    return environment
-
-
-def _literal(function: Callable[[Any], str], value: Any) -> Markup:
-    if isinstance(value, Markup):
-        return value
-    if isinstance(value, jinja2.Undefined):
-        str(value)  # raises, with the name
-    return Markup(function(value))  # noqa: S704 - what makes it safe
-
-
 def _join(chunks: Iterator[str], name: str) -> str:
     parts, size = [], 0
     for chunk in chunks:
         parts.append(chunk)
-        size += len(chunk)
+        size += len(chunk) if chunk.isascii() else len(chunk.encode())
         if size > MAX_SPEC_BYTES:
             raise TooLarge(f"The job is too large: {name} renders to more than {MAX_SPEC_BYTES} bytes.")
     return "".join(parts)
@@ -218,36 +215,18 @@ def _refuse(reason: str) -> NoReturn:
     raise Refused(str(reason))
 
 
-class _CodeGenerator(jinja2.compiler.CodeGenerator):
-    """Quotes constants at run time too: Jinja would HTML-escape `{{ "a'b" }}` before finalize sees it."""
-
-    def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
-        if not isinstance(node, jinja2.nodes.TemplateData):
-            raise jinja2.nodes.Impossible
-        return super()._output_child_to_const(node, frame, finalize)
+def _loader(overlay: Path | None) -> jinja2.BaseLoader:
+    shipped = jinja2.FileSystemLoader(shipped_templates())
+    site = [_Confined(overlay)] if overlay else []
+    return jinja2.ChoiceLoader([*site, shipped, jinja2.PrefixLoader({"shipped": shipped})])
 
 
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    code_generator_class = _CodeGenerator
+class _Confined(jinja2.FileSystemLoader):
+    """Reads no file that a symbolic link puts outside its directory."""
 
-
-class _Undefined(jinja2.StrictUndefined):
-    """StrictUndefined whose message names what would have been valid."""
-
-    __slots__ = ()
-
-    @property
-    def _undefined_message(self) -> str:
-        known = list(VARIABLES) if self._undefined_obj is jinja2.utils.missing else _members(self._undefined_obj)
-        near = difflib.get_close_matches(str(self._undefined_name), known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known here: {', '.join(sorted(known)[:30])}"
-        return f"{super()._undefined_message}{hint if known else ''}"
-
-
-def _members(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        return [str(key) for key in value]
-    try:
-        return [f.name for f in fields(value)]
-    except TypeError:
-        return []
+    def get_source(self, environment: jinja2.Environment, template: str) -> Any:
+        found = super().get_source(environment, template)
+        root = os.path.realpath(self.searchpath[0])
+        if not os.path.realpath(found[1]).startswith(root + os.sep):
+            raise TemplateError(f"{found[1]}:1: a symbolic link leads out of the template directory")
+        return found

@@ -1,0 +1,233 @@
+"""The Jinja environment that templates run in: what they print is quoted, what they can reach and use up is bounded.
+
+Jinja's autoescape carries the mark "this is quoted already" (Markup) through macros, blocks and super(), but it would
+HTML-escape whatever is joined to such text. Here every such joining is an error instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jinja2
+import jinja2.compiler
+import jinja2.filters
+import jinja2.nodes
+import jinja2.sandbox
+import jinja2.tests
+from markupsafe import Markup
+
+from pman import quote
+
+# A render that takes longer than this is stopped; the largest request there can be takes about a second.
+MAX_RENDER_SECONDS = 10.0
+MAX_REPEATED = 1_000_000  # items or characters that `*` may make
+VARIABLES = ("job", "storage", "settings", "site", "refuse")
+LANGUAGES: Mapping[str, Callable[[Any], str]] = {
+    "wdl": quote.wdl,
+    "yaml": quote.yaml,
+    "json": quote.json_,
+    "sh": quote.sh,
+}
+QUOTING = {
+    "sh": "a word of POSIX sh; in a WDL template one that also survives Cromwell's command block",
+    "wdl": "a WDL 1.0 string literal",
+    "yaml": "a YAML value on one line",
+    "json": "a JSON value",
+    "k8s": "YAML for command, args and env of a Kubernetes container: `$` is doubled",
+    "gotemplate": "YAML for env and mounts of a Swarm service: `{{` is kept from being expanded",
+}
+# Those filters of Jinja's that shape data. The ones that make HTML are left out: they would mark text as quoted.
+_FILTERS = tuple(
+    "abs attr batch capitalize count d default dictsort first float groupby indent int items join last length list "  # noqa: SIM905
+    "lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title trim "
+    "unique upper".split()
+)
+_CHANGES_TEXT = ("capitalize", "lower", "replace", "title", "upper")
+_QUOTED = "a quoted value cannot be joined or changed: join first and quote the whole, as in {{ (a ~ b)|sh }}"
+
+_clock = threading.local()
+
+
+class TimedOut(Exception):
+    """The template was still running at its deadline."""
+
+
+@contextmanager
+def time_limit(seconds: float = MAX_RENDER_SECONDS) -> Iterator[None]:
+    """Templates that this thread renders inside end with TimedOut after `seconds`, at their next step."""
+    _clock.deadline = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        del _clock.deadline
+
+
+def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> jinja2.Environment:
+    """The environment of templates in `language`, a key of LANGUAGES."""
+    made = _Environment(
+        loader=loader,
+        autoescape=True,
+        finalize=functools.partial(_literal, LANGUAGES[language]),
+        undefined=_Undefined,
+        auto_reload=auto_reload,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shell_word = quote.wdl_command if language == "wdl" else quote.sh
+    functions: dict[str, Callable[[Any], str]] = {
+        "sh": shell_word, "wdl": quote.wdl, "yaml": quote.yaml, "json": quote.json_, "k8s": quote.k8s,
+        "gotemplate": quote.go_template,
+    }  # fmt: skip
+    made.filters = {name: jinja2.filters.FILTERS[name] for name in _FILTERS}
+    made.filters |= {name: _unquoted_only(jinja2.filters.FILTERS[name]) for name in _CHANGES_TEXT}
+    made.filters |= {name: functools.partial(_quoting_filter, function) for name, function in functions.items()}
+    made.filters["join"] = _join
+    del made.globals["lipsum"]
+    return made
+
+
+def _literal(function: Callable[[Any], str], value: Any) -> Markup:
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, jinja2.Undefined):
+        str(value)  # raises, with the name
+    return Markup(function(value))  # noqa: S704 - what makes it safe
+
+
+def _quoting_filter(function: Callable[[Any], str], value: Any) -> Markup:
+    if isinstance(value, Markup):
+        raise TypeError("a value that is quoted already cannot be quoted again, nor can a macro's or a block's text")
+    return _literal(function, value)
+
+
+def _unquoted_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(arg, Markup) for arg in args):
+            raise TypeError(_QUOTED)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _join(values: Iterable[Any], separator: str = "") -> str:
+    """Jinja's `join`; quoted values may be joined by blanks and commas, which mean themselves in every language."""
+    items = list(values)
+    if not any(isinstance(item, Markup) for item in [*items, separator]):
+        return separator.join(map(str, items))
+    if not all(isinstance(item, Markup) for item in items) or separator.strip(" \t\n,"):
+        raise TypeError(_QUOTED)
+    return Markup(str(separator).join(items))  # noqa: S704 - all of it is quoted
+
+
+class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    """Jinja's compiler with four changes, each of which is an overridden method."""
+
+    def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
+        """Constants are quoted at run time: Jinja would HTML-escape `{{ "a'b" }}` before finalize sees it."""
+        if not isinstance(node, jinja2.nodes.TemplateData):
+            raise jinja2.nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+    def visit_Output(self, node: Any, frame: Any) -> None:  # noqa: N802
+        """One `yield` per piece of text, each with its line: what errors and `Renderer.origins` name."""
+        for child in node.nodes:
+            self.newline(child)
+            super().visit_Output(jinja2.nodes.Output([child], lineno=child.lineno), frame)
+
+    def visit_Concat(self, node: Any, frame: Any) -> None:  # noqa: N802
+        self.write("environment.tilde((")
+        for argument in node.nodes:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write("))")
+
+    def blockvisit(self, nodes: Any, frame: Any) -> None:
+        if frame.loop_frame:
+            self.writeline("environment.tick()")
+        super().blockvisit(nodes, frame)
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Loops, calls and loads pass `tick`, so that no template runs for ever, in whatever thread."""
+
+    code_generator_class = _CodeGenerator
+    intercepted_binops = frozenset({"+", "*", "%", "**"})
+
+    @staticmethod
+    def tick() -> None:
+        if time.monotonic() > getattr(_clock, "deadline", float("inf")):
+            raise TimedOut(f"stopped after {MAX_RENDER_SECONDS:g} s: it may loop for ever")
+
+    @staticmethod
+    def tilde(values: tuple[Any, ...]) -> str:
+        """`a ~ b`: plain text, or quoted text as a whole."""
+        quoted = [isinstance(value, Markup) for value in values]
+        if any(quoted) and not all(quoted):
+            raise TypeError(_QUOTED)
+        text = "".join(map(str, values))
+        return Markup(text) if any(quoted) else text  # noqa: S704 - all of it is quoted
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if isinstance(left, Markup) or isinstance(right, Markup):
+            raise TypeError(_QUOTED)
+        if (operator == "*" and _repeats(left, right) > MAX_REPEATED) or (operator == "**" and abs(right) > 64):
+            raise OverflowError(f"{operator} would make too much of it")
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        __self.tick()
+        if isinstance(getattr(__obj, "__self__", None), Markup):
+            raise TypeError(_QUOTED)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def _load_template(self, name: str, globals: Any) -> jinja2.Template:  # noqa: A002
+        self.tick()
+        return super()._load_template(name, globals)
+
+
+def _repeats(left: Any, right: Any) -> int:
+    for sequence, times in ((left, right), (right, left)):
+        if isinstance(sequence, str | list | tuple) and isinstance(times, int):
+            return len(sequence) * times
+    return 0
+
+
+class _Undefined(jinja2.StrictUndefined):
+    """StrictUndefined whose message names what would have been valid."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self) -> str:
+        known = VARIABLES if self._undefined_obj is jinja2.utils.missing else members(self._undefined_obj)
+        return super()._undefined_message + hint(str(self._undefined_name), known)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What `name` may have been meant to be, as the end of a sentence; "" where nothing is known."""
+    near = difflib.get_close_matches(name, known := sorted(known), n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known here: {', '.join(known[:30])}" if known else ""
+
+
+def members(value: Any) -> list[str]:
+    """The names below a variable of templates: the keys of a mapping, the fields and properties of a dataclass."""
+    if isinstance(value, Mapping):
+        return [str(key) for key in value]
+    kind = value if isinstance(value, type) else type(value)
+    return [name for name in dir(kind) if not name.startswith("_")] if dataclasses.is_dataclass(kind) else []
+
+
+def known(kind: str) -> list[str]:
+    """The names of all filters or tests."""
+    return [*_FILTERS, *QUOTING] if kind == "filter" else list(jinja2.tests.TESTS)

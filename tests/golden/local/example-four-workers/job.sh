@@ -1,0 +1,76 @@
+#!/bin/bash
+set -u
+workers=4
+time_limit_s=300
+incoming=/data/store/key-chris-jid-3/incoming
+outgoing=/data/store/key-chris-jid-3/outgoing
+image=docker.io/fnndsc/pl-simplefsapp:2.1.0
+# First stage: leave the starter, so that the job outlives it and is nobody's zombie.
+if [ "${1-}" != claim ]; then
+  bash "$0" claim "$$" </dev/null >supervisor.log 2>&1 &
+  exit 0
+fi
+# Second stage: link(2) is atomic, so of all processes that start this job exactly one goes on.
+echo "$2 $$" >".claim.$$"
+ln ".claim.$$" claim 2>/dev/null || { rm -f ".claim.$$"; exit 0; }
+rm -f ".claim.$$"
+set -m # every worker is a process group of its own
+workers_started=()
+clean_up() { :; } # a container runtime puts its own here
+
+finish() { # EXIT_CODE REASON: the result, written whole and last
+  [ -z "${watchdog-}" ] || kill -KILL -- "-$watchdog" 2>/dev/null
+  printf '%s %s\n' "$1" "$2" >rc.new && mv rc.new rc
+  exit 0
+}
+
+signal_workers() { # SIGNAL: true while any process of any worker is left
+  local group left=1
+  for group in "${workers_started[@]}"; do kill "-$1" -- "-$group" 2>/dev/null && left=0; done
+  return "$left"
+}
+
+stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
+  trap '' TERM INT HUP USR1
+  [ ! -e rc ] || exit 0
+  signal_workers TERM
+  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
+  signal_workers KILL
+  clean_up
+  finish "$1" "$2"
+}
+
+supervise() {
+  local index group code worst=0 directory
+  for directory in "$incoming" "$outgoing"; do
+    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
+  done
+  trap 'stop 143 "ended by a signal"' TERM INT HUP
+  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  for ((index = 0; index < workers; index++)); do
+    (run_worker "$index") </dev/null >"stdout.$index" 2>"stderr.$index" &
+    workers_started+=("$!")
+  done
+  if [ "$time_limit_s" -gt 0 ]; then
+    (sleep "$time_limit_s" && kill -USR1 "$$") &
+    watchdog=$!
+  fi
+  for group in "${workers_started[@]}"; do
+    wait "$group"
+    code=$?
+    kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
+    [ "$code" -le "$worst" ] || worst=$code
+  done
+  clean_up
+  finish "$worst" ""
+}
+
+
+run_worker() {
+  export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
+  set --
+  set -- "$@" sh -c 'echo "worker $PMAN_WORKER_INDEX of $PMAN_WORKER_COUNT" | tee "$1/worker-$PMAN_WORKER_INDEX.txt"' four-workers /data/store/key-chris-jid-3/outgoing
+  exec "$@"
+}
+
+supervise

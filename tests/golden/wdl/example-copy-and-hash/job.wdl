@@ -1,0 +1,27 @@
+version 1.0
+workflow ChRISJob {
+  call plugin_instance
+}
+
+task plugin_instance {
+  command <<<
+nl='
+'
+set -- env "$(printf 'GREETING=It\047s "pman" & \044HOME \176{here}')" 'sh' '-c' "$(printf 'set -e\012echo "\044GREETING: copying from \0441 to \0442"\012cp -R "\0441"/. "\0442"/\012cd "\0442"\012for f in *; do sha256sum "\044f"; done | tee SHA256SUMS')" 'copy-and-hash' '/share/incoming' '/share/outgoing'
+exec "$@"
+  >>>
+
+  runtime {
+    docker: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    image: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    cpu: 1
+    memory: "200 MiB"
+    gpu_limit: 0
+    number_of_workers: 1
+    incoming: "/data/store/key-chris-jid-1/incoming"
+    outgoing: "/data/store/key-chris-jid-1/outgoing"
+    sharedir: "/data/store/key-chris-jid-1"
+    jid: "chris-jid-1"
+    maxRetries: 0
+  }
+}

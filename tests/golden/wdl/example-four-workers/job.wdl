@@ -1,0 +1,34 @@
+version 1.0
+workflow ChRISJob {
+  call plugin_instance
+}
+
+task plugin_instance {
+  command <<<
+nl='
+'
+set -- 'sh' '-c' "$(printf 'echo "worker \044PMAN_WORKER_INDEX of \044PMAN_WORKER_COUNT" | tee "\0441/worker-\044PMAN_WORKER_INDEX.txt"')" 'four-workers' '/share/outgoing'
+if command -v timeout > /dev/null; then
+timeout -k 10 300 "$@"
+code=$?
+[ "$code" -ne 124 ] || echo "pman: ended by the time limit of 5 min" 1>&2
+exit "$code"
+fi
+exec "$@"
+  >>>
+
+  runtime {
+    docker: "docker.io/fnndsc/pl-simplefsapp:2.1.0"
+    image: "docker.io/fnndsc/pl-simplefsapp:2.1.0"
+    cpu: 1
+    memory: "100 MiB"
+    gpu_limit: 0
+    number_of_workers: 4
+    timelimit: 5
+    incoming: "/data/store/key-chris-jid-3/incoming"
+    outgoing: "/data/store/key-chris-jid-3/outgoing"
+    sharedir: "/data/store/key-chris-jid-3"
+    jid: "chris-jid-3"
+    maxRetries: 0
+  }
+}

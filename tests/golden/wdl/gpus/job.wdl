@@ -1,0 +1,27 @@
+version 1.0
+workflow ChRISJob {
+  call plugin_instance
+}
+
+task plugin_instance {
+  command <<<
+nl='
+'
+set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+exec "$@"
+  >>>
+
+  runtime {
+    docker: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    image: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    cpu: 2
+    memory: "512 MiB"
+    gpu_limit: 2
+    number_of_workers: 1
+    incoming: "/data/store/key-chris-jid-7/incoming"
+    outgoing: "/data/store/key-chris-jid-7/outgoing"
+    sharedir: "/data/store/key-chris-jid-7"
+    jid: "chris-jid-7"
+    maxRetries: 0
+  }
+}

@@ -1,0 +1,35 @@
+version 1.0
+workflow ChRISJob {
+  call plugin_instance
+}
+
+task plugin_instance {
+  command <<<
+nl='
+'
+set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+if command -v timeout > /dev/null; then
+timeout -k 10 1800 "$@"
+code=$?
+[ "$code" -ne 124 ] || echo "pman: ended by the time limit of 30 min" 1>&2
+exit "$code"
+fi
+exec "$@"
+  >>>
+
+  runtime {
+    docker: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    image: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    cpu: 2
+    memory: "512 MiB"
+    gpu_limit: 0
+    number_of_workers: 1
+    timelimit: 30
+    slurm_partition: "short"
+    incoming: "/data/store/key-chris-jid-7/incoming"
+    outgoing: "/data/store/key-chris-jid-7/outgoing"
+    sharedir: "/data/store/key-chris-jid-7"
+    jid: "chris-jid-7"
+    maxRetries: 0
+  }
+}
