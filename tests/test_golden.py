@@ -122,8 +122,3 @@ def test_nothing_else_is_recorded() -> None:
     known = {GOLDEN / target / name for target, name in cases()}
     recorded = {path.parent for target in FILES for path in (GOLDEN / target).rglob("*") if path.is_file()}
     assert recorded - known == set()
-
-
-def test_every_target_has_a_template() -> None:
-    missing = [target for target in render.TARGETS if not (render.shipped_templates() / template(target)).is_file()]
-    assert missing == []
