@@ -109,7 +109,7 @@ def compare(path: Path, text: str, command: str = RECORD) -> None:
     assert text == recorded, f"{path}\n{diff}\nIf this is intended, record it:  {command}"
 
 
-@pytest.mark.parametrize(("target", "name"), cases(), ids="/".join)
+@pytest.mark.parametrize(("target", "name"), cases(), ids=["/".join(case) for case in cases()])
 def test_rendered_text_is_as_recorded(target: str, name: str) -> None:
     spec = rendered(target, name)
     assert check.judge(spec) == []

@@ -7,11 +7,25 @@ task plugin_instance {
   command <<<
 nl='
 '
+case "$PWD" in
+*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+*) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
+esac
+export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=4
 set -- 'sh' '-c' "$(printf 'echo "worker \044PMAN_WORKER_INDEX of \044PMAN_WORKER_COUNT" | tee "\0441/worker-\044PMAN_WORKER_INDEX.txt"')" 'four-workers' '/share/outgoing'
 if command -v timeout > /dev/null; then
-timeout -k 10 300 "$@"
+set -- timeout -k 10 300 "$@"
+if command -v setsid > /dev/null; then
+setsid "$@" &
+pid=$!
+wait "$pid"
 code=$?
-[ "$code" -ne 124 ] || echo "pman: ended by the time limit of 5 min" 1>&2
+kill -KILL -- "-$pid" 2> /dev/null
+else
+"$@"
+code=$?
+fi
+[ "$code" -ne 124 ] || echo 'pman: ended by the time limit of 5 min' 1>&2
 exit "$code"
 fi
 exec "$@"

@@ -7,11 +7,25 @@ task plugin_instance {
   command <<<
 nl='
 '
+case "$PWD" in
+*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+*) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
+esac
+export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
 set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
 if command -v timeout > /dev/null; then
-timeout -k 10 1800 "$@"
+set -- timeout -k 10 1800 "$@"
+if command -v setsid > /dev/null; then
+setsid "$@" &
+pid=$!
+wait "$pid"
 code=$?
-[ "$code" -ne 124 ] || echo "pman: ended by the time limit of 30 min" 1>&2
+kill -KILL -- "-$pid" 2> /dev/null
+else
+"$@"
+code=$?
+fi
+[ "$code" -ne 124 ] || echo 'pman: ended by the time limit of 30 min' 1>&2
 exit "$code"
 fi
 exec "$@"

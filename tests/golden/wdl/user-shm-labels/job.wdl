@@ -7,6 +7,11 @@ task plugin_instance {
   command <<<
 nl='
 '
+case "$PWD" in
+*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+*) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
+esac
+export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
 set -- env 'GREETING=hello' 'HOME=/tmp' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
 exec "$@"
   >>>
@@ -21,6 +26,7 @@ exec "$@"
     incoming: "/data/store/key-chris-jid-7/incoming"
     outgoing: "/data/store/key-chris-jid-7/outgoing"
     sharedir: "/data/store/key-chris-jid-7"
+    container_user: "1039:2000"
     jid: "chris-jid-7"
     maxRetries: 0
   }
