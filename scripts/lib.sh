@@ -198,6 +198,13 @@ uncover_directories() {
 
 is_debian() { grep -qsE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release; }
 
+require_root() {
+    if ((EUID != 0)); then
+        say "root is missing: $*"
+        exit "$EXIT_MISSING"
+    fi
+}
+
 require_debian_root() {
     if ! is_debian || ((EUID != 0)); then
         say "missing: $1 (Debian packages: $2)"
