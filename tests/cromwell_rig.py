@@ -1,0 +1,114 @@
+"""pman over Cromwell's stand-in over a real SLURM, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import development
+from tests.rig import ROOT, Rig, running, wait_for
+
+CONF = ROOT / "deploy" / "cromwell" / "slurm.conf"
+IMAGE = "pman/busybox:1"
+
+
+@dataclass
+class Cromwell:
+    """`python -m tests.fakes.cromwell` over SLURM. Its workflows and its port outlive a restart."""
+
+    root: Path
+    container: str  # PMAN_CONTAINER of the reference configuration
+    options: tuple[str, ...] = ("--pace", "test")
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def executions(self) -> Path:
+        return self.root / "executions"
+
+    def start(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        log = self.root / "cromwell.log"
+        log.write_bytes(b"")
+        env = {**os.environ, **development("slurm"), **self.env, "PMAN_CONTAINER": self.container}
+        command = [sys.executable, "-m", "tests.fakes.cromwell", "--conf", str(CONF), "--root", str(self.root)]
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [*command, "--port", str(self.port), *self.options],
+                cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            )  # fmt: skip
+        self.process = process
+
+        def port() -> int:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"serves http://127\.0\.0\.1:(\d+)", log.read_text())
+            return int(found[1]) if found else 0
+
+        self.port = wait_for(port, 30, "Cromwell to listen")
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def slurm(*command: str) -> str:
+    """What a SLURM command prints."""
+    env = {**os.environ, **development("slurm")}
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def slurm_jobs(jid: str, states: str = "all") -> list[str]:
+    """Ids of the jobs of `jid` that SLURM remembers; pman's reference configuration sets the jid as their comment."""
+    lines = slurm("squeue", "-h", "-t", states, "-o", "%i %k").splitlines()
+    return [line.split(" ", 1)[0] for line in lines if line.split(" ", 1)[1:] == [jid]]
+
+
+def image_storage(directory: Path) -> Path:
+    """A Charliecloud storage directory with the image IMAGE, made of the image directory of scripts/dev-slurm."""
+    image = directory / "img" / IMAGE.replace("/", "%").replace(":", "+")
+    shutil.copytree(development("slurm")["PMAN_TEST_IMAGE_DIR"], image, symlinks=True)
+    return directory
+
+
+@contextmanager
+def cromwell(root: Path, container: str, *options: str, **env: str) -> Iterator[Cromwell]:
+    server = Cromwell(root, container, options or ("--pace", "test"), env=env)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def rig_over(server: Cromwell, directory: Path, url: str | None = None) -> Iterator[Rig]:
+    """Rig of pman over this Cromwell, or over what stands before it at `url`."""
+    store, logs = directory / "store", directory / "logs"
+    for path in (store, logs):
+        path.mkdir()
+    env = {
+        "CONTAINER_ENV": "cromwell",
+        "CROMWELL_URL": url or server.url,
+        "CROMWELL_EXECUTION_ROOT_MAP": f"{server.executions}={server.executions}",
+        "TIMELIMIT_MINUTES": "10",
+    }
+    with running(Rig(env, store, IMAGE, logs, read_only_input=server.container == "bubblewrap")) as rig:
+        yield rig
