@@ -15,6 +15,7 @@ export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=4
 set -- 'sh' '-c' "$(printf 'echo "worker \044PMAN_WORKER_INDEX of \044PMAN_WORKER_COUNT" | tee "\0441/worker-\044PMAN_WORKER_INDEX.txt"')" 'four-workers' '/share/outgoing'
 if command -v timeout > /dev/null; then
 set -- timeout -k 10 300 "$@"
+began=$(date +%s)
 if command -v setsid > /dev/null; then
 setsid "$@" &
 pid=$!
@@ -25,7 +26,10 @@ else
 "$@"
 code=$?
 fi
-[ "$code" -ne 124 ] || echo 'pman: ended by the time limit of 5 min' 1>&2
+if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge 300 ]; then
+echo 'pman: ended by the time limit of 5 min' 1>&2
+code=124
+fi
 exit "$code"
 fi
 exec "$@"

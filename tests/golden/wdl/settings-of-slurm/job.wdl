@@ -15,6 +15,7 @@ export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
 set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
 if command -v timeout > /dev/null; then
 set -- timeout -k 10 1800 "$@"
+began=$(date +%s)
 if command -v setsid > /dev/null; then
 setsid "$@" &
 pid=$!
@@ -25,7 +26,10 @@ else
 "$@"
 code=$?
 fi
-[ "$code" -ne 124 ] || echo 'pman: ended by the time limit of 30 min' 1>&2
+if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge 1800 ]; then
+echo 'pman: ended by the time limit of 30 min' 1>&2
+code=124
+fi
 exit "$code"
 fi
 exec "$@"
