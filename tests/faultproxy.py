@@ -1,0 +1,176 @@
+"""A proxy between pman and a real engine that cuts, hangs and refuses connections when a test says so.
+
+with FaultProxy("unix:///run/docker.sock", "unix:///tmp/x/proxy.sock") as proxy:    # or tcp://HOST:PORT for each
+    proxy.cut_after(b"POST /v1.41/services/create")   # the engine gets it and answers, the client sees a reset
+    ... pman with DOCKER_HOST=proxy.url ...
+    assert proxy.cuts == 1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+_BLOCK = 65536
+
+
+class FaultProxy:
+    """Forwards bytes between `listen` and `target` (`unix:///path` or `tcp://host:port`; port 0 takes a free one).
+
+    Faults are armed by method and may be armed at any time; each holds for connections that exist already, too.
+    """
+
+    def __init__(self, target: str, listen: str = "tcp://127.0.0.1:0") -> None:
+        self._target = target
+        self._listen = listen
+        self.url = ""
+        self.cuts = 0
+        self._armed: list[tuple[bytes, bool]] = []
+        self._chance = 0.0
+        self._random = random.Random(0)
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._server: socket.socket | None = None
+
+    def __enter__(self) -> FaultProxy:
+        self.accept()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.refuse()
+        self._flowing.set()
+
+    # -------------------------------------------------------------------------------------------------------- faults
+
+    def cut_before(self, match: bytes) -> None:
+        """Once: when a client's block of bytes holds `match`, cut its connection and forward nothing of the block."""
+        self._armed.append((match, False))
+
+    def cut_after(self, match: bytes) -> None:
+        """Once: forward the block that holds `match`, and cut when the target answers, instead of passing that on."""
+        self._armed.append((match, True))
+
+    def cut_at_random(self, chance: float, seed: int) -> None:
+        """From now on cut before any block, in either direction, with this probability; 0 ends it."""
+        self._chance, self._random = chance, random.Random(seed)
+
+    def hang(self) -> None:
+        """Accept connections and bytes, and pass nothing on until `resume()`."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self._flowing.set()
+
+    def refuse(self) -> None:
+        """Stop listening and cut what is open, as if the target had been stopped, until `accept()`."""
+        with self._lock:
+            server, self._server = self._server, None
+            sockets = [*self._open, *([server] if server else [])]
+        for one in sockets:
+            _reset(one)
+        if self._listen.startswith("unix://"):
+            Path(self._listen.removeprefix("unix://")).unlink(missing_ok=True)
+
+    def accept(self) -> None:
+        """Listen, at the same address as before `refuse()`."""
+        if self._listen.startswith("unix://"):
+            server = socket.socket(socket.AF_UNIX)
+            server.bind(self._listen.removeprefix("unix://"))
+            self.url = self._listen
+        else:
+            host, port = self._listen.removeprefix("tcp://").rsplit(":", 1)
+            server = socket.create_server((host, int(port)))
+            self.url = self._listen = f"tcp://{host}:{server.getsockname()[1]}"
+        server.listen(128)
+        self._server = server
+        _thread(self._serve, server)
+
+    # ------------------------------------------------------------------------------------------------------ plumbing
+
+    def _serve(self, server: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+                upstream = _connect(self._target)
+            except OSError:
+                if self._server is not server:
+                    return
+                with contextlib.suppress(OSError, UnboundLocalError):
+                    _reset(client)
+                continue
+            with self._lock:
+                self._open |= {client, upstream}
+            waiting = threading.Event()  # set: the answer to what was forwarded last must not arrive
+            _thread(self._forward, client, upstream, lambda block, w=waiting: self._cuts_request(block, w))
+            _thread(self._forward, upstream, client, lambda _, w=waiting: w.is_set())
+
+    def _cuts_request(self, block: bytes, waiting: threading.Event) -> bool:
+        with self._lock:
+            for fault in self._armed:
+                if fault[0] in block:
+                    self._armed.remove(fault)
+                    if fault[1]:
+                        waiting.set()
+                    return not fault[1]
+        return False
+
+    def _forward(self, source: socket.socket, sink: socket.socket, cuts: Callable[[bytes], bool]) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(_BLOCK):
+                self._flowing.wait()
+                if cuts(block) or self._unlucky():
+                    with self._lock:
+                        self.cuts += 1
+                    break
+                sink.sendall(block)
+            else:
+                self._end(source, sink)
+                return
+        with self._lock:
+            self._open -= {source, sink}
+        _reset(source)
+        _reset(sink)
+
+    def _end(self, source: socket.socket, sink: socket.socket) -> None:
+        """Pass the end of one direction on; close after both, without a reset, which could overtake data."""
+        with self._lock:
+            both = source not in self._open
+            self._open.discard(sink)
+        sink.shutdown(socket.SHUT_WR)
+        if both:
+            source.close()
+            sink.close()
+
+    def _unlucky(self) -> bool:
+        with self._lock:
+            return self._chance > 0 and self._random.random() < self._chance
+
+
+def _thread(function: Callable[..., None], *args: object) -> None:
+    threading.Thread(target=function, args=args, daemon=True).start()
+
+
+def _connect(address: str) -> socket.socket:
+    if address.startswith("unix://"):
+        upstream = socket.socket(socket.AF_UNIX)
+        upstream.connect(address.removeprefix("unix://"))
+        return upstream
+    host, port = address.removeprefix("tcp://").rsplit(":", 1)
+    return socket.create_connection((host, int(port)))
+
+
+def _reset(one: socket.socket) -> None:
+    """Close at once, with a reset where the protocol has one, also under a thread that is blocked on it."""
+    with contextlib.suppress(OSError):
+        if one.family == socket.AF_INET:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
