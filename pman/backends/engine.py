@@ -1,0 +1,252 @@
+"""What the Swarm and the Docker backend share: one pooled client of the Docker Engine API, its errors, its log frames.
+
+The docker SDK brings transports (unix, tcp, ssh), TLS, the choice of the API's version and registry credentials.
+Bodies are sent as templates render them, so calls go by path, not by the SDK's argument lists.
+Engine API: https://docs.docker.com/reference/api/engine/version/v1.45/
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+import docker.auth
+import docker.errors
+import docker.tls
+import requests
+import urllib3
+import yaml
+from docker.transport import UnixHTTPAdapter
+
+from pman import logs
+from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, PmanError, TooLarge, Unreachable
+from pman.settings import Settings
+
+log = logging.getLogger(__name__)
+
+JID = "org.chrisproject.pman.name"
+DIGEST = "org.chrisproject.pman.digest"
+IMAGE = "org.chrisproject.pman.image"
+LIMIT = "org.chrisproject.pman.time-limit-minutes"
+MEMORY = "org.chrisproject.pman.memory-mib"
+SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
+DOCKER_SOCKET = "unix:///var/run/docker.sock"
+POOL_SIZE = 64  # connections kept; more are opened in need, and closed after use
+SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
+_NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+# What engines answer 500 to although the same call succeeds a moment later.
+_PASSING = re.compile(
+    r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
+)
+_NO_DATE = "0001-01-01"  # how Go writes a time that is not set
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _OnePool(UnixHTTPAdapter):  # type: ignore[misc]
+    """The SDK's adapter keeps a pool for every URL, so that hardly any connection is used twice."""
+
+    def get_connection(self, url: str, proxies: Any = None) -> Any:  # noqa: ARG002
+        return super().get_connection("http+docker://localhost")
+
+
+class Engine:
+    """One engine's API. Shared by all threads; connects when it is first asked, so that pman starts without it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.host = settings.docker_host or SOCKETS.get(settings.container_env, DOCKER_SOCKET)
+        self._tls = _tls(settings)
+        self._timeout_seconds = settings.docker_timeout_seconds
+        self._client: docker.APIClient | None = None
+        self._lock = threading.Lock()
+
+    def call(  # noqa: PLR0913 - one method in place of the SDK's hundred
+        self, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None,
+        stream: bool = False, timeout_seconds: float | None = None, **params: Any,
+    ) -> requests.Response:  # fmt: skip
+        """One request; `params` that are mappings are sent as JSON. Raises pman's error for every status above 399."""
+        client = self._connected()
+        query = {name: json.dumps(v) if isinstance(v, Mapping) else v for name, v in params.items()}
+        url = f"{client.base_url}/v{client.api_version}{path}"
+        timeout = timeout_seconds or self._timeout_seconds
+        try:
+            answer = client.request(
+                method, url, params=query, json=body, headers=headers, stream=stream, timeout=timeout
+            )
+        except _NO_ANSWER as error:
+            raise self._silent(error) from error
+        if answer.status_code >= 400:
+            raise _error(answer)
+        return cast(requests.Response, answer)
+
+    def get(self, path: str, **params: Any) -> Any:
+        """The decoded JSON of a GET."""
+        return self.call("GET", path, **params).json()
+
+    def registry_auth(self, image: str) -> dict[str, str]:
+        """The header that passes the credentials of ~/.docker/config.json for this image's registry on, if any."""
+        registry, _ = docker.auth.resolve_repository_name(image)
+        header = docker.auth.get_config_header(self._connected(), registry)
+        return {"X-Registry-Auth": header.decode()} if header else {}
+
+    def tail(self, path: str, max_lines: int, max_bytes: int, *, quiet_seconds: float | None = None) -> str:
+        """The end of a log at `path`, both streams in the order in which the engine got them; "" without a log.
+
+        Holds little more than `max_bytes` at a time however much comes. With `quiet_seconds` follows the log until
+        nothing came for so long: the only way to read one that the engine does not think has begun.
+        """
+        follow = quiet_seconds is not None
+        kept, deadline = bytearray(), time.monotonic() + self._timeout_seconds
+        try:
+            answer = self.call(
+                "GET", path, stream=True, timeout_seconds=quiet_seconds,
+                stdout=1, stderr=1, tail=max_lines, follow=int(follow),
+            )  # fmt: skip
+            with answer:
+                for payload in _payloads(answer):
+                    kept += payload
+                    if len(kept) > 2 * max_bytes:
+                        del kept[:-max_bytes]
+                    if time.monotonic() > deadline:
+                        break
+        except (NotFound, Conflict):
+            return ""
+        except PmanError as error:
+            if error.transient and not follow:
+                raise
+            if not error.transient:
+                return f"pman: the log cannot be read: {error}\n"
+        except _NO_ANSWER as error:
+            if not follow:
+                raise self._silent(error) from error
+        return logs.tail(logs.clean(bytes(kept)), max_lines, max_bytes)
+
+    def require_subpath(self, settings: Settings) -> None:
+        """Raises Misconfigured where this engine would mount all of a volume in place of a job's directory."""
+        if settings.storage_type != "docker_local_volume":
+            return
+        version = self._connected().api_version
+        if tuple(int(part) for part in version.split(".")) < SUBPATH_API:
+            mountpoint = self.get(f"/volumes/{settings.volume_name}").get("Mountpoint", "its Mountpoint")
+            raise Misconfigured(
+                f"STORAGE_TYPE=docker_local_volume needs Docker 26 (API 1.45), and this engine has API {version}: "
+                f"take a newer engine, or set STORAGE_TYPE=host and STOREBASE={mountpoint}."
+            )
+
+    def _connected(self) -> docker.APIClient:
+        if self._client is None:
+            with self._lock:
+                if self._client is None:
+                    self._client = self._connect()
+        return self._client
+
+    def _connect(self) -> docker.APIClient:
+        try:
+            client = docker.APIClient(
+                base_url=self.host, tls=self._tls, timeout=self._timeout_seconds, max_pool_size=POOL_SIZE
+            )
+        except docker.errors.TLSParameterError as error:
+            raise Misconfigured(f"DOCKER_CERT_PATH: {error}") from error
+        except (docker.errors.DockerException, *_NO_ANSWER) as error:
+            raise self._silent(error) from error
+        client.trust_env = False  # neither proxies nor .netrc, which requests would look for at every call
+        if client.base_url == "http+docker://localhost":
+            socket = docker.utils.parse_host(self.host)
+            client.mount("http+docker://", _OnePool(socket, self._timeout_seconds, max_pool_size=POOL_SIZE))
+        else:
+            for prefix in ("http://", "https://"):
+                client.get_adapter(prefix).init_poolmanager(4, POOL_SIZE)
+        return client
+
+    def _silent(self, error: BaseException) -> Unreachable:
+        return Unreachable(f"The container engine at {self.host} does not answer.", detail=str(error))
+
+
+def parse(text: str) -> dict[str, Any]:
+    """A rendered body. Raises BadRequest where it is no YAML mapping."""
+    try:
+        body = yaml.load(text, _LOADER)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        raise BadRequest(f"The template renders no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The template renders no mapping.")
+    return body
+
+
+def time_of(text: str | None) -> datetime | None:
+    """RFC 3339 with up to nine digits of fraction, as Go writes it; None for its zero."""
+    if not text or text.startswith(_NO_DATE):
+        return None
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+
+
+def conflict(jid: str) -> Conflict:
+    return Conflict(f"There is another job with jid {jid}; delete it first, or use another jid.")
+
+
+def no_job(jid: str) -> NotFound:
+    return NotFound(f"There is no job with jid {jid}.")
+
+
+def sentence(text: str) -> str:
+    """An engine's words as one sentence: without Go's error prefixes, ended by a full stop."""
+    text = re.sub(r"^(rpc error: code = \w+ desc = |task: |starting container failed: )+", "", text.strip())
+    return text if not text or text.endswith((".", "!", "?")) else text + "."
+
+
+def _tls(settings: Settings) -> docker.tls.TLSConfig | bool:
+    if not settings.docker_tls_verify or settings.docker_cert_path is None:
+        return False
+    path = settings.docker_cert_path
+    try:
+        return docker.tls.TLSConfig(
+            client_cert=(str(path / "cert.pem"), str(path / "key.pem")), ca_cert=str(path / "ca.pem"), verify=True
+        )
+    except docker.errors.TLSParameterError as error:
+        raise Misconfigured(f"DOCKER_CERT_PATH={path} must hold ca.pem, cert.pem and key.pem: {error}") from error
+
+
+_BY_STATUS: Mapping[int, type[PmanError]] = {400: BadRequest, 404: NotFound, 409: Conflict, 413: TooLarge}
+
+
+def _error(answer: requests.Response) -> PmanError:
+    try:
+        words = answer.json()["message"]
+    except (ValueError, KeyError, TypeError, *_NO_ANSWER):
+        words = answer.text[:500] or answer.reason
+    words = sentence(str(words))
+    detail = f"{answer.request.method} {answer.request.path_url[:200]}: {answer.status_code} {words}"
+    if answer.status_code in _BY_STATUS:
+        return _BY_STATUS[answer.status_code](words, detail=detail)
+    if "ResourceExhausted" in detail or "larger than max" in words:
+        return TooLarge(f"The job is too large for the container engine: {words}", detail=detail)
+    if _PASSING.search(words) or answer.status_code in (502, 504):
+        return Unreachable(f"The container engine is busy: {words}", detail=detail)
+    return BackendError(f"The container engine says: {words}", detail=detail)
+
+
+def _payloads(answer: requests.Response) -> Any:
+    """The payloads of a multiplexed stream: frames of a type, three zeros, a length of four bytes, and the payload.
+
+    https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Container/operation/ContainerAttach
+    """
+    header, left = b"", 0
+    for block in answer.raw.stream(65536, decode_content=True):
+        position = 0
+        while position < len(block):
+            if left:
+                payload = block[position : position + left]
+                left -= len(payload)
+                position += len(payload)
+                yield payload
+                continue
+            taken = block[position : position + 8 - len(header)]
+            header += taken
+            position += len(taken)
+            if len(header) == 8:
+                left, header = int.from_bytes(header[4:], "big"), b""

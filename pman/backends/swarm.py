@@ -1,0 +1,292 @@
+"""Docker Swarm: a job is a service whose restart condition is `none`; its name is the lock that makes it exist once.
+
+A *replicated* service, not a replicated job: swarmkit's job orchestrator counts completions only, so it starts failed
+tasks of a job again whatever the restart condition says, at the next event of the service and at every start of a
+manager (seen on 20.10). A replicated service with condition `none` runs each task once, also through restarts.
+
+A time limit is the task's health check (templates/swarm): its only probe comes when the time is up, and fails, because
+there is no such program; Swarm then ends the task as unhealthy. So the node itself keeps the limit, whether or not
+pman runs, with the precision of the engine and without a thread anywhere. A task with a health check stays in state
+`starting` while its container runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pman import logs
+from pman.backends import engine
+from pman.backends.engine import Engine
+from pman.errors import BackendError, Conflict, Misconfigured, NotFound, PmanError, Unreachable
+from pman.job import Job, backend_name
+from pman.render import Spec
+from pman.settings import Settings
+from pman.status import JobState, JobStatus, merge
+
+log = logging.getLogger(__name__)
+
+# Every state of https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states/, and `allocated`,
+# which only https://pkg.go.dev/github.com/moby/moby/api/types/swarm#TaskState lists.
+STATES: dict[str, JobState] = {
+    "new": JobState.NOT_STARTED,
+    "allocated": JobState.NOT_STARTED,
+    "pending": JobState.NOT_STARTED,  # also for ever, when no node suits; the message says why
+    "assigned": JobState.NOT_STARTED,
+    "accepted": JobState.NOT_STARTED,
+    "preparing": JobState.NOT_STARTED,  # the node pulls the image
+    "ready": JobState.NOT_STARTED,
+    "starting": JobState.STARTED,  # all through the run of a job with a time limit, see above
+    "running": JobState.STARTED,
+    "complete": JobState.SUCCEEDED,
+    "failed": JobState.FAILED,
+    "shutdown": JobState.FAILED,  # Swarm ended it: its node was drained, or the service was changed by hand
+    "rejected": JobState.FAILED,  # the node could not run it: no image, no directory, limits above the node's
+    "orphaned": JobState.FAILED,  # its node was away for a day, and Swarm gave it up
+    "remove": JobState.STARTED,  # being removed: its container may still write
+}
+OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
+DELETE_SECONDS = 25.0  # the grace period of the template, 10 s, and time for a busy node
+FOLLOW_SECONDS = 0.5  # how long a log of another node may be silent before it is taken to be read to its end
+LOGS_SECONDS = 20.0  # for all workers of a job together; pfcon waits 100 s
+NOT_A_MANAGER = (
+    "The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
+    "or set CONTAINER_ENV=docker to use one engine without a Swarm."
+)
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The tasks of a job, one for each slot, in the order of the slots."""
+
+    tasks: tuple[Json, ...]
+
+
+class SwarmBackend:
+    """Jobs as services of a Swarm, through one of its managers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = Engine(settings)
+        self._max_log_bytes = settings.job_logs_max_kib * 1024
+        self._node_id = ""
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        self._engine.require_subpath(self._settings)
+        headers = self._engine.registry_auth(job.image)
+        try:
+            self._engine.call("POST", "/services/create", body=engine.parse(spec.text), headers=headers)
+        except Conflict:
+            return self._existing(job)
+        except BackendError as error:
+            raise self._explained(error) from error
+        return JobStatus(job.jid, job.image, job.cmd, JobState.NOT_STARTED)
+
+    def _existing(self, job: Job) -> JobStatus:
+        try:
+            service = self._find(job.jid)
+        except NotFound:
+            raise self._taken(job) from None
+        if _labels(service).get(engine.DIGEST) != job.digest:
+            raise engine.conflict(job.jid)
+        return self._status(service, self._tasks(service))
+
+    def _taken(self, job: Job) -> PmanError:
+        """Why a service with the job's name could not be made although pman's job is not there."""
+        try:
+            self._engine.get(f"/services/{job.name}")
+        except NotFound:
+            return Unreachable(f"The job {job.jid} is just being deleted.")
+        return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
+
+    def status(self, jid: str) -> JobStatus:
+        service = self._find(jid)
+        return self._status(service, self._tasks(service))
+
+    def _find(self, jid: str) -> Json:
+        """The service of exactly this jid; the engine would also take an id, or the beginning of one."""
+        name = backend_name(jid)
+        try:
+            service: Json = self._engine.get(f"/services/{name}")
+        except NotFound:
+            raise engine.no_job(jid) from None
+        except BackendError as error:
+            raise self._explained(error) from error
+        if service["Spec"]["Name"] != name or _labels(service).get(engine.JID) != jid:
+            raise engine.no_job(jid)
+        return service
+
+    def _tasks(self, service: Json) -> list[Json]:
+        try:
+            tasks: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
+        except NotFound:  # deleted since it was found
+            raise engine.no_job(_labels(service)[engine.JID]) from None
+        return tasks
+
+    def _status(self, service: Json, tasks: Iterable[Json], ask: bool = True) -> JobStatus:
+        slots = _newest_by_slot(tasks)
+        missing = _replicas(service) - len(slots)
+        states = [_state(task) for task in slots] + [JobState.NOT_STARTED] * max(0, missing)
+        state = merge(states)
+        labels, container = _labels(service), service["Spec"]["TaskTemplate"]["ContainerSpec"]
+        ended = [end for task in slots if (end := engine.time_of(task["Status"].get("Timestamp")))]
+        return JobStatus(
+            jid=labels[engine.JID],
+            image=labels.get(engine.IMAGE, container["Image"]),
+            cmd=shlex.join([*container.get("Command", []), *container.get("Args", [])]),
+            state=state,
+            message=self._message(labels, slots, ask),
+            finished_at=max(ended, default=None) if state.final else None,
+            private=_Found(tuple(slots)),
+        )
+
+    def _message(self, labels: Json, tasks: Sequence[Json], ask: bool) -> str:
+        """The tasks' own words; a sentence that several workers share is given once."""
+        said = [(index, self._words(labels, task, ask)) for index, task in enumerate(tasks)]
+        told = {text: index for index, text in reversed(said) if text}
+        if len(tasks) == 1 or not told:
+            return "".join(told)
+        return " ".join(f"worker {index}: {text}" for text, index in sorted(told.items(), key=lambda item: item[1]))
+
+    def _words(self, labels: Json, task: Json, ask: bool) -> str:
+        status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
+        code = status.get("ContainerStatus", {}).get("ExitCode", 0)
+        if "unhealthy container" in text:
+            return f"The job ran into its time limit of {labels.get(engine.LIMIT, 'some')} minutes."
+        if code == 137 and status["State"] == "failed":
+            return self._killed(labels, task, ask)
+        if status["State"] == "failed" and code:
+            return f"The job ended with exit code {code}."
+        if not text and status["State"] in OVER - {"complete"}:
+            return engine.sentence(f"Swarm says {status['State']}: {status.get('Message', '')}")
+        return text
+
+    def _killed(self, labels: Json, task: Json, ask: bool) -> str:
+        """Swarm does not say what ended a container by SIGKILL; its node does, where that is the node asked."""
+        memory = f"its memory limit of {labels.get(engine.MEMORY, 'some')} MiB"
+        try:
+            state = self._engine.get(f"/containers/{_container(task)}/json")["State"] if ask else {"OOMKilled": None}
+        except NotFound:
+            state = {"OOMKilled": None}
+        if state.get("OOMKilled") is None:
+            return f"The job was killed (exit code 137), perhaps because it exceeded {memory}."
+        if state.get("OOMKilled"):
+            return f"The job exceeded {memory} (out of memory, exit code 137)."
+        return "The job was killed (exit code 137)."
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        found = status.private
+        assert isinstance(found, _Found)
+        share = max(4096, self._max_log_bytes // max(1, len(found.tasks)))
+        deadline = time.monotonic() + LOGS_SECONDS
+        texts = [
+            self._log(task, max_lines, share) if time.monotonic() < deadline else "pman: ask again for this log.\n"
+            for task in found.tasks
+        ]
+        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+
+    def _log(self, task: Json, max_lines: int, max_bytes: int) -> str:
+        if not _container(task):
+            return ""
+        if task.get("NodeID") == self._own_node():
+            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes)
+            if text:
+                return text
+        # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
+        quiet = FOLLOW_SECONDS if task["Status"]["State"] == "starting" else None
+        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, quiet_seconds=quiet)
+
+    def _own_node(self) -> str:
+        if not self._node_id:
+            self.ping()
+        return self._node_id
+
+    def delete(self, jid: str) -> None:
+        try:
+            service_id = self._find(jid)["ID"]
+            self._engine.call("DELETE", f"/services/{service_id}")
+        except NotFound:  # but what a DELETE left that was cut short, or another one is at, is waited for
+            ids = {task["ServiceID"] for task in self._living(jid)}
+            if not ids:
+                raise engine.no_job(jid) from None
+        else:
+            ids = {service_id}
+        self._await_end(jid, ids)
+
+    def _living(self, jid: str) -> list[Json]:
+        """Tasks with this jid whose containers may still write, also those of a service that is gone."""
+        tasks = self._engine.get("/tasks", filters={"label": [f"{engine.JID}={jid}"]})
+        return [task for task in tasks if task["Status"]["State"] not in OVER]
+
+    def _await_end(self, jid: str, service_ids: set[str]) -> None:
+        deadline, pause = time.monotonic() + DELETE_SECONDS, 0.02
+        while any(task["ServiceID"] in service_ids for task in self._living(jid)):
+            if time.monotonic() > deadline:
+                # The service is gone; a node that is away takes its tasks with it when it is back.
+                log.warning("tasks of the deleted job %s have not ended within %s s", jid, DELETE_SECONDS)
+                return
+            time.sleep(pause)
+            pause = min(0.25, pause * 1.5)
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        mine = {"label": [engine.JID]}
+        services = self._engine.get("/services", filters=mine)
+        tasks: dict[str, list[Json]] = {}
+        for task in self._engine.get("/tasks", filters=mine):
+            tasks.setdefault(task["ServiceID"], []).append(task)
+        services.sort(key=lambda service: service["CreatedAt"], reverse=True)
+        return [self._status(service, tasks.get(service["ID"], []), ask=False) for service in services[:limit]]
+
+    def ping(self) -> None:
+        swarm = self._engine.get("/info").get("Swarm", {})
+        if not swarm.get("ControlAvailable"):
+            raise BackendError(NOT_A_MANAGER.format(host=self._engine.host))
+        self._node_id = swarm.get("NodeID", "")
+
+    def _explained(self, error: BackendError) -> BackendError:
+        """The engine's answer to anything that only a manager can do, in words that help."""
+        if "swarm manager" in str(error):
+            return BackendError(NOT_A_MANAGER.format(host=self._engine.host), detail=error.detail)
+        return error
+
+
+def create(settings: Settings) -> SwarmBackend:
+    """The backend of this Swarm. Raises Misconfigured where the engine answers and is no manager."""
+    backend = SwarmBackend(settings)
+    try:
+        backend.ping()
+        backend._engine.require_subpath(settings)
+    except Unreachable as error:
+        log.warning("%s pman starts all the same, and serves as soon as it does.", error)
+    except BackendError as error:
+        raise Misconfigured(str(error)) from error
+    return backend
+
+
+def _labels(service: Json) -> Json:
+    return service["Spec"].get("Labels") or {}
+
+
+def _replicas(service: Json) -> int:
+    return int(service["Spec"].get("Mode", {}).get("Replicated", {}).get("Replicas", 1))
+
+
+def _container(task: Json) -> str:
+    return str(task["Status"].get("ContainerStatus", {}).get("ContainerID", ""))
+
+
+def _newest_by_slot(tasks: Iterable[Json]) -> list[Json]:
+    slots = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}
+    return [slots[slot] for slot in sorted(slots)]
+
+
+def _state(task: Json) -> JobState:
+    name = task["Status"]["State"]
+    if name not in STATES:
+        log.warning("Swarm says %r of a task, which pman does not know", name)
+    return STATES.get(name, JobState.UNDEFINED)
