@@ -1,11 +1,12 @@
 """One pure function per language: any value in, exactly one literal of that language out.
 
-Text is refused (ValueError) where the language cannot carry it, never changed.
+Text is refused (Unwritable) where the language cannot carry it, never changed.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ _PLAIN = re.compile(rb"[ !\"#%&()*+,./0-9:;=?@A-Z\[\]^_a-z{|}-]*")
 _YAML_SPECIAL = re.compile(r'["\\]|[^ -~]')
 _YAML_SHORT = {'"': '"', "\\": "\\", "\n": "n", "\t": "t", "\r": "r"}
 _WDL_SPECIAL = re.compile(r"[^A-Za-z0-9 ./:@,=+_-]")
+
+
+class Unwritable(ValueError):
+    """The language cannot carry this text."""
 
 
 def sh(value: Any) -> str:
@@ -67,7 +72,7 @@ def wdl(value: Any) -> str:
         return bare
     text = _text(value)
     if "\n" in text or "\r" in text:
-        raise ValueError("a line break cannot stand in a WDL string")
+        raise Unwritable("a line break cannot stand in a WDL string")
     return f'"{_WDL_SPECIAL.sub(_utf16_escape, text)}"'
 
 
@@ -98,7 +103,7 @@ def _yaml_escape(match: re.Match[str]) -> str:
 
 def json_(value: Any) -> str:
     """A JSON value in ASCII."""
-    return json.dumps(_text(value) if isinstance(value, str) else value)
+    return json.dumps(_text(value) if isinstance(value, str) else value, allow_nan=False)
 
 
 def k8s(value: Any) -> str:
@@ -119,13 +124,26 @@ def go_template(value: Any) -> str:
 def _bare(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value) if isinstance(value, int | float) else ""
+    if isinstance(value, float):
+        return _float(value)
+    return repr(value) if isinstance(value, int) else ""
+
+
+def _float(value: float) -> str:
+    """A float with a point, without which 1e+16 is text in YAML 1.1."""
+    if not math.isfinite(value):
+        raise Unwritable(f"{value} is no number that can be written")
+    text = repr(value)
+    return text if "." in text else text.replace("e", ".0e")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} is not text; say what should be written where it is absent")
+        raise TypeError(f"{type(value).__name__} is not text; say what should be written where it is absent")
     if "\0" in value:
-        raise ValueError("a NUL character cannot stand here")
-    value.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
+        raise Unwritable("a NUL character cannot stand here")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unwritable("half of a surrogate pair cannot stand here") from None
     return value

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import jinja2
 import yaml
 
-from pman import sandbox
-from pman.errors import Misconfigured, PmanError, Refused, TemplateError, TooLarge
+from pman import quote, sandbox
+from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
 from pman.job import Job, JobRequest, make_job
 from pman.settings import Settings
 from pman.storage import mounts
@@ -73,7 +73,7 @@ class Renderer:
             environment.template_class = template_class or environment.template_class
 
     def render(self, job: Job, target: str) -> Spec:
-        """The spec of `job`. Raises TemplateError (file:line: cause), Refused or TooLarge."""
+        """The spec of `job`. Raises TemplateError (file:line: cause), Refused, TooLarge, or BadRequest (unwritable)."""
         if self._dev:
             self._site = read_site(self._overlay)
         entry = TARGETS[target]
@@ -121,6 +121,10 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except PmanError:
         raise
+    except quote.Unwritable as error:
+        raise BadRequest(
+            f"The job cannot be written for this scheduler: {error}.", detail=explain(error, name)
+        ) from error
     except Exception as error:
         raise TemplateError(explain(error, name)) from error
 
