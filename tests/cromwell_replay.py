@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def _form(files: dict[str, str]) -> dict[str, str]:
     return {part: files[name] for part, name in names.items()}
 
 
+@cache
 def submissions() -> dict[str, dict[str, Any]]:
     """Workflow id -> form that it was submitted with, over all recordings."""
     found: dict[str, dict[str, Any]] = {}
@@ -91,12 +93,14 @@ def shape(value: Any) -> Any:
 class Client:
     """Talks to one server and knows by which id it calls each recorded workflow."""
 
-    def __init__(self, url: str, root: Path) -> None:
+    def __init__(self, url: str, root: Path, advance: Callable[[], None] = lambda: None) -> None:
+        """`advance` brings the server's visible state up to date, where that does not happen by itself."""
         self.url = url
         self.root = root
+        self.advance = advance
         self.session = requests.Session()
         self.ids: dict[str, str] = {}
-        self.forms = submissions()
+        self.forms = dict(submissions())
 
     def rename(self, text: str) -> str:
         return _UUID.sub(lambda found: self.ids.get(found[0], found[0]), text)
@@ -134,6 +138,7 @@ class Client:
         self.ids[workflow] = workflow
 
     def get(self, workflow: str, what: str) -> Any:
+        self.advance()
         return self.session.get(f"{self.url}/api/workflows/v1/{self.rename(workflow)}/{what}", timeout=10).json()
 
     def post(self, workflow: str, what: str) -> requests.Response:
@@ -160,7 +165,10 @@ class Client:
         return [workflow for workflow in found if workflow in self.forms and workflow not in posted]
 
     def replay(self, exchange: dict[str, Any], same: Callable[[Any, Any], bool]) -> None:
-        """Send one exchange; a GET is repeated until its answer is the recorded one, for a limited time."""
+        """Send one exchange; a GET is repeated until its answer is the recorded one, for a limited time.
+
+        What was recorded right after a change is asked before `advance`, so that it is still as it was.
+        """
         recorded = exchange["response"]
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
@@ -174,5 +182,6 @@ class Client:
             late = time.monotonic() > deadline or exchange["request"]["method"] != "GET"
             assert not late, f"{exchange.get('case')} {response.url}\n{response.status_code} {_walk(got)}\n{recorded}"
             time.sleep(0.01)
+            self.advance()
         for header in ("Content-Type", "Content-Encoding"):
             assert response.headers.get(header) == recorded["headers"].get(header)

@@ -55,7 +55,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    config = replace(load(options.conf, str(options.root / "executions")), docker_bug=options.docker_bug)
+    config = replace(load(options.conf).at(options.root / "executions"), docker_bug=options.docker_bug)
     chosen = pace(config, options.pace, options.set)
     with Cromwell(config, options.root, options.port, chosen, options.write_delay) as server:
         print(f"Cromwell's stand-in serves {server.url}", flush=True)

@@ -18,7 +18,7 @@ class Pace:
     """How fast the server is, in seconds unless named otherwise. The defaults are those of Cromwell 93."""
 
     pickup_period: float = 20
-    pickup_count: int = 1  # workflows per poll, all of one hog group
+    pickup_count: int = 50  # workflows per poll, all of one hog group
     max_workflows: int = 5000
     key_value_flush: float = 5  # a job is polled for the first time only after its id was flushed
     metadata_flush: float = 5
@@ -74,6 +74,11 @@ class Config:
     pace: Pace  # as the file says, Cromwell's defaults where it says nothing
     docker_bug: bool = False  # upstream issue 7846: a declared docker attribute fails every job that sets it
 
+    def at(self, root: Path) -> Config:
+        """The same with every backend's directories under `root`."""
+        backends = {name: replace(backend, root=str(root.absolute())) for name, backend in self.backends.items()}
+        return replace(self, backends=backends)
+
 
 def seconds(value: Any) -> float:
     """A HOCON duration in seconds; a bare number is taken as seconds, as in `new-workflow-poll-rate`."""
@@ -108,7 +113,7 @@ def _pace(tree: ConfigTree) -> Pace:
     return replace(Pace(), **values)
 
 
-def _backend(name: str, tree: ConfigTree, root: str | None) -> Backend:
+def _backend(name: str, tree: ConfigTree) -> Backend:
     declarations = tree.get_string("runtime-attributes", "Int cpu = 1\nFloat memory_gb = 2.0")
 
     def shell(key: str) -> ShellText | None:
@@ -121,7 +126,7 @@ def _backend(name: str, tree: ConfigTree, root: str | None) -> Backend:
     timeout = tree.get("exit-code-timeout-seconds", None)
     return Backend(
         name=name,
-        root=str(Path(root or tree.get_string("root", "cromwell-executions")).absolute()),
+        root=str(Path(tree.get_string("root", "cromwell-executions")).absolute()),
         job_shell=tree.get_string("job-shell", "/bin/bash"),
         attributes=Attributes(declarations),
         submit=submit,
@@ -136,9 +141,8 @@ def _backend(name: str, tree: ConfigTree, root: str | None) -> Backend:
     )
 
 
-def load(path: Path, root: str | None = None) -> Config:
-    """The configuration in `path`; `root`, when given, replaces the root directory of every backend."""
+def load(path: Path) -> Config:
     tree = ConfigFactory.parse_file(str(path))
     providers = tree.get_config("backend.providers")
-    backends = {name: _backend(name, providers[name].get_config("config"), root) for name in providers}
+    backends = {name: _backend(name, providers[name].get_config("config")) for name in providers}
     return Config(backends, tree.get_string("backend.default"), _pace(tree))

@@ -93,9 +93,9 @@ class Engine:
         """Work until `stop`, then release the workflows so that the next process takes them over at once."""
         pace = self.pace
         loops = [
-            self._every(pace.pickup_period, self._pick_up),
-            self._every(pace.token_period, self._dispense),
-            self._every(pace.abort_scan, self._scan_aborts),
+            self._every(pace.pickup_period, self.pick_up),
+            self._every(pace.token_period, self.dispense),
+            self._every(pace.abort_scan, self.scan_aborts),
             self._every(pace.heartbeat_period, self._beat),
             self._every(pace.metadata_flush, self._flush),
             self._every(pace.summary_period, self._summarize),
@@ -111,26 +111,26 @@ class Engine:
 
     async def _every(self, period: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
+            await self.tick(period)
             try:
                 await work()
             except Exception:
                 log.exception("a periodic task failed")
-            await self._tick(period)
 
-    async def _tick(self, period: float) -> None:
+    async def tick(self, period: float) -> None:
         """Wait for the next multiple of `period` since the start."""
         await asyncio.sleep(period - (time.monotonic() - self._began) % period)
 
     async def _flush(self) -> None:
-        await self._off(self.store.flush)
+        await self.off(self.store.flush)
 
     async def _summarize(self) -> None:
-        await self._off(self.store.summarize)
+        await self.off(self.store.summarize)
 
-    async def _off(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def off(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def _pick_up(self) -> None:
+    async def pick_up(self) -> None:
         room = min(self.pace.pickup_count, self.pace.max_workflows - len(self._runs))
         for row in self.store.pick_up(room, self.pace.heartbeat_ttl) if room > 0 else []:
             run = self._runs[row.id] = Run(row, self.store)
@@ -138,7 +138,7 @@ class Engine:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _dispense(self) -> None:
+    async def dispense(self) -> None:
         limit = min(backend.concurrent_job_limit for backend in self.config.backends.values())
         for _ in range(min(self.pace.token_count, self._tokens.qsize(), limit - self._jobs)):
             token = self._tokens.get_nowait()
@@ -146,7 +146,7 @@ class Engine:
                 self._jobs += 1
                 token.set_result(None)
 
-    async def _scan_aborts(self) -> None:
+    async def scan_aborts(self) -> None:
         for workflow in self.store.aborting():
             run = self._runs.get(workflow)
             if run is not None and not run.aborted.is_set():
@@ -191,7 +191,7 @@ class Engine:
     async def _outcome(self, run: Run) -> tuple[str, dict[str, Any] | None]:
         """The final status and the reason of a failure."""
         try:
-            plan = await self._off(wdl.plan, run.row.source, json.loads(run.row.inputs))
+            plan = await self.off(wdl.plan, run.row.source, json.loads(run.row.inputs))
             run.put(workflowName=plan.workflow_name, inputs=json.loads(run.row.inputs))
             backend, values = await self._initialise(run, plan)
             run.put(workflowRoot=f"{backend.root}/{plan.workflow_name}/{run.row.id}")
@@ -311,7 +311,7 @@ class _Call:
                 self.job_id = await self._submit(seen)
                 self.engine.store.set_job(self.run.row.id, self.job.attempt, self.job_id)
                 self.put(jobId=self.job_id)
-                await self.engine._tick(self.engine.pace.key_value_flush)
+                await self.engine.tick(self.engine.pace.key_value_flush)
             await self._watch(seen)
         finally:
             self.engine.give_back()
@@ -340,7 +340,7 @@ class _Call:
             text = f"No coercion defined from '{image}' of type 'cromwell.backend.validation.Containers' to 'String?'."
             raise CallFailed(failure(f"java.lang.IllegalArgumentException: {text}", failure(text)))
         try:
-            return await self.engine._off(self.job.submit, self.plan.command, seen)
+            return await self.engine.off(self.job.submit, self.plan.command, seen)
         except NoSuchTask as error:
             raise CallFailed(failure(f"java.lang.RuntimeException: {error}", failure(str(error)))) from error
         except NotStarted as error:
@@ -357,7 +357,7 @@ class _Call:
         while True:
             if self.run.aborted.is_set() and not killed:
                 killed = True
-                await self.engine._off(job.kill, self.job_id, seen)
+                await self.engine.off(job.kill, self.job_id, seen)
             await (asyncio.sleep(wait) if killed else self.run.pause(wait))
             wait = min(wait * pace.poll_factor, pace.poll_max)
             code = job.code()
@@ -368,7 +368,7 @@ class _Call:
             if status == "WaitingForReturnCode":
                 job.put_code(LOST_CODE)
                 return self._finish(LOST_CODE, "Failed")
-            if not await self.engine._off(job.alive, self.job_id, seen):
+            if not await self.engine.off(job.alive, self.job_id, seen):
                 status = "WaitingForReturnCode"
                 self.put(backendStatus=status)
             deadline = time.monotonic() + patience

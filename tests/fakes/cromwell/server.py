@@ -32,7 +32,7 @@ class Cromwell:
         self.pace = pace or config.pace
         root.mkdir(parents=True, exist_ok=True)
         self.store = Store(root / "cromwell.db", write_delay > 0, self.pace.metadata_batch)
-        self._engine = Engine(config, self.store, self.pace)
+        self.engine = Engine(config, self.store, self.pace)
         app = create_app(config, self.store)
         self._http = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -40,13 +40,13 @@ class Cromwell:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._threads = [
-            threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.1}),
+            threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}),
             threading.Thread(target=self._loop.run_until_complete, args=[self._work()]),
         ]
 
     async def _work(self) -> None:
         commits = asyncio.create_task(self._commits()) if self._write_delay else None
-        await self._engine.run(self._stop)
+        await self.engine.run(self._stop)
         if commits:
             commits.cancel()
 
@@ -67,6 +67,10 @@ class Cromwell:
         self._http.server_close()
         self._loop.close()
         self.store.close()
+
+    def now(self, name: str) -> None:
+        """Do a periodic task of the engine at once: `pick_up`, `dispense` or `scan_aborts`."""
+        asyncio.run_coroutine_threadsafe(getattr(self.engine, name)(), self._loop).result()
 
     def __enter__(self) -> Self:
         self.start()

@@ -229,7 +229,8 @@ class Attributes:
     declarations: list[WDL.Tree.Decl] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.declarations = list(_task(self.text, "").inputs or _task(self.text, "").postinputs)
+        task = _task(self.text, "")
+        self.declarations = list(task.inputs or task.postinputs)
 
     def resolve(self, runtime: Values, defaults: Mapping[str, Any]) -> Values:
         """Declared attribute -> value of its declared type; raises WrongType. Undeclared ones are ignored."""
