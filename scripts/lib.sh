@@ -18,7 +18,7 @@ die() {
 }
 
 # The comment block at the top of the calling script is its help text.
-usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
 # wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds; 1 when the deadline passes first.
 wait_for() {

@@ -251,7 +251,7 @@ launch_mount_namespace() {
         set -eu
         for directory in "${@:2}"; do mount --bind "$1/covered$directory" "$directory"; done
         : >"$1/mount-namespace.ready"
-        exec sleep infinity' bash "$RUN" "${COVERED[@]}"
+        exec -a "mount-namespace $1/" sleep infinity' bash "$RUN" "${COVERED[@]}"
     await_ready mount-namespace 20 test -e "$RUN/mount-namespace.ready"
 }
 
@@ -428,7 +428,9 @@ cgroup_mounts() { awk '($3 == "cgroup" || $3 == "cgroup2") && $2 ~ "^/sys/fs/cgr
 
 prepare_machine() {
     record_machine
-    ip address show dev lo | grep -qF " $NODE_ADDRESS/32 " || ip address add "$NODE_ADDRESS/32" dev lo
+    if [[ -z $(ip -o address show dev lo to "$NODE_ADDRESS/32") ]]; then
+        ip address add "$NODE_ADDRESS/32" dev lo
+    fi
     make_cgroup
 }
 
@@ -517,13 +519,14 @@ remove_cgroup() {
     return "$left"
 }
 
-# Pids of containerd, its shims and k8sbox that were given a path below $RUN: also those whose pid file is lost.
+# Pids of containerd, its shims, k8sbox and the mount namespace's holder that were given a path below $RUN: also those
+# whose pid file is lost.
 our_processes() {
     local directory program
     for directory in /proc/[0-9]*; do
         program=$(readlink "$directory/exe") || continue
-        [[ ${program##*/} == @(containerd|containerd-shim*|k8sbox-*) ]] || continue
-        if tr '\0' '\n' <"$directory/cmdline" | grep -qF -- "$RUN/"; then
+        [[ ${program##*/} == @(containerd|containerd-shim*|k8sbox-*|sleep) ]] || continue
+        if grep -qaF -- "$RUN/" "$directory/cmdline"; then
             echo "${directory#/proc/}"
         fi
     done 2>/dev/null
