@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _BLOCK = 64 * 1024
+_MIN_WORKER_BYTES = 4096
 
 
 def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = None) -> str:
@@ -29,6 +30,19 @@ def _is_regular_below(fd: int, directory: Path) -> bool:
     """Judges what was opened, not its name, which may change in between. Linux: /proc/self/fd."""
     where = os.readlink(f"/proc/self/fd/{fd}")
     return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(os.path.realpath(directory).rstrip("/") + "/")
+
+
+def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:
+    """The ends of `stdout.N` and `stderr.N` of all workers of a job, as one text."""
+    share = max(_MIN_WORKER_BYTES, max_bytes // workers)
+    texts = [
+        join_streams(
+            tail_file(directory / f"{stream}.{index}", max_lines, share, within=directory)
+            for stream in ("stdout", "stderr")
+        )
+        for index in range(workers)
+    ]
+    return join_workers(texts, max_lines, max_bytes)
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:

@@ -18,6 +18,7 @@ _CROMWELL_WORD = re.compile(rb"(SCRIPT|DOCKER|INSTANTIATED|ENVIRONMENT)_")
 _PLAIN = re.compile(rb"[ !\"#%&()*+,./0-9:;=?@A-Z\[\]^_a-z{|}-]*")
 _YAML_SPECIAL = re.compile(r'["\\]|[^ -~]')
 _YAML_SHORT = {'"': '"', "\\": "\\", "\n": "n", "\t": "t", "\r": "r"}
+_SBATCH_SPECIAL = re.compile(r"[^A-Za-z0-9./:@,=+%_\x80-\U0010ffff-]")
 _WDL_SPECIAL = re.compile(r"[^A-Za-z0-9 ./:@,=+_-]")
 
 
@@ -28,6 +29,20 @@ class Unwritable(ValueError):
 def sh(value: Any) -> str:
     """A word of POSIX sh and bash. Numbers stay bare, booleans become true or false."""
     return _bare(value) or shlex.quote(_text(value))
+
+
+def sbatch(value: Any) -> str:
+    """A word of a `#SBATCH` line: sbatch reads these itself, with \\ before any character that stands for itself.
+
+    Control characters are refused: a line break would begin a line of its own (get_argument() of SLURM's
+    src/sbatch/opt.c; tried with 22.05).
+    """
+    if bare := _bare(value):
+        return bare
+    text = _text(value)
+    if any(ord(character) < 32 or character == "\x7f" for character in text):
+        raise ValueError("a control character cannot stand in a #SBATCH line")
+    return _SBATCH_SPECIAL.sub(r"\\\g<0>", text)
 
 
 def wdl_command(value: Any) -> str:

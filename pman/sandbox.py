@@ -41,6 +41,7 @@ QUOTING = {
     "yaml": "a YAML value on one line",
     "json": "a JSON value",
     "k8s": "YAML for command, args and env of a Kubernetes container: `$` is doubled",
+    "sbatch": "a word of a `#SBATCH` line, which sbatch reads by rules of its own",
     "gotemplate": "YAML for env and mounts of a Swarm service: `{{` is kept from being expanded",
 }
 # Those filters of Jinja's that shape data. The ones that make HTML are left out: they would mark text as quoted.
@@ -84,7 +85,7 @@ def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> 
     shell_word = quote.wdl_command if language == "wdl" else quote.sh
     functions: dict[str, Callable[[Any], str]] = {
         "sh": shell_word, "wdl": quote.wdl, "yaml": quote.yaml, "json": quote.json_, "k8s": quote.k8s,
-        "gotemplate": quote.go_template,
+        "gotemplate": quote.go_template, "sbatch": quote.sbatch,
     }  # fmt: skip
     made.filters = {name: jinja2.filters.FILTERS[name] for name in _FILTERS}
     made.filters |= {name: _unquoted_only(jinja2.filters.FILTERS[name]) for name in _CHANGES_TEXT}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from pman.errors import Misconfigured
 ContainerEnv = Literal["local", "cromwell", "kubernetes", "swarm", "slurm", "docker", "podman"]
 StorageType = Literal["host", "nfs", "docker_local_volume", "kubernetes_pvc"]
 LocalRuntime = Literal["none", "bubblewrap", "charliecloud", "apptainer", "podman", "docker"]
+SlurmRuntime = Literal["apptainer", "singularity", "charliecloud", "podman", "bubblewrap", "none"]
 PullPolicy = Literal["always", "missing", "never"]
 
 _USER = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?:(\d{1,10})(?:-(\d{1,10}))?")
@@ -94,6 +96,11 @@ class Settings(BaseSettings):
     local_runtime: LocalRuntime = Field("none", description="What wraps a `local` job's command; `none` runs it on this machine as it is.")
     local_state_dir: Path | None = Field(None, description="Where `local` keeps its jobs; `$XDG_STATE_HOME/pman/jobs` if unset.")
 
+    slurm_state_dir: AbsolutePath | None = Field(None, description="Where `slurm` keeps its jobs: a directory of this path here and on every compute node, outside STOREBASE; required for `slurm`.")
+    slurm_runtime: SlurmRuntime = Field("apptainer", description="What wraps a `slurm` job's command on the node; `none` and `bubblewrap` use the node's own programs.")
+    slurm_image_dir: AbsolutePath | None = Field(None, description="Images on the cluster: Charliecloud's storage directory, or Apptainer's `<reference with % for / and + for :>.sif` files.")
+    slurm_command_prefix: Annotated[list[str], NoDecode] = Field([], description="Words in front of sbatch, squeue, sacct and scancel, such as `ssh -o BatchMode=yes login1`.")
+    slurm_timeout_seconds: float = Field(20.0, gt=0, le=60, description="Longest wait for the end of one of these commands.")
     slurm_partition: str | None = Field(None, description="Partition of a job where the request has none.")
     slurm_account: str | None = Field(None, description="SLURM account of jobs.")
     slurm_qos: str | None = Field(None, description="SLURM quality of service of jobs.")
@@ -131,6 +138,11 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return _names(value)
+
+    @field_validator("slurm_command_prefix", mode="before")
+    @classmethod
+    def _parse_words(cls, value: Any) -> Any:
+        return shlex.split(value) if isinstance(value, str) else value
 
     @field_validator("pfcon_selector")
     @classmethod
@@ -200,6 +212,11 @@ def _contradictions(s: Settings) -> list[tuple[bool, str]]:
             "TIMELIMIT_MINUTES is required with CONTAINER_ENV=cromwell.",
         ),
         (
+            s.container_env == "slurm" and (s.slurm_state_dir is None or _within(s.slurm_state_dir, s.storebase)),
+            "SLURM_STATE_DIR is required with CONTAINER_ENV=slurm: set it to a directory outside STOREBASE that compute "
+            "nodes see under the same path.",
+        ),
+        (
             s.templates_dir is not None and not s.templates_dir.is_dir(),
             f"TEMPLATES_DIR={s.templates_dir} is no directory.",
         ),
@@ -209,6 +226,10 @@ def _contradictions(s: Settings) -> list[tuple[bool, str]]:
             "CROMWELL_AUTH_USER and CROMWELL_AUTH_PASSWORD go together.",
         ),
     ]
+
+
+def _within(path: str, parent: str | None) -> bool:
+    return parent is not None and Path(path).is_relative_to(parent)
 
 
 def markdown_table() -> str:

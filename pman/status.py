@@ -66,3 +66,10 @@ def merge(workers: Iterable[JobState]) -> JobState:
     if states & {JobState.STARTED, JobState.NOT_STARTED}:
         return JobState.STARTED
     return JobState.FAILED if JobState.FAILED in states else JobState.SUCCEEDED
+
+
+def explain_exit(code: int) -> str:
+    """A sentence about an exit status of a shell, "" for 0; above 128 it is a signal's number and 128."""
+    if code > 128:
+        return f"The job was ended by signal {code - 128}."
+    return f"The job ended with exit code {code}." if code else ""

@@ -74,6 +74,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
         f"runtime-{runtime}": (("local",), {"gpu_limit": 1}, HOST | {"LOCAL_RUNTIME": runtime})
         for runtime in ("bubblewrap", "charliecloud", "apptainer", "podman")
     },
+    **{
+        f"slurm-{runtime}": (("slurm",), {"gpu_limit": 1}, HOST | {"SLURM_RUNTIME": runtime, "SLURM_IMAGE_DIR": "/img"})
+        for runtime in ("bubblewrap", "charliecloud", "apptainer", "singularity", "podman", "none")
+    },
 }
 
 

@@ -33,7 +33,7 @@ from pman.errors import BackendError, Conflict, NotFound, Unreachable
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
-from pman.status import JobState, JobStatus
+from pman.status import JobState, JobStatus, explain_exit
 
 log = logging.getLogger(__name__)
 
@@ -124,15 +124,7 @@ class LocalBackend:
     def logs(self, status: JobStatus, max_lines: int) -> str:
         record = status.private
         assert isinstance(record, _Record)
-        share = max(_MIN_LOG_BYTES, self._max_log_bytes // record.workers)
-        texts = [
-            logs.join_streams(
-                logs.tail_file(record.directory / f"{stream}.{index}", max_lines, share)
-                for stream in ("stdout", "stderr")
-            )
-            for index in range(record.workers)
-        ]
-        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+        return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
         record = self._find(jid)
@@ -153,9 +145,6 @@ class LocalBackend:
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
             raise Unreachable(f"The state directory {self._root} cannot be written.")
-
-
-_MIN_LOG_BYTES = 4096
 
 
 def create(settings: Settings) -> LocalBackend:
@@ -292,6 +281,4 @@ def _mtime(path: Path) -> datetime:
 def _explain(code: int | None) -> str:
     if code is None:
         return "The job ended without a result: it was killed, or the machine was restarted."
-    if code > 128:
-        return f"The job was ended by signal {code - 128}."
-    return f"The job ended with exit code {code}." if code else ""
+    return explain_exit(code)

@@ -1,0 +1,274 @@
+"""SLURM without anything in between: sbatch, squeue, sacct and scancel, and a directory for each job.
+
+sbatch may run twice for one attempt at a job (pman killed at the wrong moment): the job's own claim lets one of the two
+run. slurm_state.py says what a job's directory holds, slurm_commands.py how SLURM is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pman import logs
+from pman.backends.slurm_commands import QUEUE_AGE_SECONDS, Commands, Queue, SlurmJob
+from pman.backends.slurm_state import (
+    Busy,
+    Files,
+    Record,
+    close,
+    create_directory,
+    discard,
+    find,
+    locked,
+    make_status,
+    modified_at,
+    read_files,
+    settle,
+    stored,
+    write,
+)
+from pman.errors import BadRequest, Conflict, NotFound, Unreachable
+from pman.job import Job
+from pman.render import Spec
+from pman.settings import Settings
+from pman.status import JobState, JobStatus, explain_exit
+
+log = logging.getLogger(__name__)
+
+# Every state of https://slurm.schedmd.com/job_state_codes.html (base states and flags, as squeue and sacct write
+# them) -> pman's state, and what its user reads.
+STATES: dict[str, tuple[JobState, str]] = {
+    "BOOT_FAIL": (JobState.FAILED, "The node of the job did not boot."),
+    "CANCELLED": (JobState.FAILED, "The job was cancelled in SLURM."),
+    "COMPLETED": (JobState.SUCCEEDED, ""),
+    "COMPLETING": (JobState.STARTED, "SLURM is cleaning up after the job."),  # processes may still be there
+    "CONFIGURING": (JobState.NOT_STARTED, "The node of the job is booting."),
+    "DEADLINE": (JobState.FAILED, "The job could not end before its deadline in SLURM."),
+    "EXPEDITING": (JobState.NOT_STARTED, "SLURM is about to run the job again."),
+    "FAILED": (JobState.FAILED, ""),
+    "LAUNCH_FAILED": (JobState.FAILED, "SLURM could not launch the job."),
+    "NODE_FAIL": (JobState.FAILED, "A node of the job failed."),
+    "OUT_OF_MEMORY": (JobState.FAILED, "The job used more memory than its limit."),
+    "PENDING": (JobState.NOT_STARTED, ""),
+    "POWER_UP_NODE": (JobState.NOT_STARTED, "The node of the job is booting."),
+    "PREEMPTED": (JobState.FAILED, "The job was preempted by another one in SLURM."),
+    "RECONFIG_FAIL": (JobState.FAILED, "The node of the job could not be configured."),
+    "REQUEUED": (JobState.NOT_STARTED, "The job was requeued in SLURM."),
+    "REQUEUE_FED": (JobState.NOT_STARTED, "The job was requeued in SLURM's federation."),
+    "REQUEUE_HOLD": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
+    "RESIZING": (JobState.STARTED, ""),
+    "RESV_DEL_HOLD": (JobState.NOT_STARTED, "The job is held: its reservation was deleted."),
+    "REVOKED": (JobState.UNDEFINED, "Another cluster of SLURM's federation runs the job."),  # and may write output
+    "RUNNING": (JobState.STARTED, ""),
+    "SIGNALING": (JobState.STARTED, ""),
+    "SPECIAL_EXIT": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
+    "STAGE_OUT": (JobState.STARTED, "SLURM is staging files out."),  # output may still be on its way
+    "STOPPED": (JobState.STARTED, "The job was stopped in SLURM and keeps its CPUs."),
+    "SUSPENDED": (JobState.STARTED, "The job is suspended in SLURM."),
+    "TIMEOUT": (JobState.FAILED, "The job was ended by its time limit."),
+    "UPDATE_DB": (JobState.STARTED, ""),
+}
+END_SECONDS = 20.0  # the script allows its processes 10 s between TERM and KILL
+RESULT_SETTLES_SECONDS = 60.0  # SLURM knows within this time that the script has ended
+_UNCLAIMED = " Its script did not begin: does every node see SLURM_STATE_DIR under the same path?"
+
+
+class SlurmBackend:
+    """Runs jobs on SLURM. Any number of pman processes may share one state directory."""
+
+    def __init__(self, root: Path, commands: Commands, max_log_bytes: int) -> None:
+        self._root = root
+        self._commands = commands
+        self._queue = Queue(commands)
+        self._max_log_bytes = max_log_bytes
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in (p for p in root.glob(".*-*") if time.time() - p.stat().st_mtime > 3600):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        while True:
+            fresh = not (self._root / job.name).is_dir() and create_directory(self._root, job, spec)
+            with contextlib.suppress(NotFound):  # deleted since
+                return self._submit(find(self._root, job.jid), job.digest, fresh)
+
+    def _submit(self, record: Record, digest: str, fresh: bool) -> JobStatus:
+        if record.digest != digest:
+            raise Conflict(f"There is another job with jid {record.jid}; delete it first, or use another jid.")
+        if (files := read_files(record)).closed and not files.final:
+            raise Conflict(f"The job with jid {record.jid} is still being deleted.")
+        if files.slurm_id is None:
+            with locked(record, wait_seconds=2 * END_SECONDS):
+                try:
+                    if self._hand_over(record, look=not fresh):
+                        return make_status(record, JobState.NOT_STARTED)
+                except BadRequest:
+                    discard(record)
+                    raise
+        return self.status(record.jid)
+
+    def _hand_over(self, record: Record, look: bool) -> bool:
+        """sbatch, unless that was done; `look` for a SLURM job of an earlier try. False when there was one.
+
+        Holds the lock. What a look cannot see, an sbatch that is still on its way, the claim keeps from running.
+        """
+        files = read_files(record)
+        if files.slurm_id or files.final:
+            return False
+        fresh = False
+        known = files.claim or (look and next((job.id for job in self._ask(record)), None))
+        if not known:
+            script = (record.directory / "job.sh").read_text(encoding="utf-8")
+            options = (f"--job-name={record.slurm_name}", f"--chdir={record.directory}")
+            known, fresh = self._commands.sbatch(script, *options), True
+        write(record.directory / "slurm_id", known)
+        return fresh
+
+    def _ask(self, record: Record) -> list[SlurmJob]:
+        """The SLURM jobs of this attempt: from squeue, from sacct once squeue has forgotten them."""
+        return self._queue.find(record.slurm_name) or self._commands.sacct(
+            record.slurm_name, modified_at(record.directory / "job.json")
+        )
+
+    def status(self, jid: str) -> JobStatus:
+        record = find(self._root, jid)
+        files = read_files(record)
+        if files.final:
+            return stored(record)
+        if files.result and not files.result[0]:
+            return self._ended_well(record, files)
+        if files.claim is None and files.slurm_id is None:
+            return self._catch_up(record)
+        try:
+            jobs = self._ask(record)
+        except Unreachable:
+            if files.result is None or _recent(files.result[2]):
+                raise
+            jobs = []
+        return self._judge(record, jobs)
+
+    def _catch_up(self, record: Record) -> JobStatus:
+        """Submit a job whose pman was killed before it did."""
+        try:
+            with locked(record, wait_seconds=0):
+                self._hand_over(record, look=True)
+        except Busy:
+            pass  # another thread or process is at it
+        except BadRequest as error:
+            return settle(make_status(record, JobState.FAILED, str(error)))
+        return make_status(record, JobState.NOT_STARTED)
+
+    def _ended_well(self, record: Record, files: Files) -> JobStatus:
+        assert files.result
+        with contextlib.suppress(Unreachable):  # the result is there all the same
+            jobs = self._queue.jobs(record.slurm_name, time.monotonic() - QUEUE_AGE_SECONDS)
+            if any(job.id == files.claim and job.state == "RUNNING" for job in jobs) and _recent(files.result[2]):
+                return make_status(record, JobState.STARTED)  # the script is just leaving
+        return settle(make_status(record, JobState.SUCCEEDED, "", files.result[2]))
+
+    def _judge(self, record: Record, jobs: list[SlurmJob]) -> JobStatus:
+        files = read_files(record)  # again: SLURM was asked before, so what it saw end has left its files
+        job = _owner(files, jobs)
+        if files.result and (job is None or _ended(job) or not _recent(files.result[2])):
+            code, reason, ended_at = files.result
+            state = JobState.FAILED if code else JobState.SUCCEEDED
+            return settle(make_status(record, state, _explain(code, reason, job), ended_at))
+        if files.claim is None and (job is None or _ended(job)) and not close(record):
+            return make_status(record, JobState.STARTED)  # by a second SLURM job, at this moment
+        if job is None:
+            return settle(make_status(record, JobState.FAILED, _lost(record, files)))
+        return _by_slurm(record, files, job)
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        record = status.private
+        assert isinstance(record, Record)
+        text = logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
+        if status.state is not JobState.FAILED:
+            return text
+        own = sorted(record.directory.glob("slurm-*.log"))
+        said = (logs.tail_file(path, max_lines, self._max_log_bytes, within=record.directory) for path in own)
+        return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
+
+    def delete(self, jid: str) -> None:
+        record = find(self._root, jid)
+        with locked(record, wait_seconds=2 * END_SECONDS):
+            if not read_files(record).final:
+                self._end(record)
+            discard(record)
+
+    def _end(self, record: Record) -> None:
+        """Nothing of the job starts any more, and what runs of it ends."""
+        close(record)
+        deadline = time.monotonic() + END_SECONDS
+        jobs, cancelled = self._queue.find(record.slurm_name), set[str]()
+        while active := {job.id for job in jobs if not _ended(job)}:
+            if new := sorted(active - cancelled):
+                self._commands.run("scancel", "--quiet", *new)
+                cancelled |= active
+            if time.monotonic() > deadline:
+                raise Unreachable(f"SLURM has not ended job {' '.join(sorted(active))} yet.")
+            jobs = self._queue.jobs(record.slurm_name, time.monotonic())
+
+    def ping(self) -> None:
+        if not os.access(self._root, os.W_OK):
+            raise Unreachable(f"The state directory {self._root} cannot be written.")
+        self._queue.jobs("", time.monotonic() - QUEUE_AGE_SECONDS)
+
+
+def create(settings: Settings) -> SlurmBackend:
+    """The backend over SLURM_STATE_DIR."""
+    assert settings.slurm_state_dir  # settings.check_for_service
+    commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
+    return SlurmBackend(Path(settings.slurm_state_dir), commands, settings.job_logs_max_kib * 1024)
+
+
+def _recent(when: datetime) -> bool:
+    return abs((datetime.now(UTC) - when).total_seconds()) < RESULT_SETTLES_SECONDS
+
+
+def _ended(job: SlurmJob) -> bool:
+    return STATES.get(job.state, (JobState.UNDEFINED, ""))[0].final
+
+
+def _owner(files: Files, jobs: list[SlurmJob]) -> SlurmJob | None:
+    """Of the SLURM jobs of one attempt, the one that counts: it has the claim, or may still take it."""
+    if files.claim:
+        return next((job for job in jobs if job.id == files.claim), None)
+    return next((job for job in jobs if not _ended(job)), jobs[-1] if jobs else None)
+
+
+def _by_slurm(record: Record, files: Files, job: SlurmJob) -> JobStatus:
+    """What SLURM says, for a job that has left no result of its own."""
+    state, message = STATES.get(job.state, (JobState.UNDEFINED, f"SLURM says {job.state}."))
+    if state is JobState.UNDEFINED:
+        log.warning("job %s is %s in SLURM", record.jid, job.state)
+    if not _ended(job):
+        if state is JobState.NOT_STARTED and files.claim == job.id:
+            state, message = JobState.STARTED, ""  # squeue is a moment behind
+        elif job.state == "PENDING" and job.reason not in ("", "None"):
+            message = f"Waiting in SLURM's queue: {job.reason}."
+        return make_status(record, state, message)
+    if files.claim is None and state is JobState.SUCCEEDED:
+        state = JobState.FAILED
+    if state is JobState.FAILED and not message:
+        message = f"SLURM says {job.state} ({job.reason})." + (_UNCLAIMED if files.claim is None else "")
+    return settle(make_status(record, state, message, job.ended_at))
+
+
+def _explain(code: int, reason: str, job: SlurmJob | None) -> str:
+    """SLURM knows better than the script why a signal came; the script knows its own exit code."""
+    said = STATES.get(job.state, (None, ""))[1] if job else ""
+    return said or reason or explain_exit(code)
+
+
+def _lost(record: Record, files: Files) -> str:
+    if files.claim is None:
+        return "SLURM no longer knows the job, and it never began: it was cancelled while it was waiting."
+    try:
+        return (record.directory / "ending").read_text().strip().partition(" ")[2]
+    except FileNotFoundError:
+        return "The job ended without a result, and SLURM no longer knows it: it was killed, or its node failed."

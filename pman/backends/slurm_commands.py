@@ -1,0 +1,146 @@
+"""SLURM's commands as argument vectors, and one squeue for all who ask at the same time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pman.errors import BackendError, BadRequest, Unreachable
+
+# What SLURM's commands say when the same call may succeed later; anything else is a refusal.
+_TRANSIENT = re.compile(
+    r"unable to contact|socket timed out|connection refused|temporarily|connection failure|connect failure|standby"
+    r"|zero bytes|protocol authentication|munge|invalid auth|persistent connection|communication|timed out",
+    re.IGNORECASE,
+)
+QUEUE_AGE_SECONDS = 1.0
+# pman's own environment holds secrets, and SBATCH_* would outweigh the template. The script drops the last two.
+_PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT", "SSH_AUTH_SOCK")
+_QUEUE_FIELDS = "%A|%T|%e|%j|%r"
+_ACCOUNT_FIELDS = "JobIDRaw,State,End,JobName"
+_ROW = re.compile(r"(\d+)\|([A-Z_]+)[^|]*\|([^|]*)\|([a-z0-9-]+\.[0-9a-f]{8})(?:\|(.*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmJob:
+    """What SLURM says of one of its jobs. ended_at is an estimate while the job runs."""
+
+    id: str
+    name: str
+    state: str
+    reason: str
+    ended_at: datetime | None
+
+
+class Commands:
+    """SLURM's commands, on this machine or behind SLURM_COMMAND_PREFIX."""
+
+    def __init__(self, prefix: Sequence[str], timeout_seconds: float) -> None:
+        self._prefix = list(prefix)
+        self._timeout_seconds = timeout_seconds
+        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        self._environment = {"LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s", **passed}
+
+    def run(self, *argv: str, text: str = "") -> str:
+        """Standard output. Raises Unreachable when SLURM does not answer, BadRequest with its words when it refuses."""
+        try:
+            done = subprocess.run(
+                self._line(argv), env=self._environment, input=text.encode(), capture_output=True,
+                timeout=self._timeout_seconds, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"{argv[0]} did not answer within {self._timeout_seconds:g} s.") from None
+        except OSError as error:
+            raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.") from error
+        if done.returncode == 0:
+            return done.stdout.decode(errors="replace")
+        words = done.stderr.decode(errors="replace").strip()
+        if _TRANSIENT.search(words) or done.returncode == 255:  # 255: ssh could not connect
+            raise Unreachable(f"SLURM does not answer: {_short(words)}", detail=words)
+        raise BadRequest(f"SLURM refused: {_short(words)}", detail=words)
+
+    def sbatch(self, script: str, *options: str) -> str:
+        """The number of the new job. After Unreachable there may be one."""
+        text = self.run("sbatch", "--parsable", *options, text=script)
+        if found := re.search(r"^(\d+)(;.*)?$", text, re.MULTILINE):
+            return found[1]
+        raise Unreachable("sbatch did not say the number of the job.", detail=text)
+
+    def sacct(self, name: str, since: datetime) -> list[SlurmJob]:
+        """The jobs of that name in the accounts, [] also where SLURM keeps none."""
+        days = (datetime.now(UTC) - since) // timedelta(days=1) + 2  # a margin for clocks that differ
+        try:
+            text = self.run(
+                "sacct", "--allocations", "--noheader", "--parsable2", f"--name={name}",
+                f"--starttime=now-{days}days", f"--format={_ACCOUNT_FIELDS}",
+            )  # fmt: skip
+        except BadRequest:  # accounting storage is disabled
+            return []
+        return [job for job in _rows(text) if job.name == name]
+
+    def _line(self, argv: Sequence[str]) -> list[str]:
+        if not self._prefix:
+            return list(argv)
+        line = ["env", "SLURM_TIME_FORMAT=%s", *argv]
+        if Path(self._prefix[0]).name == "ssh":  # sshd hands what it gets to a shell
+            line = [shlex.join(line)]
+        return [*self._prefix, *line]
+
+
+class Queue:
+    """What squeue says of this user's jobs: one call for all threads that ask within QUEUE_AGE_SECONDS."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._lock = threading.Lock()
+        self._begun_at = -QUEUE_AGE_SECONDS
+        self._jobs: dict[str, list[SlurmJob]] = {}
+        self._error = ""
+
+    def jobs(self, name: str, begun_after: float) -> list[SlurmJob]:
+        """The SLURM jobs of that name, as squeue saw them in a call begun after that time of time.monotonic()."""
+        with self._lock:
+            if self._begun_at < begun_after:
+                time.sleep(max(0.0, self._begun_at + QUEUE_AGE_SECONDS - time.monotonic()))
+                self._begun_at = time.monotonic()
+                self._read()
+            if self._error:
+                raise Unreachable(self._error)
+            return self._jobs.get(name, [])
+
+    def find(self, name: str) -> list[SlurmJob]:
+        """The SLURM jobs of that name; [] only when a call that began after this one did not see any."""
+        now = time.monotonic()
+        return self.jobs(name, now - QUEUE_AGE_SECONDS) or self.jobs(name, now)
+
+    def _read(self) -> None:
+        self._jobs, self._error = {}, ""
+        try:
+            text = self._commands.run("squeue", "--me", "--noheader", "--states=all", f"--format={_QUEUE_FIELDS}")
+        except (Unreachable, BadRequest, BackendError) as error:
+            self._error = str(error)
+            return
+        for job in _rows(text):
+            self._jobs.setdefault(job.name, []).append(job)
+
+
+def _rows(text: str) -> Iterator[SlurmJob]:
+    for line in text.splitlines():
+        if row := _ROW.fullmatch(line):
+            number, state, end, name, reason = row.groups()
+            yield SlurmJob(
+                number, name, state, reason or "", datetime.fromtimestamp(int(end), UTC) if end.isdigit() else None
+            )
+
+
+def _short(words: str) -> str:
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in words.splitlines()]
+    return " ".join(lines)[:1000] or "no reason given."
