@@ -11,17 +11,20 @@ if [ "${1-}" != claim ]; then
   exit 0
 fi
 # Second stage: link(2) is atomic, so of all processes that start this job exactly one goes on.
+# The working directory is the job's state directory, held by inode: once DELETE has moved it away, nothing starts.
 echo "$2 $$" >".claim.$$"
 ln ".claim.$$" claim 2>/dev/null || { rm -f ".claim.$$"; exit 0; }
 rm -f ".claim.$$"
 set -m # every worker is a process group of its own
 workers_started=()
+interruptions=0 # signals that ended a wait(1) before its time
+limit_is_near=
 clean_up() { :; } # a container runtime puts its own here
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   [ -z "${watchdog-}" ] || kill -KILL -- "-$watchdog" 2>/dev/null
   printf '%s %s\n' "$1" "$2" >rc.new && mv rc.new rc
-  exit 0
+  exit "$1"
 }
 
 signal_workers() { # SIGNAL: true while any process of any worker is left
@@ -31,8 +34,9 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
 }
 
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
-  trap '' TERM INT HUP USR1
-  [ ! -e rc ] || exit 0
+  trap '' TERM INT HUP USR1 USR2
+  [ ! -e rc ] || exit "$1"
+  printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   signal_workers TERM
   for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
   signal_workers KILL
@@ -40,23 +44,40 @@ stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   finish "$1" "$2"
 }
 
-supervise() {
-  local index group code worst=0 directory
-  for directory in "$incoming" "$outgoing"; do
-    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
-  done
-  trap 'stop 143 "ended by a signal"' TERM INT HUP
-  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+stop_by_signal() {
+  [ -z "$limit_is_near" ] || stop 124 "ended by its time limit"
+  stop 143 "ended by a signal"
+}
+
+start_workers() {
+  local index
   for ((index = 0; index < workers; index++)); do
     (run_worker "$index") </dev/null >"stdout.$index" 2>"stderr.$index" &
     workers_started+=("$!")
   done
+}
+
+reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
+  local seen code
+  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  return "$code"
+}
+
+supervise() {
+  local group code worst=0 directory
+  for directory in "$incoming" "$outgoing"; do
+    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
+  done
+  trap stop_by_signal TERM INT HUP
+  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning
+  start_workers
   if [ "$time_limit_s" -gt 0 ]; then
     (sleep "$time_limit_s" && kill -USR1 "$$") &
     watchdog=$!
   fi
   for group in "${workers_started[@]}"; do
-    wait "$group"
+    reap "$group"
     code=$?
     kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
     [ "$code" -le "$worst" ] || worst=$code
