@@ -69,3 +69,4 @@ class Unreachable(PmanError):
 
     http_status = 503
     transient = True
+    retry_after_seconds = 0.0  # what the backend asked for (Retry-After)

@@ -22,6 +22,14 @@ def _transient(error: BaseException) -> bool:
     return isinstance(error, PmanError) and error.transient
 
 
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.1, max=2)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_BACKOFF(state), getattr(error, "retry_after_seconds", 0.0))
+
+
 def _log(state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     log.warning("attempt %d failed, trying again: %s", state.attempt_number, error)
@@ -29,8 +37,8 @@ def _log(state: tenacity.RetryCallState) -> None:
 
 _POLICY = tenacity.Retrying(
     retry=tenacity.retry_if_exception(_transient),
-    stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(TOTAL_SECONDS),
-    wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+    stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(TOTAL_SECONDS),
+    wait=_wait,
     before_sleep=_log,
     reraise=True,
 )

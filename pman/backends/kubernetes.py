@@ -1,0 +1,337 @@
+"""Kubernetes: a job is one batch/v1 Job in JOB_NAMESPACE, and that object is all that is kept of it.
+
+Identity: the object is named after the jid (`job.name`), its annotations hold the jid itself and the digest of the
+request. What is submitted is the rendered template, parsed and otherwise as it is, with fieldValidation=Strict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import yaml
+
+from pman import logs
+from pman.backends import kubernetes_reasons as reasons
+from pman.backends.kubernetes_api import Api, LogsUnavailable, Object, connect
+from pman.errors import BackendError, BadRequest, Conflict, NotFound, PmanError, Refused, TemplateError, TooLarge
+from pman.job import Job, backend_name
+from pman.render import Spec
+from pman.settings import Settings
+from pman.status import JobState, JobStatus, merge
+
+log = logging.getLogger(__name__)
+
+# Conditions that are True and counters above zero of a Job's status -> the state; the first row that holds counts.
+# https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/#JobStatus lists them.
+STATES: Mapping[str, JobState | None] = {
+    "Complete": JobState.SUCCEEDED,
+    "Failed": JobState.FAILED,
+    "SuccessCriteriaMet": JobState.STARTED,  # all pods ended, they are still being counted
+    "FailureTarget": JobState.STARTED,  # other pods are still being killed and may write until then
+    "Suspended": JobState.NOT_STARTED,
+    "ready": JobState.STARTED,
+    "succeeded": JobState.STARTED,  # of several workers some
+    "failed": JobState.STARTED,  # and will be tried again, or the condition is about to come
+    "uncountedTerminatedPods": JobState.STARTED,
+    "terminating": JobState.STARTED,
+    "active": None,  # not ready yet or not any more: the pods say which
+    "startTime": JobState.NOT_STARTED,  # no pod could be made yet
+    "": JobState.NOT_STARTED,  # nobody has looked at the job yet
+}
+# https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-phase
+POD_STATES: Mapping[str, JobState] = {
+    "Pending": JobState.NOT_STARTED,
+    "Running": JobState.STARTED,
+    "Succeeded": JobState.STARTED,  # final only when the Job says so
+    "Failed": JobState.STARTED,
+    "Unknown": JobState.STARTED,  # its node does not answer
+}
+_CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
+
+# What deploy/kubernetes/rbac.yaml grants: verb, API group, resource, subresource.
+RIGHTS = (
+    ("create", "batch", "jobs", ""),
+    ("get", "batch", "jobs", ""),
+    ("list", "batch", "jobs", ""),
+    ("patch", "batch", "jobs", ""),
+    ("delete", "batch", "jobs", ""),
+    ("list", "", "pods", ""),
+    ("get", "", "pods", "log"),
+    ("list", "", "events", ""),
+)
+JID, DIGEST = "org.chrisproject.pman.jid", "org.chrisproject.pman.digest"
+OURS = "app.kubernetes.io/managed-by=pman"
+# etcd refuses requests above 1.5 MiB, and says so misleadingly (422 "selector not auto-generated", measured).
+MAX_BODY_BYTES = 1_500_000
+REPLACE_SECONDS = 40.0  # how long a POST waits for the pods of a deleted job with the same jid to end
+POLL_SECONDS = 0.25
+MIN_LOG_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What status() has read: the Job, and its pods where they were needed."""
+
+    job: Object
+    pods: tuple[Object, ...] | None
+
+
+class KubernetesBackend:
+    """Jobs of one namespace. All state is the cluster's; any number of pman processes may share it."""
+
+    def __init__(self, api: Api, settings: Settings) -> None:
+        self._api = api
+        self._namespace = settings.job_namespace
+        self._core = f"/api/v1/namespaces/{self._namespace}"
+        self._jobs = f"/apis/batch/v1/namespaces/{self._namespace}/jobs"
+        self._patience = timedelta(minutes=settings.stuck_job_patience_minutes)
+        self._max_log_bytes = settings.job_logs_max_kib * 1024
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        body = _body(job, spec)
+        deadline = time.monotonic() + REPLACE_SECONDS
+        while True:
+            code, created = self._api.call("POST", self._jobs, {"fieldValidation": "Strict"}, body, allow=(409,))
+            if code != 409:
+                return _status(created, JobState.NOT_STARTED)
+            existing = self._read(job.name)
+            if existing and "deletionTimestamp" not in existing["metadata"]:
+                _check_same(existing, job)
+                return self._status(existing)
+            if time.monotonic() > deadline:
+                raise Conflict(
+                    f"The deleted job with jid {job.jid} has pods that do not end, perhaps on a node that does not "
+                    "answer; try again when they are gone."
+                )
+            time.sleep(POLL_SECONDS)
+
+    def status(self, jid: str) -> JobStatus:
+        return self._status(self._find(jid))
+
+    def _read(self, name: str) -> Object | None:
+        code, job = self._api.call("GET", f"{self._jobs}/{name}", allow=(404,))
+        return None if code == 404 else job
+
+    def _find(self, jid: str) -> Object:
+        job = self._read(backend_name(jid))
+        if job is None or _annotation(job, JID) != jid or "deletionTimestamp" in job["metadata"]:
+            raise NotFound(f"There is no job with jid {jid}.")
+        return job
+
+    def _status(self, job: Object) -> JobStatus:
+        state = job_state(job["status"])
+        if state is JobState.SUCCEEDED:
+            return _status(job, state)
+        pods = self._pods(job)
+        if state is JobState.FAILED:
+            return _status(job, state, reasons.failure(job, pods), pods)
+        state = state or pods_state(pods)
+        if state is JobState.NOT_STARTED:
+            return _status(job, state, self._waits(job, pods), pods)
+        return _status(job, state, reasons.node_silent(pods), pods)
+
+    def _pods(self, job: Object) -> tuple[Object, ...]:
+        """The pods of this very object, in index order; of those that tried one index the newest."""
+        selector = f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
+        found = self._api.call("GET", f"{self._core}/pods", {"labelSelector": selector})[1]["items"]
+        return _in_order(found, indexed=job["spec"].get("completionMode") == "Indexed")
+
+    def _waits(self, job: Object, pods: Sequence[Object]) -> str:
+        """Why the job does not start. One that cannot start is ended when patience with it is over."""
+        if any(condition["type"] == "Suspended" for condition in job["status"].get("conditions", [])):
+            return "The job is suspended."
+        reason = reasons.waiting(job, pods, functools.cache(self._events))
+        stuck = not reason.can_heal and reason.since is not None
+        if stuck and datetime.now(UTC) - (reason.since or datetime.now(UTC)) >= self._patience:
+            self._give_up(job, reason.sentence)
+        return reason.sentence
+
+    def _events(self, uid: str) -> list[Object]:
+        found = self._api.call("GET", f"{self._core}/events", {"fieldSelector": f"involvedObject.uid={uid}"})[1]
+        return list(found["items"])
+
+    def _give_up(self, job: Object, sentence: str) -> None:
+        """Have Kubernetes fail the job: its condition Failed makes it final, for every pman alike.
+
+        A deadline that has passed does it; there are no logs that it could take away. Nothing happens when the job
+        has changed since it was read.
+        """
+        metadata = {"annotations": {reasons.GAVE_UP: sentence}, "resourceVersion": job["metadata"]["resourceVersion"]}
+        patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
+        self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        found = status.private
+        assert isinstance(found, _Found)
+        if status.state is JobState.NOT_STARTED or max_lines <= 0:
+            return ""
+        pods = self._pods(found.job) if found.pods is None else found.pods
+        share = max(1, max_lines // max(1, len(pods)))
+        size = max(MIN_LOG_BYTES, self._max_log_bytes // max(1, len(pods)))
+        texts = [self._log(found.job, pod, share, size) if _begun(pod) else "" for pod in pods]
+        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+
+    def _log(self, job: Object, pod: Object, max_lines: int, max_bytes: int) -> str:
+        query = {"container": _container(job)["name"], "tailLines": str(max_lines)}
+        try:
+            return logs.clean(self._api.tail(f"{self._core}/pods/{pod['metadata']['name']}/log", query, max_bytes))
+        except LogsUnavailable as error:
+            return f"[pman: these logs cannot be read now: {error}]\n"
+
+    def delete(self, jid: str) -> None:
+        """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them."""
+        job = self._find(jid)
+        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": job["metadata"]["uid"]}}
+        self._api.call("DELETE", f"{self._jobs}/{job['metadata']['name']}", body=options, allow=(404, 409))
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        found = self._api.call("GET", self._jobs, {"labelSelector": OURS})[1]["items"]
+        ours = [job for job in found if _annotation(job, JID) and "deletionTimestamp" not in job["metadata"]]
+        ours = sorted(ours, key=lambda job: str(job["metadata"]["creationTimestamp"]), reverse=True)[:limit]
+        pods: dict[str, list[Object]] = {}
+        if any(job_state(job["status"]) in (None, JobState.FAILED) for job in ours):
+            for pod in self._api.call("GET", f"{self._core}/pods", {"labelSelector": OURS})[1]["items"]:
+                owner = pod["metadata"]["labels"].get("batch.kubernetes.io/controller-uid", "")
+                pods.setdefault(owner, []).append(pod)
+        return [_listed(job, pods.get(job["metadata"]["uid"], [])) for job in ours]
+
+    def ping(self) -> None:
+        missing = [right for right in RIGHTS if not self._may(*right)]
+        if missing:
+            raise BackendError(" ".join(_missing(*right, self._namespace) for right in missing))
+        with contextlib.suppress(Refused, BadRequest):  # quota or policy: the job is refused, not pman
+            # A namespace that does not exist shows in nothing but this.
+            self._api.call("POST", self._jobs, {"dryRun": "All"}, _PROBE)
+
+    def _may(self, verb: str, group: str, resource: str, subresource: str) -> bool:
+        attributes = {"namespace": self._namespace, "verb": verb, "group": group, "resource": resource}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes | {"subresource": subresource}},
+        }  # fmt: skip
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        return bool(self._api.call("POST", path, body=review)[1]["status"]["allowed"])
+
+
+_PROBE = {
+    "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "pman-probe"},
+    "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "job", "image": "none"}]}}},
+}  # fmt: skip
+
+
+def create(settings: Settings) -> KubernetesBackend:
+    """The backend over the cluster that pman runs in, else over KUBECONFIG. Missing rights go to the log."""
+    backend = KubernetesBackend(Api(connect), settings)
+    try:
+        backend.ping()
+    except PmanError as error:
+        log.error("Kubernetes is not ready for jobs: %s", error)
+    return backend
+
+
+def job_state(status: Mapping[str, Any]) -> JobState | None:
+    """The state that a Job's status stands for by STATES; None where its pods have to be asked."""
+    conditions = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
+    counters = {name for name in STATES.keys() - set(_CONDITIONS) if _counted(status.get(name))}
+    if unknown := conditions - set(_CONDITIONS):
+        log.warning("unknown conditions of a Job: %s", ", ".join(sorted(unknown)))
+        if not conditions & set(_CONDITIONS) and not counters:
+            return JobState.UNDEFINED
+    return next(STATES[name] for name in STATES if name in conditions or name in counters or not name)
+
+
+def pods_state(pods: Iterable[Mapping[str, Any]]) -> JobState:
+    """Whether any of the pods has begun."""
+    return merge(JobState.STARTED if _begun(pod) else JobState.NOT_STARTED for pod in pods)
+
+
+def _begun(pod: Mapping[str, Any]) -> bool:
+    status = pod["status"]
+    states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
+    ran = any("running" in state or "terminated" in state for state in states)
+    return ran or POD_STATES.get(status.get("phase", "Pending"), JobState.UNDEFINED) is not JobState.NOT_STARTED
+
+
+def _counted(value: object) -> bool:
+    return any(value.values()) if isinstance(value, dict) else bool(value)
+
+
+def _body(job: Job, spec: Spec) -> bytes:
+    """The spec as JSON. Raises TemplateError where it is no Job that can be found again under its jid."""
+    try:
+        document = yaml.load(spec.text, Loader=_LOADER)  # noqa: S506 - a SafeLoader
+        metadata = document["metadata"]
+        identity = (metadata["name"], metadata["annotations"][JID], metadata["annotations"][DIGEST])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise TemplateError(
+            f"k8s/job.yaml.j2:1: the template renders no Kubernetes Job with name, {JID} and {DIGEST}: {error}"
+        ) from error
+    if identity != (job.name, job.jid, job.digest):
+        raise TemplateError(f"k8s/job.yaml.j2:1: metadata must hold job.name and the annotations {JID} and {DIGEST}")
+    body = json.dumps(document).encode()
+    if len(body) > MAX_BODY_BYTES:
+        raise TooLarge(f"The job is too large for Kubernetes: {len(body)} bytes, of which it takes {MAX_BODY_BYTES}.")
+    return body
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _check_same(existing: Object, job: Job) -> None:
+    if _annotation(existing, JID) != job.jid:
+        raise Conflict(f"The name {job.name} is taken in the namespace by a job that is not pman's; use another jid.")
+    if _annotation(existing, DIGEST) != job.digest:
+        raise Conflict(f"There is another job with jid {job.jid}; delete it first, or use another jid.")
+
+
+def _annotation(job: Object, name: str) -> str:
+    return str(job["metadata"].get("annotations", {}).get(name, ""))
+
+
+def _container(job: Object) -> Object:
+    containers: list[Object] = job["spec"]["template"]["spec"]["containers"]
+    return next((container for container in containers if container["name"] == "job"), containers[0])
+
+
+def _status(job: Object, state: JobState, message: str = "", pods: tuple[Object, ...] | None = None) -> JobStatus:
+    container = _container(job)
+    argv = [word.replace("$$", "$") for word in [*container.get("command", []), *container.get("args", [])]]
+    return JobStatus(
+        jid=_annotation(job, JID),
+        image=container["image"],
+        cmd=shlex.join(argv),
+        state=state,
+        message=message,
+        finished_at=_finished_at(job["status"]) if state.final else None,
+        private=_Found(job, pods),
+    )
+
+
+def _finished_at(status: Mapping[str, Any]) -> datetime | None:
+    conditions = (c for c in status.get("conditions", []) if c["type"] in ("Complete", "Failed"))
+    return reasons.time(status.get("completionTime") or next((c["lastTransitionTime"] for c in conditions), None))
+
+
+def _listed(job: Object, pods: list[Object]) -> JobStatus:
+    state = job_state(job["status"])
+    message = reasons.failure(job, pods) if state is JobState.FAILED else ""
+    return _status(job, state or pods_state(pods), message)
+
+
+def _in_order(pods: Iterable[Object], indexed: bool) -> tuple[Object, ...]:
+    ordered = sorted(pods, key=lambda pod: (reasons.index(pod), str(pod["metadata"]["creationTimestamp"])))
+    return tuple({reasons.index(pod): pod for pod in ordered}.values()) if indexed else tuple(ordered)
+
+
+def _missing(verb: str, group: str, resource: str, subresource: str, namespace: str) -> str:
+    what = f"{resource}/{subresource}" if subresource else f"{resource}.{group}" if group else resource
+    return f"pman lacks the right to {verb} {what} in the namespace {namespace}: see deploy/kubernetes/rbac.yaml."
