@@ -1,0 +1,70 @@
+"""scripts/dev over every real backend, and the smoke tests against it, as a developer would call them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import development
+from tests.rig import ROOT, wait_for
+from tests.test_http import free_port
+
+ENGINES = {
+    "slurm": ("slurm",),
+    "cromwell": ("slurm", "--cromwell"),
+    "swarm": ("swarm",),
+    "docker": ("swarm",),
+    "podman": ("podman",),
+    "kubernetes": ("kubernetes",),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.live(engine[0])) for name, engine in ENGINES.items()]
+)
+def test_dev_and_smoke(name: str, tmp_path: Path) -> None:
+    engine = development(*ENGINES[name])
+    port = free_port()
+    store = tmp_path / "store"
+    store.mkdir()
+    env = {**os.environ, "PORT": str(port), "STOREBASE": str(store)}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(ROOT / "scripts/dev"), "--on", name], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+
+        def ready() -> bool:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            try:
+                return requests.get(f"{url}/readyz", timeout=30).status_code == 200
+            except requests.ConnectionError:
+                return False
+
+        wait_for(ready, 120, f"pman over {name}", every=0.2)
+        image = engine.get("PMAN_TEST_IMAGE", "docker.io/library/busybox")
+        if name == "cromwell":
+            image = "pman-test:busybox"
+        command = [str(ROOT / "scripts/smoke"), url, image]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.mark.live("swarm")
+def test_test_swarm() -> None:
+    development("swarm")
+    done = subprocess.run(
+        [str(ROOT / "scripts/test_swarm.sh")], capture_output=True, text=True, check=False, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok ") == 15

@@ -1,0 +1,54 @@
+"""Files of deploy/ that no engine is needed to judge."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from pman.settings import Settings
+from tests.rig import ROOT
+
+MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+COMPOSE = [ROOT / "deploy/compose.yml", ROOT / "deploy/compose.slurm.yml", ROOT / "compose.dev.yml"]
+FOREIGN = {"JAVA_OPTS", "SLURM_CONF", "PATH", "PYTHONPATH"}
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_fit_the_api(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text()):
+        kubernetes_validate.validate(document, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
+def test_compose_files_set_settings_that_exist(path: Path) -> None:
+    for name, service in yaml.safe_load(path.read_text())["services"].items():
+        for variable in service.get("environment", {}):
+            known = variable.lower() in Settings.model_fields or variable in FOREIGN
+            assert known or (name == "cromwell" and variable.startswith("PMAN_")), variable
+
+
+def test_manifest_sets_settings_that_exist() -> None:
+    deployment = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/pman.yaml").read_text()))
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert {entry["name"].lower() for entry in container["env"]} <= set(Settings.model_fields)
+
+
+def test_systemd_unit() -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(ROOT / "deploy/pman.service")
+    assert set(parser.sections()) == {"Unit", "Service", "Install"}
+    assert parser["Service"]["ExecStart"].endswith("/bin/pman serve")
+    assert parser["Service"]["KillMode"] == "process"  # jobs of the embedded backend outlive pman
+
+
+def test_dockerfile_names_files_that_exist() -> None:
+    text = (ROOT / "deploy/Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
+        for name in line.split():
+            assert (ROOT / name).exists(), name
