@@ -82,7 +82,8 @@ def render(
         requests = list(_requests(request_file.read()))
         if len(requests) != 1 and out is None:
             raise BadRequest(f"{len(requests)} requests were given: name a directory with --out.")
-        with click.progressbar(requests, label="rendering", file=sys.stderr, hidden=out is None) as progress:
+        quiet = out is None or not sys.stderr.isatty()
+        with click.progressbar(requests, label="rendering", file=sys.stderr, hidden=quiet) as progress:
             for data in progress:
                 job = make_job(validate(data), config)
                 spec = renderer.render(job, target)

@@ -146,6 +146,8 @@ def read_site(overlay: Path | None) -> Mapping[str, Any]:
         return {}
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)  # noqa: S506 - a SafeLoader
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{path}:1: this is no UTF-8: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TemplateError(f"{path}:{line}: {error.problem}") from None
@@ -161,6 +163,8 @@ class StrictLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.MarkedYAMLError(problem="a key must be one word or text", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -170,18 +174,23 @@ class StrictLoader(yaml.SafeLoader):
 def explain(error: Exception, name: str) -> str:
     """`file:line: cause` of an error raised while the template `name` was compiled or rendered."""
     if isinstance(error, jinja2.TemplateSyntaxError):
-        unknown = re.search(r"No (filter|test) named '(\w+)'", error.message or "")
-        near = sandbox.hint(unknown[2], sandbox.known(unknown[1])) if unknown else ""
-        return f"{error.filename or error.name or name}:{error.lineno}: {error.message}{near}"
+        return f"{error.filename or error.name or name}:{error.lineno}: {_cause(error)}"
     place = f"{name}:1"
     traceback = error.__traceback__
     while traceback:
         if traceback.tb_frame.f_code.co_filename.endswith(".j2"):
             place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
+    return f"{place}: {_cause(error)}"
+
+
+def _cause(error: Exception) -> str:
+    message = (error.message if isinstance(error, jinja2.TemplateError) else None) or str(error)
     if isinstance(error, jinja2.TemplateNotFound):
-        return f"{place}: there is no template {error.message}"
-    return f"{place}: {error}"
+        return f"there is no template {message}"
+    if unknown := re.search(r"No (filter|test) named '(\w+)'", message):
+        return unknown[0] + sandbox.hint(unknown[2], sandbox.known(unknown[1]))
+    return message
 
 
 def _origin(pieces: Iterator[str]) -> tuple[str, int]:

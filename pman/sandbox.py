@@ -61,9 +61,9 @@ class TimedOut(Exception):
 
 
 @contextmanager
-def time_limit(seconds: float = MAX_RENDER_SECONDS) -> Iterator[None]:
-    """Templates that this thread renders inside end with TimedOut after `seconds`, at their next step."""
-    _clock.deadline = time.monotonic() + seconds
+def time_limit() -> Iterator[None]:
+    """Templates that this thread renders inside end with TimedOut after MAX_RENDER_SECONDS, at their next step."""
+    _clock.deadline = time.monotonic() + MAX_RENDER_SECONDS
     try:
         yield
     finally:
@@ -100,6 +100,7 @@ def _literal(function: Callable[[Any], str], value: Any) -> Markup:
         return value
     if isinstance(value, jinja2.Undefined):
         str(value)  # raises, with the name
+        raise jinja2.UndefinedError("an inline `if` without `else` has no value here")
     return Markup(function(value))  # noqa: S704 - what makes it safe
 
 
@@ -189,6 +190,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(getattr(__obj, "__self__", None), Markup):
             raise TypeError(_QUOTED)
         return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        if isinstance(getattr(value, "__self__", None), Markup):
+            raise TypeError(_QUOTED)
+        return super().wrap_str_format(value)
 
     def _load_template(self, name: str, globals: Any) -> jinja2.Template:  # noqa: A002
         self.tick()

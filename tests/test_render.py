@@ -1,0 +1,371 @@
+"""Templates of a site: extending, shadowing, quoting that cannot be lost, errors that say where, bounds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pman import job, render, sandbox, settings
+from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge
+
+REQUEST: dict[str, Any] = {
+    "jid": "chris-jid-1", "type": "ds", "auid": "cube", "image": "docker.io/lab/app:1", "entrypoint": ["app"],
+    "args": ["it's", "<&>"], "number_of_workers": 2, "cpu_limit": 1500, "memory_limit": 512, "gpu_limit": 0,
+    "env": ["A=it's <b>"],
+}  # fmt: skip
+Overlay = Callable[..., render.Renderer]
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Overlay:
+    """Writes files (path -> text) into an overlay directory; the renderer that uses it."""
+
+    def write(files: dict[str, str], **environment: str) -> render.Renderer:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        config = settings.load({"STOREBASE": "/store", "TEMPLATES_DIR": str(tmp_path), **environment})
+        return render.Renderer(config)
+
+    return write
+
+
+def text(renderer: render.Renderer, target: str = "local", **fields: Any) -> str:
+    config = settings.load({"STOREBASE": "/store"})
+    return renderer.render(job.make_job(job.validate(REQUEST | fields), config), target).text
+
+
+def shell(overlay: Overlay, body: str, **fields: Any) -> str:
+    """What a shell template with this body renders to."""
+    return text(overlay({"local/job.sh.j2": body}), **fields)
+
+
+# -- overlays ------------------------------------------------------------------------------------------------------
+
+
+def test_a_site_extends_a_shipped_template_by_one_block(overlay: Overlay) -> None:
+    plain = text(overlay({}), "wdl")
+    block = (
+        '{% extends "shipped/wdl/job.wdl.j2" %}\n'
+        "{% block site_attributes %}\n    account: {{ site.account }}\n{% endblock %}\n"
+    )
+    changed = text(overlay({"wdl/job.wdl.j2": block, "site.yaml": 'account: "lab 7"\n'}), "wdl")
+    assert set(changed.splitlines()) - set(plain.splitlines()) == {'    account: "lab 7"'}
+    assert set(plain.splitlines()) <= set(changed.splitlines())
+
+
+def test_a_site_shadows_what_shipped_templates_include(overlay: Overlay) -> None:
+    assert "my-runner" in text(overlay({"sh/runtime.sh.j2": "  set -- my-runner\n"}))
+
+
+def test_super_and_macros_keep_their_text(overlay: Overlay) -> None:
+    body = (
+        '{% macro flag(name, value) %}--{{ name|lower ~ "=<" ~ value }} {% endmacro %}\n'
+        "{% set both %}{{ flag('B', 'x&y') }}{% endset %}{{ both }}"
+    )
+    assert shell(overlay, body).strip() == "--'b=<x&y'"
+    extended = '{% extends "shipped/local/job.sh.j2" %}{% block command %}{{ super() }}  # mine\n{% endblock %}'
+    assert "'<&>'" in text(overlay({"local/job.sh.j2": extended}))
+
+
+def test_extras_are_rendered_beside_the_spec(overlay: Overlay) -> None:
+    config = settings.load({"STOREBASE": "/store", "CROMWELL_BACKEND": "SLURM"})
+    spec = render.Renderer(config).render(render.sample_job(config), "wdl")
+    assert '"backend": "SLURM"' in spec.extras["options.json"]
+
+
+def test_a_site_refuses_a_job(overlay: Overlay) -> None:
+    renderer = overlay({"local/job.sh.j2": '{% if "app" in job.image %}{{ refuse("not <here>") }}{% endif %}'})
+    with pytest.raises(Refused, match=r"^not <here>$") as caught:
+        text(renderer)
+    assert caught.value.http_status == 403
+
+
+def test_secrets_are_no_variables(overlay: Overlay) -> None:
+    for name in render.SECRETS:
+        with pytest.raises(TemplateError, match=f"has no attribute '{name}'"):
+            shell(overlay, f"{{{{ settings.{name} }}}}")
+
+
+# -- quoting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{{ "a\'b" }}', "'a'\"'\"'b'"),
+        ('{{ "<&>" }}', "'<&>'"),
+        ("{{ '<' ~ job.image }}", "'<docker.io/lab/app:1'"),
+        ("{{ ('--x=<' ~ job.env[0][1])|sh }}", "'--x=<it'\"'\"'s <b>'"),
+        ("{{ 1 + 2 }} {{ 1.5 }} {{ true }}", "3 1.5 true"),
+        ("{{ ['a b', '<']|map('sh')|join(' ') }}", "'a b' '<'"),
+        ("{{ ['a', '<']|join(':') }}", "'a:<'"),
+        ("{{ 'a b'|upper|replace('A', '<') }}", "'< B'"),
+        ("{{ '%s<' % 'a&' }}", "'a&<'"),
+        ("{{ '{}<'.format('a&') }}", "'a&<'"),
+        ("{% filter upper %}x{% endfilter %}", None),
+        ("{{ '<b>'|safe }}", "<b>"),
+    ],
+)
+def test_what_is_printed_is_one_literal(overlay: Overlay, body: str, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(TemplateError, match="join first"):
+            shell(overlay, body)
+    else:
+        assert shell(overlay, body) == expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'--x=<' ~ (job.image|sh)",
+        "(job.image|sh) ~ '>'",
+        "'<' + (job.image|sh)",
+        "(job.image|sh) + '<'",
+        "(job.image|sh) * 2",
+        "(job.image|sh) % 1",
+        "('%s'|sh) % '<'",
+        "('{}'|sh).format('<')",
+        "('a'|sh).join(['<'])",
+        "job.image|sh|upper",
+        "job.image|sh|replace('/', '<')",
+        "['<', job.image|sh]|join(' ')",
+        "job.argv|map('sh')|join(' && ')",
+        "job.image|yaml|sh",
+        "super_text|sh",
+    ],
+)
+def test_quoted_text_is_never_joined_to_other_text(overlay: Overlay, expression: str) -> None:
+    body = "{% set super_text %}x{% endset %}\n\n{{ " + expression + " }}"
+    with pytest.raises(TemplateError, match=r"job\.sh\.j2:3: .*quoted"):
+        shell(overlay, body)
+
+
+@pytest.mark.parametrize("name", ["e", "escape", "forceescape", "tojson", "urlize", "xmlattr", "striptags", "center"])
+def test_filters_that_make_html_are_no_filters_here(overlay: Overlay, name: str) -> None:
+    with pytest.raises(TemplateError, match=rf"job\.sh\.j2:1: No filter named '{name}'"):
+        shell(overlay, f"{{{{ job.image|{name} }}}}")
+
+
+def test_values_are_never_templates(overlay: Overlay) -> None:
+    assert "'{{ 7 * 7 }}'" in text(overlay({}), args=["{{ 7 * 7 }}"])
+
+
+# -- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "said"),
+    [
+        ("a\n{{ jobb.image }}", 2, "'jobb' is undefined; did you mean job?"),
+        ("a\n\n{{ job.imag }}", 3, "did you mean image"),
+        ("{{ job.cpu_core }}", 1, "did you mean cpu_cores"),
+        ("{{ storage.incomming.source }}", 1, "did you mean incoming"),
+        ("{{ settings.storbase }}", 1, "did you mean storebase"),
+        ("{{ site.acount }}", 1, "did you mean account"),
+        ("{{ job.image|shh }}", 1, "No filter named 'shh'; did you mean sh"),
+        ("{% if job.image is strng %}{% endif %}", 1, "No test named 'strng'; did you mean string"),
+        ("a\n{% block x %}\nb", 3, "'endblock'"),
+        ("a\n{% fi %}", 2, "unknown tag 'fi'"),
+        ("a\n{{ job.partition }}", 2, "NoneType is not text; say what should be written where it is absent"),
+        ("\n\n{{ job.workers / 0 }}", 3, "division by zero"),
+        ("\n{% include 'sh/nothing.sh.j2' %}", 2, "there is no template sh/nothing.sh.j2"),
+        ("\n{% extends 'shipped/local/jobs.sh.j2' %}", 2, "there is no template shipped/local/jobs.sh.j2"),
+        ("{% for a in job.argv %}\n\n{{ a.nme }}{% endfor %}", 3, "has no attribute 'nme'"),
+        ("{{ job.image }}\n{% if undefined_name %}{% endif %}", 2, "'undefined_name' is undefined"),
+        ("{{ 1 if job.gpu_count }}", 1, "an inline `if` without `else` has no value here"),
+        ("\n{{ job.image\n ~ jb }}", 2, "'jb' is undefined"),
+    ],
+)
+def test_errors_name_file_line_and_what_was_meant(overlay: Overlay, body: str, line: int, said: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        text(overlay({"local/job.sh.j2": body, "site.yaml": "account: lab\n"}))
+    assert f"local/job.sh.j2:{line}: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_an_error_in_a_shipped_block_names_the_shipped_file(overlay: Overlay) -> None:
+    renderer = overlay({"sh/runtime.sh.j2": "\n\n{{ nothing }}"})
+    with pytest.raises(TemplateError, match=r"sh/runtime\.sh\.j2:3: 'nothing' is undefined"):
+        text(renderer)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ":3: the key 'a' is given twice"),
+        ("x:\n  a: 1\n  a: 2\n", ":3: the key 'a' is given twice"),
+        ("- a\n", ":1: site.yaml must be a mapping"),
+        ("a: [1\nb: 2\n", ":2: "),
+        ("a: !!python/object:os.system x\n", ":1: could not determine a constructor"),
+        ("? [a]\n: 1\n", ":1: "),
+    ],
+)
+def test_site_yaml_is_read_strictly(overlay: Overlay, content: str, said: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        overlay({"site.yaml": content})
+    assert f"site.yaml{said}" in str(caught.value)
+
+
+def test_site_yaml_that_is_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_bytes(b"a: \xff\n")
+    with pytest.raises(TemplateError, match=r"site\.yaml:1: .*UTF-8"):
+        render.read_site(tmp_path)
+
+
+def test_no_site_yaml_is_no_values(tmp_path: Path) -> None:
+    assert render.read_site(tmp_path) == {}
+    (tmp_path / "site.yaml").write_text("# nothing yet\n")
+    assert render.read_site(tmp_path) == {}
+
+
+def test_a_value_that_the_language_cannot_carry_is_a_bad_request(overlay: Overlay) -> None:
+    with pytest.raises(BadRequest, match="a line break cannot stand in a WDL string") as caught:
+        text(overlay({}), "wdl", input_dir="a\nb")
+    assert "job.wdl.j2:" in caught.value.detail
+
+
+# -- the sandbox ---------------------------------------------------------------------------------------------------
+
+LOOPS = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a loop that prints nothing": (
+        "{% set x = namespace(n=0) %}{% for a in range(99999) %}{% for b in range(99999) %}{% set x.n = b %}"
+        "{% endfor %}{% endfor %}"
+    ),
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "recursive loop": "{% for x in [[1, 2]] * 2 recursive %}{{ loop([[1], [2]]) }}{{ loop([[1], [2]]) }}{% endfor %}",
+    "filters of loops": "{% for a in range(99999) %}{{ range(99999)|sum if true }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("body", LOOPS.values(), ids=LOOPS)
+def test_a_template_that_loops_for_ever_is_stopped_in_any_thread(
+    overlay: Overlay, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "MAX_RENDER_SECONDS", 0.5)
+    renderer, errors = overlay({"local/job.sh.j2": "\n" + body}), list[PmanError]()
+
+    def attempt() -> None:
+        try:
+            text(renderer)
+        except PmanError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert isinstance(errors[0], TemplateError)
+    assert "job.sh.j2:" in str(errors[0])
+    assert "loop" in str(errors[0]) or "recursion" in str(errors[0])
+
+
+def test_templates_that_include_each_other_are_stopped(overlay: Overlay) -> None:
+    files = {"local/job.sh.j2": "{% include 'sh/a.sh.j2' %}", "sh/a.sh.j2": "{% include 'sh/a.sh.j2' %}"}
+    with pytest.raises(TemplateError, match="recursion"):
+        text(overlay(files))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{% for a in range(90000) %}{% for b in range(90000) %}0123456789{% endfor %}{% endfor %}",
+        "{% for a in range(90) %}{{ 'é' * 100000 }}{% endfor %}",
+        "{% set x %}{% for a in range(50) %}{{ 'x' * 100000 }}{% endfor %}{% endset %}{{ x }}",
+    ],
+)
+def test_more_than_four_mebibytes_are_stopped(overlay: Overlay, body: str) -> None:
+    with pytest.raises(TooLarge, match=r"local/job\.sh\.j2 renders to more than 4194304 bytes"):
+        shell(overlay, body)
+
+
+@pytest.mark.parametrize("body", ["{{ 'x' * 10000000000 }}", "{{ 10 ** 1000000000 }}", "{{ [0] * 1000000000 }}"])
+def test_single_operations_are_bounded_too(overlay: Overlay, body: str) -> None:
+    with pytest.raises(TemplateError, match="would make too much of it"):
+        shell(overlay, body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ refuse.__globals__ }}",
+        "{{ job.__class__ }}",
+        "{{ settings._fields }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ cycler.__init__.__globals__.os }}",
+        "{{ ('{0.__class__}').format(job) }}",
+        "{{ job|attr('__class__') }}",
+        "{{ [].append(1) }}",
+        "{{ site.pop('a') }}",
+        "{{ lipsum() }}",
+    ],
+)
+def test_python_is_out_of_reach(overlay: Overlay, body: str) -> None:
+    with pytest.raises(TemplateError, match=r"job\.sh\.j2:1: "):
+        text(overlay({"local/job.sh.j2": body, "site.yaml": "a: 1\n"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.sh.j2", "/etc/passwd", "shipped/../../pyproject.toml", "a/../../x.sh.j2"]
+)
+def test_includes_stay_in_the_template_directories(overlay: Overlay, tmp_path: Path, name: str) -> None:
+    (tmp_path.parent / "secret.sh.j2").write_text("secret")
+    with pytest.raises(TemplateError, match="there is no template"):
+        shell(overlay, f"{{% include {name!r} %}}")
+
+
+def test_symbolic_links_stay_in_the_template_directories(overlay: Overlay, tmp_path: Path) -> None:
+    outside = tmp_path.parent / "outside.sh.j2"
+    outside.write_text("secret")
+    renderer = overlay({"local/job.sh.j2": "{% include 'sh/a.sh.j2' %}", "sh/b.sh.j2": "fine"})
+    (tmp_path / "sh" / "a.sh.j2").symlink_to(outside)
+    with pytest.raises(TemplateError, match="a symbolic link leads out of the template directory"):
+        text(renderer)
+    (tmp_path / "sh" / "a.sh.j2").unlink()
+    (tmp_path / "sh" / "a.sh.j2").symlink_to(tmp_path / "sh" / "b.sh.j2")  # as a ConfigMap's files are
+    assert text(renderer) == "fine"
+
+
+# -- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_production_compiles_once_and_dev_reloads(overlay: Overlay, tmp_path: Path) -> None:
+    files = {"local/job.sh.j2": "one {{ site.a }}", "site.yaml": "a: 1\n"}
+    production, dev = overlay(files), overlay({}, APPLICATION_MODE="dev")
+    assert (text(production), text(dev)) == ("one 1", "one 1")
+    (tmp_path / "local/job.sh.j2").write_text("two and more {{ site.a }}")
+    (tmp_path / "site.yaml").write_text("a: 2\n")
+    assert (text(production), text(dev)) == ("one 1", "two and more 2")
+
+
+def test_origins_name_the_line_that_each_line_comes_from(overlay: Overlay, tmp_path: Path) -> None:
+    files = {
+        "local/job.sh.j2": (
+            '{% extends "shipped/local/job.sh.j2" %}\n\n{% block prologue %}\n{# note #}\nfirst\n'
+            "second {{ job.jid }}\n{% for word in job.argv[1:3] %}\nword {{ word }}\n{% endfor %}\n"
+            "{% include 'sh/more.sh.j2' %}\n{% endblock %}\n"
+        ),
+        "sh/more.sh.j2": "more\nand more\n",
+    }
+    renderer = overlay(files)
+    config = settings.load({"STOREBASE": "/store"})
+    made = job.make_job(job.validate(REQUEST), config)
+    lines = renderer.render(made, "local").text.splitlines()
+    origins = renderer.origins(made, "local/job.sh.j2")
+    assert len(origins) == len(lines)
+    site = str(tmp_path / "local/job.sh.j2")
+    found = {line: origin for line, origin in zip(lines, origins, strict=True) if origin[0].startswith(str(tmp_path))}
+    assert found["first"] == (site, 5)
+    assert found["second chris-jid-1"] == (site, 6)
+    assert found["word '<&>'"] == (site, 8)
+    assert found["and more"] == (str(tmp_path / "sh/more.sh.j2"), 2)
+    shipped = dict(zip(lines, origins, strict=True))["set -u"]
+    text_of = Path(shipped[0]).read_text().splitlines()
+    assert text_of[shipped[1] - 1] == "set -u"
