@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,24 +16,24 @@ from tests.rig import ROOT, wait_for
 from tests.test_http import free_port
 
 ENGINES = {
-    "slurm": ("slurm",),
-    "cromwell": ("slurm", "--cromwell"),
-    "swarm": ("swarm",),
-    "docker": ("swarm",),
-    "podman": ("podman",),
-    "kubernetes": ("kubernetes",),
+    "slurm": "slurm",
+    "cromwell": "slurm",
+    "swarm": "swarm",
+    "docker": "swarm",
+    "podman": "podman",
+    "kubernetes": "kubernetes",
 }
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.live(engine[0])) for name, engine in ENGINES.items()]
+    "name", [pytest.param(name, marks=pytest.mark.live(engine)) for name, engine in ENGINES.items()]
 )
 def test_dev_and_smoke(name: str, tmp_path: Path) -> None:
-    engine = development(*ENGINES[name])
+    engine = development(ENGINES[name])
     port = free_port()
     store = tmp_path / "store"
     store.mkdir()
-    env = {**os.environ, "PORT": str(port), "STOREBASE": str(store)}
+    env = {**os.environ, "PORT": str(port), "STOREBASE": str(store), "SLURM_STATE_DIR": str(tmp_path / "jobs")}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [str(ROOT / "scripts/dev"), "--on", name], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -50,13 +51,12 @@ def test_dev_and_smoke(name: str, tmp_path: Path) -> None:
 
         wait_for(ready, 120, f"pman over {name}", every=0.2)
         image = engine.get("PMAN_TEST_IMAGE", "docker.io/library/busybox")
-        if name == "cromwell":
-            image = "pman-test:busybox"
         command = [str(ROOT / "scripts/smoke"), url, image]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
         assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
 
