@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,16 +21,58 @@ CONF = ROOT / "deploy" / "cromwell" / "slurm.conf"
 IMAGE = "pman/busybox:1"
 
 
+@dataclass(frozen=True)
+class Slurm:
+    """A SLURM of scripts/dev-slurm."""
+
+    env: dict[str, str]  # what reaches it
+
+    def run(self, *command: str) -> str:
+        """What a SLURM command prints."""
+        env = {**os.environ, **self.env}
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+    def jobs(self, jid: str, states: str = "all") -> list[str]:
+        """Ids of the jobs of `jid` that SLURM remembers; the reference configuration makes the jid their comment."""
+        lines = self.run("squeue", "-h", "-t", states, "-o", "%i %k").splitlines()
+        return [line.split(" ", 1)[0] for line in lines if line.split(" ", 1)[1:] == [jid]]
+
+    def daemon(self, action: str, name: str) -> None:
+        """`stop` or `start` one of its daemons."""
+        self.run(str(ROOT / "scripts" / "dev-slurm"), action, name)
+
+
+def shared_slurm() -> Slurm:
+    """The one that every live suite uses; started when it does not run."""
+    return Slurm(development("slurm"))
+
+
+@contextmanager
+def own_slurm() -> Iterator[Slurm]:
+    """One whose daemons may be stopped."""
+    with tempfile.TemporaryDirectory(prefix="pman-slurm-") as home:  # short: SLURM's sockets have long names
+        script, env = str(ROOT / "scripts" / "dev-slurm"), {"PMAN_DEV_HOME": home}
+        slurm = Slurm({**development("slurm"), **env})
+        slurm.run(script, "up")
+        lines = slurm.run(script, "env").splitlines()
+        words = [word for line in lines for word in shlex.split(line)[1:]]
+        try:
+            yield Slurm(env | dict(word.split("=", 1) for word in words))
+        finally:
+            slurm.run(script, "down")
+
+
 @dataclass
 class Cromwell:
     """`python -m tests.fakes.cromwell` over SLURM. Its workflows and its port outlive a restart."""
 
     root: Path
+    slurm: Slurm
     container: str  # PMAN_CONTAINER of the reference configuration
     options: tuple[str, ...] = ("--pace", "test")
     port: int = 0
-    process: subprocess.Popen[bytes] | None = None
     env: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -42,7 +86,7 @@ class Cromwell:
         self.root.mkdir(parents=True, exist_ok=True)
         log = self.root / "cromwell.log"
         log.write_bytes(b"")
-        env = {**os.environ, **development("slurm"), **self.env, "PMAN_CONTAINER": self.container}
+        env = {**os.environ, **self.slurm.env, **self.env, "PMAN_CONTAINER": self.container}
         command = [sys.executable, "-m", "tests.fakes.cromwell", "--conf", str(CONF), "--root", str(self.root)]
         with log.open("ab") as out:
             process = subprocess.Popen(
@@ -69,18 +113,6 @@ class Cromwell:
         self.process.wait()
 
 
-def slurm(*command: str) -> str:
-    """What a SLURM command prints."""
-    env = {**os.environ, **development("slurm")}
-    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-
-
-def slurm_jobs(jid: str, states: str = "all") -> list[str]:
-    """Ids of the jobs of `jid` that SLURM remembers; pman's reference configuration sets the jid as their comment."""
-    lines = slurm("squeue", "-h", "-t", states, "-o", "%i %k").splitlines()
-    return [line.split(" ", 1)[0] for line in lines if line.split(" ", 1)[1:] == [jid]]
-
-
 def image_storage(directory: Path) -> Path:
     """A Charliecloud storage directory with the image IMAGE, made of the image directory of scripts/dev-slurm."""
     image = directory / "img" / IMAGE.replace("/", "%").replace(":", "+")
@@ -89,8 +121,9 @@ def image_storage(directory: Path) -> Path:
 
 
 @contextmanager
-def cromwell(root: Path, container: str, *options: str, **env: str) -> Iterator[Cromwell]:
-    server = Cromwell(root, container, options or ("--pace", "test"), env=env)
+def cromwell(root: Path, slurm: Slurm, container: str, *options: str, **env: str) -> Iterator[Cromwell]:
+    """A running one; `options` and `env` are the stand-in's, by default its quick pace for tests."""
+    server = Cromwell(root, slurm, container, options or ("--pace", "test"), env=env)
     server.start()
     try:
         yield server

@@ -1,0 +1,308 @@
+"""What happens when Cromwell or SLURM is down, slow, restarted or cut off: the right word, and recovery by itself.
+
+On a SLURM of its own, since its controller is stopped here.
+"""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
+from tests.faultproxy import FaultProxy
+from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
+
+pytestmark = pytest.mark.live("slurm")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    with own_slurm() as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Iterator[Cromwell]:
+    root = tmp_path_factory.mktemp("engine")
+    with cromwell(root, slurm, "bubblewrap", PMAN_RC_WAIT="2") as server:
+        yield server
+
+
+@pytest.fixture
+def jid() -> str:
+    return f"fault-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def rig(engine: Cromwell, tmp_path: Path) -> Iterator[Rig]:
+    with rig_over(engine, tmp_path) as rig:
+        yield rig
+
+
+@contextmanager
+def proxied(engine: Cromwell, tmp_path: Path) -> Iterator[tuple[Rig, FaultProxy]]:
+    with (
+        FaultProxy(f"tcp://127.0.0.1:{engine.port}") as proxy,
+        rig_over(engine, tmp_path, proxy.url.replace("tcp:", "http:")) as rig,
+    ):
+        yield rig, proxy
+
+
+def accepted(server: Server, request: dict[str, object]) -> bool:
+    """One POST: True on 201, False on 503; anything else fails the test."""
+    answer = server.post(request)
+    assert answer.status_code in (201, 503), answer.text
+    return answer.status_code == 201
+
+
+def test_cromwell_is_down_at_start_and_later(engine: Cromwell, tmp_path: Path, jid: str) -> None:
+    with proxied(engine, tmp_path) as (rig, proxy):
+        proxy.refuse()
+        server = rig.start()
+        request = rig.request(jid, COUNTED + "sleep 3")
+        for answer in (server.post(request), server.get(jid), server.delete(jid), server.call("GET", "../../readyz")):
+            assert answer.status_code == 503
+            assert answer.json()["message"].startswith("Cromwell at http://127.0.0.1:")
+            assert "does not answer" in answer.json()["message"]
+        assert server.call("GET", "../../healthz").status_code == 200
+        proxy.accept()
+        wait_for(lambda: server.call("GET", "../../readyz").status_code == 200, 10, "pman to find Cromwell")
+        assert server.post(request).status_code == 201
+        server.wait_state(jid, "started")
+        proxy.refuse()
+        assert server.get(jid).status_code == 503
+        proxy.accept()
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert rig.executions(jid) == 1
+        assert server.delete(jid).status_code == 204
+
+
+class _Failing(http.server.BaseHTTPRequestHandler):
+    """A gateway in front of Cromwell that answers an error, as HTML, while `code` is set; else it passes on."""
+
+    code = 0
+    target = ""
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if self.code:
+            status, kind, text = self.code, "text/html", b"<html><h1>not now</h1></html>"
+        else:
+            headers = {"Content-Type": self.headers.get("Content-Type", "")}
+            answer = requests.request(self.command, self.target + self.path, data=body, headers=headers, timeout=20)
+            status, kind, text = answer.status_code, answer.headers["Content-Type"], answer.content
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PATCH = _answer  # noqa: N815 - names of the library
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_errors_of_a_gateway(engine: Cromwell, tmp_path: Path, jid: str) -> None:
+    _Failing.target = engine.url
+    gateway = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Failing)
+    threading.Thread(target=gateway.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        with rig_over(engine, tmp_path, f"http://127.0.0.1:{gateway.server_port}/api/workflows/v1/") as rig:
+            server, request = rig.start(), rig.request(jid, COUNTED)
+            for code in (500, 502, 429):
+                _Failing.code = code
+                answer = server.post(request)
+                assert answer.status_code == 503
+                assert answer.json()["message"].startswith(f"Cromwell answers {code}: ")
+                assert "<" not in answer.json()["message"]
+            for code in (401, 403):
+                _Failing.code = code
+                answer = server.post(request)
+                assert answer.status_code == 500
+                assert "CROMWELL_AUTH_USER" in answer.json()["message"]
+            _Failing.code = 200  # a page of somebody else's
+            assert "is not Cromwell" in server.get(jid).json()["message"]
+            _Failing.code = 0
+            assert server.post(request).status_code == 201
+            assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+            assert rig.executions(jid) == 1
+    finally:
+        gateway.shutdown()
+        gateway.server_close()
+
+
+def test_cromwell_hangs(engine: Cromwell, tmp_path: Path, jid: str) -> None:
+    with proxied(engine, tmp_path) as (rig, proxy):
+        server, request = rig.start(CROMWELL_TIMEOUT_SECONDS="0.5"), rig.request(jid, COUNTED + "sleep 2")
+        proxy.hang()
+        with ThreadPoolExecutor(2) as pool:
+            calls = (pool.submit(server.post, request), pool.submit(server.get, jid))
+            assert [call.result().status_code for call in calls] == [503, 503]
+        proxy.resume()
+        assert server.post(request).status_code == 201
+        proxy.hang()
+        assert server.get(jid).status_code == 503
+        proxy.resume()
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert rig.executions(jid) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut_before", "cut_after"])
+def test_the_connection_is_cut_around_the_submission(
+    engine: Cromwell, slurm: Slurm, tmp_path: Path, jid: str, fault: str
+) -> None:
+    with proxied(engine, tmp_path) as (rig, proxy):
+        server = rig.start()
+        getattr(proxy, fault)(b"POST /api/workflows/v1 ")
+        assert server.post(rig.request(jid, COUNTED)).status_code == 201
+        assert proxy.cuts == 1
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert rig.executions(jid) == 1
+        assert len(slurm.jobs(jid)) == 1
+
+
+def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: str) -> None:
+    server = rig.start()
+    server.post(rig.request(jid, COUNTED + "sleep 3; echo survived"))
+    server.wait_state(jid, "started")
+    engine.kill()
+    assert server.get(jid).status_code == 503
+    engine.start()
+    job = server.wait_final(jid)
+    assert job["status"] == "finishedSuccessfully"
+    assert "survived" in job["logs"]
+    assert rig.executions(jid) == 1
+
+
+@contextmanager
+def stock(slurm: Slurm, directory: Path, *changes: str) -> Iterator[tuple[Cromwell, Rig]]:
+    """A Cromwell that shows a new workflow late, as without the reference configuration, and its rig."""
+    options = [word for change in ("metadata_flush=3", "summary_period=1", *changes) for word in ("--set", change)]
+    with (
+        cromwell(directory / "stock", slurm, "bubblewrap", "--pace", "test", *options) as engine,
+        rig_over(engine, directory) as rig,
+    ):
+        yield engine, rig
+
+
+def shown(engine: Cromwell, jid: str) -> bool:
+    params = {"label": f"org.chrisproject.pman.name:{jid}"}
+    answer = requests.get(f"{engine.url}/api/workflows/v1/query", params=params, timeout=10)
+    return bool(answer.json()["results"])
+
+
+def test_a_new_job_on_a_stock_server(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """POST does not wait; while Cromwell does not show the job, no replica says 404, and it can be deleted."""
+    with stock(slurm, tmp_path) as (engine, rig):
+        first, second = rig.start(), rig.start()
+        first.post(rig.request(f"{jid}-0", "true"))  # from this one it learns that the server is slow
+        request = rig.request(jid, COUNTED + "sleep 5")
+        assert first.post(request).status_code == 201
+        assert not shown(engine, jid)
+        seen = [server.get(jid).json()["status"] for server in (first, second)]
+        if not shown(engine, jid):
+            assert seen == ["notstarted"] * 2
+            assert first.get(f"{jid}-unknown").status_code == 404
+            assert second.post(request).status_code == 201  # waits until it can compare the two
+        assert first.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert second.get(jid).json()["status"] == "finishedSuccessfully"
+        assert rig.executions(jid) == 1
+        gone = rig.request(f"{jid}-gone", COUNTED + "sleep 300")
+        assert first.post(gone).status_code == 201
+        assert second.delete(f"{jid}-gone").status_code == 204
+        assert first.get(f"{jid}-gone").status_code == second.get(f"{jid}-gone").status_code == 404
+        wait_for(lambda: not slurm.jobs(f"{jid}-gone", "PENDING,RUNNING,COMPLETING"), 15, "squeue to be empty")
+        assert second.post(gone | {"entrypoint": ["true"]}).status_code == 201
+        assert second.wait_final(f"{jid}-gone")["status"] == "finishedSuccessfully"
+
+
+def test_cromwell_is_killed_before_it_shows_a_job(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """The workflow is in limbo, invisible and its id taken, until it is taken over: without `submission`."""
+    with stock(slurm, tmp_path, "pickup_period=1", "heartbeat_ttl=4") as (engine, rig):
+        servers = (rig.start(), rig.start())
+        # Longer than the flush, as every job on a stock server: no workflow ends unseen.
+        assert servers[0].post(rig.request(jid, COUNTED + "sleep 5")).status_code == 201
+        assert not shown(engine, jid)
+        engine.kill()
+        engine.start()
+        words: list[str] = []
+
+        def ended() -> bool:
+            answers = [server.get(jid) for server in servers]
+            assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
+            words.extend(str(answer.json()["status"]) for answer in answers)
+            return words[-1] in FINAL
+
+        wait_for(ended, 90, "the job to end", every=0.3)
+        order = ["notstarted", "started", "finishedSuccessfully"]
+        assert [order.index(word) for word in words] == sorted(order.index(word) for word in words)
+        assert rig.executions(jid) == 1
+
+
+def test_a_job_aborted_before_it_was_picked_up(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """Its metadata has no `end`."""
+    with stock(slurm, tmp_path, "pickup_period=600", "metadata_flush=0.2") as (engine, rig):
+        server = rig.start()
+        server.post(rig.request(f"{jid}-0", "true"))  # picked up in the first poll
+        server.post(rig.request(jid, COUNTED))
+        rows = requests.get(f"{engine.url}/api/workflows/v1/query", params={"status": "Submitted"}, timeout=10).json()
+        for row in rows["results"]:
+            requests.post(f"{engine.url}/api/workflows/v1/{row['id']}/abort", timeout=10)
+        job = server.wait_final(jid)
+        assert (job["status"], job["timestamp"], job["logs"]) == ("finishedWithError", "", "")
+        assert job["message"] == "The job was aborted, by DELETE or by somebody at Cromwell."
+        assert server.delete(jid).status_code == 204
+        assert server.get(jid).status_code == 404
+
+
+def test_slurmctld_is_down(slurm: Slurm, engine: Cromwell, rig: Rig, jid: str) -> None:
+    """What runs goes on; what is submitted meanwhile fails with sbatch's words, or waits for it."""
+    server = rig.start()
+    server.post(rig.request(jid, COUNTED + "sleep 8; echo through"))
+    server.wait_state(jid, "started")
+    down = time.monotonic()
+    slurm.daemon("stop", "slurmctld")
+    late = f"{jid}-late"
+    assert server.post(rig.request(late, COUNTED)).status_code == 201
+    assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+    assert "through" in server.get(jid).json()["logs"]
+    wait_for(lambda: time.monotonic() - down > 30 or _ended(server, late), 40, "the outage to last")
+    slurm.daemon("start", "slurmctld")
+    job = server.wait_final(late, 120)
+    if job["status"] == "finishedWithError":
+        assert "SLURM refused the job: sbatch: error: " in job["message"], job
+        assert "controller" in job["message"]
+    assert rig.executions(late) == (1 if job["status"] == "finishedSuccessfully" else 0)
+    after = f"{jid}-after"
+    server.post(rig.request(after, COUNTED))
+    assert server.wait_final(after)["status"] == "finishedSuccessfully"
+    assert rig.executions(jid) == 1
+
+
+def _ended(server: Server, jid: str) -> bool:
+    return bool(server.get(jid).json()["status"].startswith("finished"))
+
+
+def test_scancel_while_pending(slurm: Slurm, rig: Rig, jid: str) -> None:
+    server = rig.start()
+    server.post(rig.request(f"{jid}-0", "sleep 300", partition="tiny"))
+    server.wait_state(f"{jid}-0", "started")
+    server.post(rig.request(jid, COUNTED, partition="tiny"))
+    (number,) = wait_for(lambda: slurm.jobs(jid, "PENDING"), 30, "the job to be pending")
+    slurm.run("scancel", number)
+    job = server.wait_final(jid)
+    assert job["status"] == "finishedWithError"
+    assert job["message"] == "SLURM lost the job: it was cancelled before it ran, or killed."
+    assert rig.executions(jid) == 0
+    assert server.delete(f"{jid}-0").status_code == 204
