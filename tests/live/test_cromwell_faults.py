@@ -188,7 +188,7 @@ def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: st
 @contextmanager
 def stock(slurm: Slurm, directory: Path, *changes: str) -> Iterator[tuple[Cromwell, Rig]]:
     """A Cromwell that shows a new workflow late, as without the reference configuration, and its rig."""
-    options = [word for change in ("metadata_flush=3", "summary_period=1", *changes) for word in ("--set", change)]
+    options = [word for change in ("metadata_flush=5", "summary_period=1", *changes) for word in ("--set", change)]
     with (
         cromwell(directory / "stock", slurm, "bubblewrap", "--pace", "test", *options) as engine,
         rig_over(engine, directory) as rig,
@@ -206,15 +206,21 @@ def test_a_new_job_on_a_stock_server(slurm: Slurm, tmp_path: Path, jid: str) -> 
     """POST does not wait; while Cromwell does not show the job, no replica says 404, and it can be deleted."""
     with stock(slurm, tmp_path) as (engine, rig):
         first, second = rig.start(), rig.start()
-        first.post(rig.request(f"{jid}-0", "true"))  # from this one it learns that the server is slow
-        request = rig.request(jid, COUNTED + "sleep 5")
-        assert first.post(request).status_code == 201
-        assert not shown(engine, jid)
-        seen = [server.get(jid).json()["status"] for server in (first, second)]
-        if not shown(engine, jid):
-            assert seen == ["notstarted"] * 2
-            assert first.get(f"{jid}-unknown").status_code == 404
-            assert second.post(request).status_code == 201  # waits until it can compare the two
+        first.post(rig.request(f"{jid}-slow", "true"))  # from this one it learns that the server is slow
+
+        def unseen() -> str:
+            """A job of which everything was asked before Cromwell showed it."""
+            name = f"{jid}-{uuid.uuid4().hex[:4]}"
+            assert first.post(rig.request(name, COUNTED + "sleep 5")).status_code == 201
+            answers = [server.get(name) for server in (first, second)]
+            unknown = second.get(f"{name}-unknown").status_code
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert unknown == 404
+            words = {answer.json()["status"] for answer in answers}
+            return name if not shown(engine, name) and words == {"notstarted"} else ""
+
+        jid = wait_for(unseen, 60, "a job that is asked for while it is invisible")
+        assert second.post(rig.request(jid, COUNTED + "sleep 5")).status_code == 201  # waits until it can compare
         assert first.wait_final(jid)["status"] == "finishedSuccessfully"
         assert second.get(jid).json()["status"] == "finishedSuccessfully"
         assert rig.executions(jid) == 1
@@ -229,12 +235,12 @@ def test_a_new_job_on_a_stock_server(slurm: Slurm, tmp_path: Path, jid: str) -> 
 
 def test_cromwell_is_killed_before_it_shows_a_job(slurm: Slurm, tmp_path: Path, jid: str) -> None:
     """The workflow is in limbo, invisible and its id taken, until it is taken over: without `submission`."""
-    with stock(slurm, tmp_path, "pickup_period=1", "heartbeat_ttl=4") as (engine, rig):
+    with stock(slurm, tmp_path, "pickup_period=1", "heartbeat_ttl=4", "metadata_flush=600") as (engine, rig):
         servers = (rig.start(), rig.start())
-        # Longer than the flush, as every job on a stock server: no workflow ends unseen.
-        assert servers[0].post(rig.request(jid, COUNTED + "sleep 5")).status_code == 201
+        assert servers[0].post(rig.request(jid, COUNTED + "sleep 2")).status_code == 201
         assert not shown(engine, jid)
         engine.kill()
+        engine.options = (*engine.options, "--set", "metadata_flush=0.5")
         engine.start()
         words: list[str] = []
 
