@@ -122,7 +122,8 @@ def of_kubernetes(spec: Spec) -> Delivery:
 def of_swarm(spec: Spec) -> Delivery:
     body = yaml.safe_load(spec.text)
     container = body["TaskTemplate"]["ContainerSpec"]
-    env = [entry for entry in container["Env"] if entry != "PMAN_WORKER_INDEX={{.Task.Slot}}"]
+    # The template's own entry is an action on purpose: it computes the index from the task's slot.
+    env = [entry for entry in container["Env"] if not entry.startswith('PMAN_WORKER_INDEX={{define "i"}}')]
     mounts = {mount["Target"]: mount for mount in container["Mounts"]}
     assert mounts["/share/incoming"]["ReadOnly"] is True
     return Delivery(

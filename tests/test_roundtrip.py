@@ -122,7 +122,7 @@ def test_swarm(request: dict[str, Any]) -> None:
     assert found.fields["Labels"]["org.chrisproject.pman.name"] == request["jid"]
     limits = found.fields["TaskTemplate"]["Resources"]["Limits"]
     assert limits == {"NanoCPUs": request["cpu_limit"] * 10**6, "MemoryBytes": request["memory_limit"] << 20}
-    assert found.fields["Mode"]["ReplicatedJob"]["TotalCompletions"] == request["number_of_workers"]
+    assert found.fields["Mode"]["Replicated"]["Replicas"] == request["number_of_workers"]
 
 
 def on_host(word: str, request: dict[str, Any]) -> str:
