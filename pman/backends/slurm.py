@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from pman.backends.slurm_state import (
     find,
     locked,
     make_status,
-    modified_at,
+    newest,
     read_files,
     settle,
     stored,
@@ -75,7 +77,7 @@ STATES: dict[str, tuple[JobState, str]] = {
 }
 END_SECONDS = 20.0  # the script allows its processes 10 s between TERM and KILL
 RESULT_SETTLES_SECONDS = 60.0  # SLURM knows within this time that the script has ended
-_UNCLAIMED = " Its script did not begin: does every node see SLURM_STATE_DIR under the same path?"
+_UNCLAIMED = "Its script did not begin: does every node see SLURM_STATE_DIR under the same path?"
 
 
 class SlurmBackend:
@@ -120,7 +122,7 @@ class SlurmBackend:
         if files.slurm_id or files.final:
             return False
         fresh = False
-        known = files.claim or (look and next((job.id for job in self._ask(record)), None))
+        known = files.claim or (look and next((job.id for job in self._ask([record])[record.slurm_name]), None))
         if not known:
             script = (record.directory / "job.sh").read_text(encoding="utf-8")
             options = (f"--job-name={record.slurm_name}", f"--chdir={record.directory}")
@@ -128,11 +130,15 @@ class SlurmBackend:
         write(record.directory / "slurm_id", known)
         return fresh
 
-    def _ask(self, record: Record) -> list[SlurmJob]:
-        """The SLURM jobs of this attempt: from squeue, from sacct once squeue has forgotten them."""
-        return self._queue.find(record.slurm_name) or self._commands.sacct(
-            record.slurm_name, modified_at(record.directory / "job.json")
-        )
+    def _ask(self, records: Sequence[Record]) -> dict[str, list[SlurmJob]]:
+        """The SLURM jobs of each attempt by its name: from squeue, from sacct once squeue has forgotten them."""
+        now = time.monotonic()
+        names = [record.slurm_name for record in records]
+        jobs = {name: self._queue.jobs(name, now - QUEUE_AGE_SECONDS) or self._queue.jobs(name, now) for name in names}
+        if forgotten := [name for name in names if not jobs[name]]:
+            for job in self._commands.sacct(forgotten, min(record.created_at for record in records)):
+                jobs[job.name] = [*jobs[job.name], job]
+        return jobs
 
     def status(self, jid: str) -> JobStatus:
         record = find(self._root, jid)
@@ -141,15 +147,27 @@ class SlurmBackend:
             return stored(record)
         if files.result and not files.result[0]:
             return self._ended_well(record, files)
-        if files.claim is None and files.slurm_id is None:
+        if files.unknown_to_slurm:
             return self._catch_up(record)
         try:
-            jobs = self._ask(record)
+            jobs = self._ask([record])[record.slurm_name]
         except Unreachable:
             if files.result is None or _recent(files.result[2]):
                 raise
             jobs = []
         return self._judge(record, jobs)
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        found = [(record, read_files(record)) for record in newest(self._root, limit)]
+        jobs = self._ask([record for record, files in found if not (files.final or files.unknown_to_slurm)])
+        statuses = []
+        for record, files in found:
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                if files.unknown_to_slurm and not files.final:
+                    statuses.append(make_status(record, JobState.NOT_STARTED))
+                else:
+                    statuses.append(stored(record) if files.final else self._judge(record, jobs[record.slurm_name]))
+        return statuses
 
     def _catch_up(self, record: Record) -> JobStatus:
         """Submit a job whose pman was killed before it did."""
@@ -189,8 +207,7 @@ class SlurmBackend:
         text = logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
         if status.state is not JobState.FAILED:
             return text
-        own = sorted(record.directory.glob("slurm-*.log"))
-        said = (logs.tail_file(path, max_lines, self._max_log_bytes, within=record.directory) for path in own)
+        said = _slurm_logs(record, max_lines, self._max_log_bytes)
         return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
@@ -204,7 +221,7 @@ class SlurmBackend:
         """Nothing of the job starts any more, and what runs of it ends."""
         close(record)
         deadline = time.monotonic() + END_SECONDS
-        jobs, cancelled = self._queue.find(record.slurm_name), set[str]()
+        jobs, cancelled = self._queue.jobs(record.slurm_name, time.monotonic()), set[str]()
         while active := {job.id for job in jobs if not _ended(job)}:
             if new := sorted(active - cancelled):
                 self._commands.run("scancel", "--quiet", *new)
@@ -255,8 +272,21 @@ def _by_slurm(record: Record, files: Files, job: SlurmJob) -> JobStatus:
     if files.claim is None and state is JobState.SUCCEEDED:
         state = JobState.FAILED
     if state is JobState.FAILED and not message:
-        message = f"SLURM says {job.state} ({job.reason})." + (_UNCLAIMED if files.claim is None else "")
+        message = (
+            f"SLURM says {job.state} ({job.reason}). {_UNCLAIMED if files.claim is None else _said(record)}".strip()
+        )
     return settle(make_status(record, state, message, job.ended_at))
+
+
+def _said(record: Record) -> str:
+    """What slurmstepd last complained of, such as the memory limit, where it killed the script with the rest."""
+    text = "".join(_slurm_logs(record, 20, 4096))
+    return next(iter(re.findall(r"^slurmstepd\S* error: (?!\*\*\*)(.+)", text, re.MULTILINE)[::-1]), "")
+
+
+def _slurm_logs(record: Record, max_lines: int, max_bytes: int) -> Iterator[str]:
+    for path in sorted(record.directory.glob("slurm-*.log")):
+        yield logs.tail_file(path, max_lines, max_bytes, within=record.directory)
 
 
 def _explain(code: int, reason: str, job: SlurmJob | None) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pman.errors import BackendError, BadRequest, Unreachable
@@ -53,11 +53,13 @@ class Commands:
         """Standard output. Raises Unreachable when SLURM does not answer, BadRequest with its words when it refuses."""
         try:
             done = subprocess.run(
-                self._line(argv), env=self._environment, input=text.encode(), capture_output=True,
+                self.line(argv), env=self._environment, input=text.encode(), capture_output=True,
                 timeout=self._timeout_seconds, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise Unreachable(f"{argv[0]} did not answer within {self._timeout_seconds:g} s.") from None
+            raise Unreachable(
+                f"SLURM does not answer: {argv[0]} took longer than {self._timeout_seconds:g} s."
+            ) from None
         except OSError as error:
             raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.") from error
         if done.returncode == 0:
@@ -74,19 +76,20 @@ class Commands:
             return found[1]
         raise Unreachable("sbatch did not say the number of the job.", detail=text)
 
-    def sacct(self, name: str, since: datetime) -> list[SlurmJob]:
-        """The jobs of that name in the accounts, [] also where SLURM keeps none."""
-        days = (datetime.now(UTC) - since) // timedelta(days=1) + 2  # a margin for clocks that differ
+    def sacct(self, names: Sequence[str], since: float) -> list[SlurmJob]:
+        """The jobs of those names in the accounts, [] also where SLURM keeps none. since: seconds since the epoch."""
+        days = int(time.time() - since) // 86400 + 2  # a margin for clocks that differ
         try:
             text = self.run(
-                "sacct", "--allocations", "--noheader", "--parsable2", f"--name={name}",
+                "sacct", "--allocations", "--noheader", "--parsable2", f"--name={','.join(names)}",
                 f"--starttime=now-{days}days", f"--format={_ACCOUNT_FIELDS}",
             )  # fmt: skip
         except BadRequest:  # accounting storage is disabled
             return []
-        return [job for job in _rows(text) if job.name == name]
+        return [job for job in parse_rows(text) if job.name in names]
 
-    def _line(self, argv: Sequence[str]) -> list[str]:
+    def line(self, argv: Sequence[str]) -> list[str]:
+        """The argument vector that is run for `argv`, with the prefix."""
         if not self._prefix:
             return list(argv)
         line = ["env", "SLURM_TIME_FORMAT=%s", *argv]
@@ -116,11 +119,6 @@ class Queue:
                 raise Unreachable(self._error)
             return self._jobs.get(name, [])
 
-    def find(self, name: str) -> list[SlurmJob]:
-        """The SLURM jobs of that name; [] only when a call that began after this one did not see any."""
-        now = time.monotonic()
-        return self.jobs(name, now - QUEUE_AGE_SECONDS) or self.jobs(name, now)
-
     def _read(self) -> None:
         self._jobs, self._error = {}, ""
         try:
@@ -128,11 +126,12 @@ class Queue:
         except (Unreachable, BadRequest, BackendError) as error:
             self._error = str(error)
             return
-        for job in _rows(text):
+        for job in parse_rows(text):
             self._jobs.setdefault(job.name, []).append(job)
 
 
-def _rows(text: str) -> Iterator[SlurmJob]:
+def parse_rows(text: str) -> Iterator[SlurmJob]:
+    """The jobs in lines of squeue and sacct; those of other names than pman gives are left out."""
     for line in text.splitlines():
         if row := _ROW.fullmatch(line):
             number, state, end, name, reason = row.groups()

@@ -1,7 +1,7 @@
 """The directory of a job on the file system that pman and the nodes of SLURM share.
 
 State directory of a job, `<SLURM_STATE_DIR>/<name>/`, made by one atomic rename, seen by pman and by the nodes:
-  job.json        jid, digest, image, cmd, workers, and the token of this attempt to run the jid
+  job.json        jid, digest, image, cmd, workers, the token of this attempt to run the jid, when it was made
   job.sh          the rendered script, byte for byte what sbatch got
   lock            flock(2) of whoever submits or deletes the job
   attempt.TOKEN   renamed to claim.ID by the SLURM job that runs it, to claim.deleted by DELETE: what starts later ends
@@ -48,6 +48,7 @@ class Record:
     cmd: str
     workers: int
     token: str
+    created_at: float  # seconds since the epoch
 
     @property
     def slurm_name(self) -> str:
@@ -72,13 +73,17 @@ class Files:
     final: bool
     result: tuple[int, str, datetime] | None
 
+    @property
+    def unknown_to_slurm(self) -> bool:
+        return self.claim is None and self.slurm_id is None
+
 
 def create_directory(root: Path, job: Job, spec: Spec) -> bool:
     """The directory of a new attempt at `job`; False when there is a directory already."""
     directory = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     token = secrets.token_hex(4)
     fields = {"jid": job.jid, "digest": job.digest, "image": job.image, "cmd": job.cmd, "workers": job.workers}
-    (directory / "job.json").write_text(json.dumps(fields | {"token": token}))
+    (directory / "job.json").write_text(json.dumps(fields | {"token": token, "created_at": time.time()}))
     (directory / "job.sh").write_text(spec.text, encoding="utf-8")
     for name in ("lock", f"attempt.{token}"):
         (directory / name).touch()
@@ -94,14 +99,23 @@ def create_directory(root: Path, job: Job, spec: Spec) -> bool:
 
 def find(root: Path, jid: str) -> Record:
     """The job of exactly that jid. Raises NotFound."""
-    directory = root / backend_name(jid)
-    try:
-        record = Record(directory, **json.loads((directory / "job.json").read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"There is no job with jid {jid}.") from None
-    if record.jid != jid:
+    record = _read(root / backend_name(jid))
+    if record is None or record.jid != jid:
         raise NotFound(f"There is no job with jid {jid}.")
     return record
+
+
+def newest(root: Path, limit: int) -> list[Record]:
+    """The jobs that were submitted last, the last one first."""
+    entries = [(entry.stat().st_mtime, entry.parent) for entry in root.glob("[!.]*/job.json") if entry.exists()]
+    return [record for _, directory in sorted(entries, reverse=True)[:limit] if (record := _read(directory))]
+
+
+def _read(directory: Path) -> Record | None:
+    try:
+        return Record(directory, **json.loads((directory / "job.json").read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def discard(record: Record) -> None:
@@ -168,17 +182,9 @@ def read_files(record: Record) -> Files:
 def _result(path: Path) -> tuple[int, str, datetime] | None:
     try:
         code, _, reason = path.read_text(errors="replace").rstrip("\n").partition(" ")
-        return int(code), reason, modified_at(path)
-    except (FileNotFoundError, NotFound):
-        return None
-
-
-def modified_at(path: Path) -> datetime:
-    """Raises NotFound when the file is gone."""
-    try:
-        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return int(code), reason, datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except FileNotFoundError:
-        raise NotFound("There is no such job any more.") from None
+        return None
 
 
 def make_status(record: Record, state: JobState, message: str = "", finished_at: datetime | None = None) -> JobStatus:

@@ -1,17 +1,73 @@
-"""The slurm backend under the contract on a real SLURM, and what is particular to it."""
+"""The slurm backend on a real SLURM: the contract, with and without accounting, and what is particular to it.
+
+Tests that drain nodes or stop daemons have a SLURM of their own, which forgets jobs after two seconds.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import development
-from tests.contract import Contract
-from tests.rig import Rig, running
+from tests.conftest import NEEDS_SOMETHING, development
+from tests.contract import HOSTILE, Contract
+from tests.rig import COUNTED, ROOT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
+SCRIPT = str(ROOT / "scripts" / "dev-slurm")
+
+
+@dataclass
+class Slurm:
+    """A SLURM of this test module's own."""
+
+    environment: dict[str, str]
+    options: tuple[str, ...]
+
+    def dev(self, *words: str) -> str:
+        done = subprocess.run(
+            [SCRIPT, *words, *self.options], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        if done.returncode == NEEDS_SOMETHING and os.environ.get("CI") != "true":
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def command(self, *argv: str) -> str:
+        return run(self.environment, *argv)
+
+
+def run(environment: dict[str, str], *argv: str) -> str:
+    """Standard output of one of SLURM's commands."""
+    return subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def own_slurm(*options: str) -> Iterator[Slurm]:
+    """Brought up in a short directory of its own and taken down again."""
+    home = tempfile.mkdtemp(prefix="pman-s-", dir="/tmp")
+    slurm = Slurm({**os.environ, "PMAN_DEV_HOME": home}, options)
+    try:
+        slurm.dev("up", "--min-job-age", "2")
+        words = [word for line in slurm.dev("env").splitlines() for word in shlex.split(line)[1:]]
+        slurm.environment |= dict(word.split("=", 1) for word in words)
+        yield slurm
+    finally:
+        slurm.dev("down")
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def slurm_rig(directory: Path, engine: dict[str, str], **env: str) -> Rig:
@@ -27,9 +83,335 @@ def slurm_rig(directory: Path, engine: dict[str, str], **env: str) -> Rig:
     return Rig(settings, directory / "store", "localhost/none:1", directory)
 
 
+def slurm_jobs(rig: Rig, jid: str) -> list[str]:
+    """States of the SLURM jobs of all attempts at a jid, as squeue knows them."""
+    text = run({"SLURM_CONF": rig.env["SLURM_CONF"]}, "squeue", "--me", "-h", "-t", "all", "-o", "%j %T")
+    rows = [line.split() for line in text.splitlines()]
+    return [state for name, state in rows if name.rpartition(".")[0] == jid]
+
+
+def slurm_id(rig: Rig, jid: str) -> str:
+    return Path(rig.env["SLURM_STATE_DIR"], jid, "slurm_id").read_text()
+
+
+def wrapped(directory: Path, name: str, script: str) -> str:
+    """A PATH whose `name` is `script`, a shell script in which $real is the real command."""
+    real = shutil.which(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    path.write_text(f"#!/bin/bash\nreal={real}\nhere={shlex.quote(str(directory))}\n{script}\n")
+    path.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def jid() -> str:
+    return f"chris-jid-{uuid.uuid4().hex[:8]}"
+
+
 class TestSlurm(Contract):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         with running(slurm_rig(tmp_path_factory.mktemp("slurm"), development("slurm"))) as rig:
             yield rig
+
+
+@pytest.fixture(scope="module")
+def accounting() -> Iterator[Slurm]:
+    with own_slurm("--accounting") as slurm:
+        yield slurm
+
+
+class TestSlurmWithAccounting(Contract):
+    """squeue forgets jobs after two seconds here, so most of what is asked comes from the accounts or the files."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory, accounting: Slurm) -> Iterator[Rig]:
+        with running(slurm_rig(tmp_path_factory.mktemp("slurm-acct"), accounting.environment)) as rig:
+            yield rig
+
+    def test_cancelled_and_forgotten(self, accounting: Slurm, server: Server, rig: Rig, jid: str) -> None:
+        assert server.post(rig.request(jid, COUNTED, partition="down")).status_code == 201
+        accounting.command("scancel", slurm_id(rig, jid))
+        wait_for(lambda: not slurm_jobs(rig, jid), 30, "squeue to forget the job")
+        job = server.get(jid).json()
+        assert job["status"] == "finishedWithError"
+        assert "cancelled in SLURM" in job["message"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running(slurm_rig(tmp_path_factory.mktemp("slurm-more"), development("slurm"))) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def pman(shared: Rig) -> Server:
+    return shared.start(SUPER_SECRET="hidden")
+
+
+class TestOnTheSharedSlurm:
+    def test_pending_with_reason(self, shared: Rig, pman: Server, jid: str) -> None:
+        pman.post(shared.request(jid, COUNTED, partition="down"))
+
+        def waiting() -> bool:
+            job = pman.get(jid).json()
+            assert job["status"] == "notstarted"
+            return "PartitionDown" in job["message"]
+
+        wait_for(waiting, 20, "SLURM's reason")
+        assert pman.delete(jid).status_code == 204
+        assert set(slurm_jobs(shared, jid)) <= {"CANCELLED"}
+
+    def test_bad_partition_in_the_words_of_sbatch(self, shared: Rig, pman: Server, jid: str) -> None:
+        answer = pman.post(shared.request(jid, COUNTED, partition="no-such"))
+        assert answer.status_code == 400
+        assert "invalid partition" in answer.json()["message"].lower()
+        assert pman.get(jid).status_code == 404
+        assert pman.post(shared.request(jid, COUNTED)).status_code == 201
+        assert pman.wait_final(jid)["status"] == "finishedSuccessfully"
+
+    def test_impossible_size_in_the_words_of_sbatch(self, shared: Rig, pman: Server, jid: str) -> None:
+        answer = pman.post(shared.request(jid, "true", memory_limit=9_000_000))
+        assert answer.status_code == 400
+        assert "memory" in answer.json()["message"].lower()
+
+    def test_cancelled_by_an_admin(self, shared: Rig, pman: Server, jid: str) -> None:
+        pman.post(shared.request(jid, "trap 'echo bye' TERM; echo begun; sleep 600 & wait; sleep 600"))
+        pman.wait_state(jid, "started")
+        run(shared.env, "scancel", slurm_id(shared, jid))
+        job = pman.wait_final(jid)
+        assert (job["status"], job["message"]) == ("finishedWithError", "The job was cancelled in SLURM.")
+        assert "begun" in job["logs"]
+
+    def test_requeued_by_an_admin_runs_once(self, shared: Rig, pman: Server, jid: str) -> None:
+        pman.post(shared.request(jid, COUNTED + "sleep 600"))
+        wait_for(lambda: shared.executions(jid), 30, "the job to begin")
+        number = slurm_id(shared, jid)
+        run(shared.env, "scontrol", "update", f"jobid={number}", "requeue=1")
+        run(shared.env, "scontrol", "requeue", number)
+        wait_for(lambda: slurm_jobs(shared, jid) == ["PENDING"], 30, "the job to be back in the queue")
+        run(shared.env, "scontrol", "update", f"jobid={number}", "starttime=now")  # SLURM would wait two minutes
+        assert pman.wait_final(jid)["status"] == "finishedWithError"
+        assert pman.delete(jid).status_code == 204
+        assert shared.executions(jid) == 1
+
+    def test_out_of_memory(self, shared: Rig, pman: Server, jid: str) -> None:
+        eat = "import time; a = b'x' * 400_000_000; time.sleep(60)"
+        request = shared.request(jid, "", entrypoint=["python3", "-c", eat], memory_limit=64)
+        pman.post(request)
+        job = pman.wait_final(jid)
+        assert job["status"] == "finishedWithError"
+        assert "memory" in job["message"], job
+
+    def test_comment_and_environment(self, shared: Rig, pman: Server) -> None:
+        jid = f"It's-\"o'dd\\{uuid.uuid4().hex[:6]}$(x)~"
+        pman.post(shared.request(jid, "env"))
+        assert "hidden" not in pman.wait_final(jid)["logs"]
+        comments = run(shared.env, "squeue", "--me", "-h", "-t", "all", "-o", "%k").splitlines()
+        assert f"org.chrisproject.pman.name={jid}" in comments
+
+    def test_charliecloud(self, shared: Rig, tmp_path: Path, jid: str) -> None:
+        root = development("slurm")["PMAN_TEST_IMAGE_DIR"]
+        shutil.copytree(root, tmp_path / "images" / "img" / "localhost%busybox+1", symlinks=True)
+        server = shared.start(SLURM_RUNTIME="charliecloud", SLURM_IMAGE_DIR=str(tmp_path / "images"))
+        script = r"""printf '%s\0' "$@" > "/share/outgoing/argv.$PMAN_WORKER_INDEX"; cat "/share/incoming/a b"; env"""
+        request = shared.request(jid, script, *HOSTILE, number_of_workers=2, type="ds", env=["A=it's $(x)\n~"])
+        request["image"] = "localhost/busybox:1"
+        (shared.store / request["input_dir"] / "a b").write_text("pixels\n")
+        assert server.post(request).status_code == 201
+        job = server.wait_final(jid)
+        assert job["status"] == "finishedSuccessfully", job
+        assert job["logs"].count("pixels\n") == 2
+        assert "A=it's $(x)\n~\n" in job["logs"]
+        for worker in range(2):
+            argv = (shared.outgoing(jid) / f"argv.{worker}").read_bytes().split(b"\0")
+            assert argv[: len(HOSTILE)] == [value.encode() for value in HOSTILE]
+        server.stop()
+
+    def test_behind_ssh(self, shared: Rig, tmp_path: Path, jid: str) -> None:
+        """The stand-in does what sshd does: the words joined by blanks, handed to a shell."""
+        wrapped(tmp_path / "bin", "ssh", 'shift; echo "$*" >> "$here/calls"; exec sh -c "$*"')
+        server = shared.start(SLURM_COMMAND_PREFIX=f"{tmp_path}/bin/ssh login1")
+        assert server.post(shared.request(jid, COUNTED, *HOSTILE)).status_code == 201
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert server.delete(jid).status_code == 204
+        calls = (tmp_path / "bin" / "calls").read_text()
+        assert all(f"SLURM_TIME_FORMAT=%s {name} " in calls for name in ("sbatch", "squeue"))
+        server.stop()
+
+    def test_many_polls_are_few_calls_of_squeue(self, shared: Rig, tmp_path: Path, jid: str) -> None:
+        server = shared.start(PATH=wrapped(tmp_path / "bin", "squeue", 'date +%s.%N >> "$here/calls"; exec $real "$@"'))
+        server.post(shared.request(jid, "sleep 600"))
+        server.wait_state(jid, "started")
+        calls = tmp_path / "bin" / "calls"
+        calls.unlink()
+        began_at = time.monotonic()
+        with ThreadPoolExecutor(32) as pool:
+            answers = list(pool.map(lambda _: server.get(jid).json()["status"], range(200)))
+        elapsed_seconds = time.monotonic() - began_at
+        assert answers == ["started"] * 200
+        made = len(calls.read_text().splitlines()) if calls.exists() else 0
+        assert made <= 1 + elapsed_seconds
+        assert server.delete(jid).status_code == 204
+        server.stop()
+
+
+# What stands for sbatch the first time it is called; later calls are the real thing at once.
+KILLED = {
+    "before": 'mkdir "$here/once" 2>/dev/null || exec $real "$@"; echo $$ > "$here/pid"; exec sleep 600',
+    "after": 'mkdir "$here/once" 2>/dev/null || exec $real "$@"; $real "$@" > "$here/said"; '
+    'echo $$ > "$here/pid"; exec sleep 600',
+    "late": 'mkdir "$here/once" 2>/dev/null || exec $real "$@"; cat > "$here/script"; echo $$ > "$here/pid"; '
+    'until [ -e "$here/go" ]; do sleep 0.05; done; $real "$@" < "$here/script" > "$here/said"; touch "$here/done"',
+}
+
+
+class TestKilled:
+    """kill -9 of pman while it is handing the job to sbatch: exactly one job after the retry."""
+
+    @pytest.mark.parametrize("retry", ["POST", "GET"])
+    @pytest.mark.parametrize("when", list(KILLED))
+    def test_exactly_one_job(self, shared: Rig, pman: Server, tmp_path: Path, jid: str, when: str, retry: str) -> None:
+        here = tmp_path / "bin"
+        first = shared.start(PATH=wrapped(here, "sbatch", KILLED[when]))
+        request = shared.request(jid, COUNTED + "sleep 1")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(first.post, request)
+            wait_for((here / "pid").exists, 20, "sbatch to be called")
+            first.kill()
+            assert answer.exception(20) is not None
+        pid = int(wait_for((here / "pid").read_text, 5, "its number"))
+        if when != "late":
+            os.kill(pid, signal.SIGKILL)
+        if retry == "POST":
+            assert pman.post(request).status_code == 201
+        else:
+            assert pman.get(jid).status_code == 200
+        if when == "late":  # the first sbatch gets through after the second
+            wait_for(lambda: shared.executions(jid), 30, "the job to begin")
+            (here / "go").touch()
+            wait_for((here / "done").exists, 20, "the first sbatch")
+        job = pman.wait_final(jid)
+        assert job["status"] == "finishedSuccessfully", job
+        wait_for(lambda: not set(slurm_jobs(shared, jid)) & {"PENDING", "RUNNING", "COMPLETING"}, 30, "the queue")
+        assert pman.get(jid).json() == job
+        assert shared.executions(jid) == 1
+        assert len(slurm_jobs(shared, jid)) == (2 if when == "late" else 1)
+
+    def test_deleted_while_sbatch_is_on_its_way(self, shared: Rig, pman: Server, tmp_path: Path, jid: str) -> None:
+        here = tmp_path / "bin"
+        first = shared.start(PATH=wrapped(here, "sbatch", KILLED["late"]))
+        request = shared.request(jid, COUNTED)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(first.post, request)
+            wait_for((here / "pid").exists, 20, "sbatch to be called")
+            first.kill()
+            assert answer.exception(20) is not None
+        assert pman.delete(jid).status_code == 204
+        assert pman.post(request | {"memory_limit": 65}).status_code == 201
+        (here / "go").touch()
+        wait_for((here / "done").exists, 20, "the first sbatch")
+        assert pman.wait_final(jid)["status"] == "finishedSuccessfully"
+        wait_for(lambda: not set(slurm_jobs(shared, jid)) & {"PENDING", "RUNNING", "COMPLETING"}, 30, "the queue")
+        assert len(slurm_jobs(shared, jid)) == 2
+        assert shared.executions(jid) == 1
+
+
+@pytest.fixture(scope="module")
+def forgetful() -> Iterator[Slurm]:
+    with own_slurm() as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory: pytest.TempPathFactory, forgetful: Slurm) -> Iterator[Rig]:
+    with running(slurm_rig(tmp_path_factory.mktemp("slurm-own"), forgetful.environment)) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def alone(lonely: Rig) -> Server:
+    return lonely.start()
+
+
+class TestWithoutAccounting:
+    def test_forgotten_after_success(self, lonely: Rig, alone: Server, jid: str) -> None:
+        alone.post(lonely.request(jid, COUNTED + "echo done"))
+        wait_for(lambda: lonely.executions(jid) and not slurm_jobs(lonely, jid), 40, "squeue to forget the job")
+        job = alone.get(jid).json()
+        assert (job["status"], job["logs"]) == ("finishedSuccessfully", "done\n")
+
+    def test_forgotten_after_failure(self, lonely: Rig, alone: Server, jid: str) -> None:
+        alone.post(lonely.request(jid, COUNTED + "exit 9"))
+        wait_for(lambda: lonely.executions(jid) and not slurm_jobs(lonely, jid), 40, "squeue to forget the job")
+        job = alone.get(jid).json()
+        assert (job["status"], job["message"]) == ("finishedWithError", "The job ended with exit code 9.")
+
+    def test_forgotten_after_cancelled_in_the_queue(
+        self, forgetful: Slurm, lonely: Rig, alone: Server, jid: str
+    ) -> None:
+        request = lonely.request(jid, COUNTED, partition="down")
+        alone.post(request)
+        forgetful.command("scancel", slurm_id(lonely, jid))
+        wait_for(lambda: not slurm_jobs(lonely, jid), 40, "squeue to forget the job")
+        job = alone.get(jid).json()
+        assert job["status"] == "finishedWithError"
+        assert "never began" in job["message"]
+        assert alone.post(request).json()["status"] == "finishedWithError"
+
+    def test_forgotten_after_killed(self, forgetful: Slurm, lonely: Rig, alone: Server, jid: str) -> None:
+        alone.post(lonely.request(jid, COUNTED + "sleep 600"))
+        wait_for(lambda: lonely.executions(jid), 40, "the job to begin")
+        processes = forgetful.command("scontrol", "listpids", slurm_id(lonely, jid)).splitlines()[1:]
+        for pid in {int(line.split()[0]) for line in processes} - {-1}:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not slurm_jobs(lonely, jid), 40, "squeue to forget the job")
+        job = alone.get(jid).json()
+        assert job["status"] == "finishedWithError"
+        assert "without a result" in job["message"]
+
+    def test_node_drained(self, forgetful: Slurm, lonely: Rig, alone: Server, jid: str) -> None:
+        forgetful.command("scontrol", "update", "nodename=localhost", "state=drain", "reason=test")
+        alone.post(lonely.request(jid, COUNTED))
+
+        def waiting() -> bool:
+            job = alone.get(jid).json()
+            assert job["status"] == "notstarted"
+            return "DRAINED" in job["message"]
+
+        wait_for(waiting, 30, "SLURM's reason")
+        forgetful.command("scontrol", "update", "nodename=localhost", "state=resume")
+        assert alone.wait_final(jid)["status"] == "finishedSuccessfully"
+
+    def test_node_fails(self, forgetful: Slurm, lonely: Rig, alone: Server, jid: str) -> None:
+        alone.post(lonely.request(jid, COUNTED + "sleep 600"))
+        alone.wait_state(jid, "started")
+        forgetful.command("scontrol", "update", "nodename=localhost", "state=down", "reason=test")
+        job = alone.wait_final(jid)
+        wait_for(lambda: forgetful.command("sinfo", "-h", "-o", "%T").split()[0] == "idle", 60, "slurmd to be back")
+        assert (job["status"], job["message"]) == ("finishedWithError", "A node of the job failed.")
+
+    def test_slurmctld_down(self, forgetful: Slurm, lonely: Rig, alone: Server, jid: str) -> None:
+        done, begun = f"{jid}-done", f"{jid}-begun"
+        alone.post(lonely.request(done, "echo fine"))
+        alone.wait_final(done)
+        alone.post(lonely.request(begun, COUNTED + "sleep 600"))
+        alone.wait_state(begun, "started")
+        hasty = lonely.start(SLURM_TIMEOUT_SECONDS="0.5")
+        forgetful.dev("stop", "slurmctld")
+        try:
+            assert hasty.get(done).json()["logs"] == "fine\n"
+            assert hasty.get(begun).status_code == 503
+            assert hasty.call("GET", "../../readyz").status_code == 503
+            answer = hasty.post(lonely.request(jid, COUNTED))
+            assert (answer.status_code, "SLURM does not answer" in answer.text) == (503, True)
+        finally:
+            forgetful.dev("start", "slurmctld")
+        assert alone.post(lonely.request(jid, COUNTED)).status_code == 201
+        assert alone.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert lonely.executions(jid) == 1
+        alone.wait_state(begun, "started")
+        assert alone.delete(begun).status_code == 204
