@@ -139,3 +139,35 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         assert user == "10001"
     finally:
         out([*docker, "rm", "--force", container])
+
+
+def test_stack_on_swarm(docker: list[str], image: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """deploy/compose.yml as a stack: pman runs as a service of the Swarm that it gives jobs to."""
+    store = tmp_path_factory.mktemp("store")
+    socket = development("swarm")["DOCKER_HOST"].removeprefix("unix://")
+    env = {**os.environ, "SECRET_KEY": "a secret key for tests", "STOREBASE": str(store), "PMAN_IMAGE": image}
+    env |= {"DOCKER_SOCKET": socket, "PMAN_TEMPLATES": str(ROOT / "deploy/templates")}
+    stack = f"pman-test-{os.getpid()}"
+    out([*docker, "stack", "deploy", "--compose-file", str(ROOT / "deploy/compose.yml"), stack], env=env)
+    try:
+        listing = [
+            *docker,
+            "ps",
+            "--quiet",
+            "--filter",
+            f"label=com.docker.stack.namespace={stack}",
+            "--filter",
+            "health=healthy",
+        ]
+        container = wait_for(lambda: out(listing).strip(), 90, "pman to be healthy in the stack", every=0.5)
+        smoke = (ROOT / "scripts/smoke").read_text()
+        inside = [*docker, "exec", "--interactive", container, "python3", "-", "http://127.0.0.1:5005"]
+        shown = out([*inside, development("swarm")["PMAN_TEST_IMAGE"]], input=smoke)
+        assert shown.count("ok ") == 15
+    finally:
+        out([*docker, "stack", "rm", stack])
+        wait_for(
+            lambda: not out([*docker, "ps", "--quiet", "--filter", f"label=com.docker.stack.namespace={stack}"]),
+            60,
+            "its end",
+        )
