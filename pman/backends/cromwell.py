@@ -56,7 +56,7 @@ STATES: dict[tuple[str, str], JobState] = {
 }
 
 _HOG_GROUP_TOO_LONG = "x" * 300  # the database's column takes 100 characters
-_METADATA = ("status", "end", "failures", "executionStatus", "jobId", "returnCode", "stdout", "stderr")
+METADATA = ("status", "end", "failures", "executionStatus", "jobId", "returnCode", "stdout", "stderr")
 
 PATIENCE_SECONDS = 1.0  # a POST waits no longer until its workflow shows; quick servers need 0.2-0.45 s
 STOCK_SECONDS = 600.0  # a server that was slower than that is asked again after this time
@@ -205,7 +205,7 @@ class CromwellBackend:
             meta: dict[str, Any] = {"status": found.status}
             keys: list[str] = []
         else:
-            keys = [*_METADATA, *found.keys_of_identity()]
+            keys = [*METADATA, *found.keys_of_identity()]
             meta = self._client.metadata(found.id, keys) or {"status": found.status}
         calls = [entry for entries in meta.get("calls", {}).values() for entry in entries]
         image, cmd = found.identity(meta, calls)

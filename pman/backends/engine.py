@@ -44,6 +44,7 @@ _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _PASSING = re.compile(
     r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
 )
+_NAME_TAKEN = re.compile(r"name .* is already in use")
 _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -221,6 +222,8 @@ def _error(answer: requests.Response) -> PmanError:
         words = answer.text[:500] or answer.reason
     words = sentence(str(words))
     detail = f"{answer.request.method} {answer.request.path_url[:200]}: {answer.status_code} {words}"
+    if _NAME_TAKEN.search(words):  # Podman answers 500 to it
+        return Conflict(words, detail=detail)
     if answer.status_code in _BY_STATUS:
         return _BY_STATUS[answer.status_code](words, detail=detail)
     if "ResourceExhausted" in detail or "larger than max" in words:

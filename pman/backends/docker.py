@@ -1,0 +1,288 @@
+"""One Docker or Podman engine, without a Swarm: each worker of a job is a container.
+
+The name of the first container is the lock that makes a job exist once.
+
+Time limits are kept at every look: GET, POST and DELETE of the job, and readiness probes for all jobs. The engine has
+no deadline, and a thread of pman's would end with it; pfcon polls its jobs all the time, and whatever happens between
+looks, a job that ran longer than its limit counts as failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pman import logs
+from pman.backends import docker_start, engine
+from pman.backends.docker_images import Images
+from pman.backends.docker_start import GUARD, Starter
+from pman.backends.engine import Engine
+from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, Unreachable
+from pman.job import Job, backend_name
+from pman.render import Spec
+from pman.settings import Settings
+from pman.status import JobState, JobStatus, merge
+
+log = logging.getLogger(__name__)
+
+# Every state of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Container/operation/ContainerInspect,
+# then those that https://github.com/containers/podman/blob/v4.3/libpod/define/containerstate.go has besides.
+STATES: dict[str, JobState] = {
+    "created": JobState.NOT_STARTED,  # or FAILED, where the engine could not start it
+    "running": JobState.STARTED,
+    "paused": JobState.STARTED,
+    "restarting": JobState.STARTED,
+    "removing": JobState.STARTED,  # being deleted; its processes may still write
+    "exited": JobState.SUCCEEDED,  # or FAILED, by the exit code
+    "dead": JobState.FAILED,  # the engine failed to remove it
+    "configured": JobState.NOT_STARTED,
+    "initialized": JobState.NOT_STARTED,
+    "stopping": JobState.STARTED,
+    "stopped": JobState.SUCCEEDED,  # as exited
+}
+WORKERS = "org.chrisproject.pman.workers"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    containers: tuple[Json, ...]  # inspect documents, in the order of the workers
+
+
+class DockerBackend:
+    """Jobs as containers of one engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = Engine(settings)
+        self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy), _startable)
+        self._max_log_bytes = settings.job_logs_max_kib * 1024
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        self._engine.require_subpath(self._settings)
+        body = engine.parse(spec.text)
+        self._refuse_missing(body)
+        try:
+            for index in range(job.workers):
+                self._starter.run(job, _name(job.name, index), _for_worker(body, index))
+            return self.status(job.jid)
+        except NotFound:
+            raise Unreachable(f"The job {job.jid} is just being deleted.") from None
+
+    def _refuse_missing(self, body: Json) -> None:
+        """Podman makes missing directories of mounts, as root; Docker refuses them. Judged where the store is seen."""
+        base = self._settings.storebase
+        if self._settings.container_env != "podman" or base is None or not os.path.isdir(base):
+            return
+        for mount in body.get("HostConfig", {}).get("Mounts", []):
+            source = str(mount.get("Source", ""))
+            if mount.get("Type") == "bind" and source.startswith(base) and not os.path.isdir(source):
+                raise BadRequest(f"The directory {source} does not exist.")
+
+    def status(self, jid: str) -> JobStatus:
+        workers = self._workers(jid)
+        if self._end_overdue([container for container in workers if container]):
+            workers = self._workers(jid)
+        present = [container for container in workers if container]
+        first = present[0]
+        states = [_state(container) for container in present] + [JobState.NOT_STARTED] * workers.count(None)
+        state = merge(states)
+        ended = [end for container in present if (end := engine.time_of(container["State"].get("FinishedAt")))]
+        labels, config = _labels(first), first["Config"]
+        return JobStatus(
+            jid=jid,
+            image=labels.get(engine.IMAGE, config["Image"]),
+            cmd=shlex.join([*_list(config.get("Entrypoint")), *_list(config.get("Cmd"))]),
+            state=state,
+            message=_message(present),
+            finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
+            private=_Found(tuple(present)),
+        )
+
+    def _workers(self, jid: str) -> list[Json | None]:
+        """The containers of a job, None for one that is not made yet; never for the first."""
+        name = backend_name(jid)
+        first = self._find(jid, name)
+        count = int(_labels(first).get(WORKERS, 1))
+        return [first, *(self._worker(jid, _name(name, index)) for index in range(1, count))]
+
+    def _find(self, jid: str, name: str) -> Json:
+        """The container of exactly this name and jid; the engine would also take an id, or the beginning of one."""
+        try:
+            container = docker_start.inspect(self._engine, name)
+        except NotFound:
+            raise engine.no_job(jid) from None
+        if _labels(container).get(engine.JID) != jid:
+            raise engine.no_job(jid)
+        return container
+
+    def _worker(self, jid: str, name: str) -> Json | None:
+        try:
+            return self._find(jid, name)
+        except NotFound:
+            return None
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        found = status.private
+        assert isinstance(found, _Found)
+        share = max(4096, self._max_log_bytes // max(1, len(found.containers)))
+        texts = [
+            self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share)
+            for container in found.containers
+            if _state(container) is not JobState.NOT_STARTED
+        ]
+        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+
+    def delete(self, jid: str) -> None:
+        if not docker_start.remove_all(self._engine, jid):
+            raise engine.no_job(jid)
+
+    def _end_overdue(self, containers: Iterable[Json]) -> bool:
+        """Stop those whose time is up, all at once; False when there were none."""
+        now = datetime.now(UTC)
+        overdue = [
+            container
+            for container in containers
+            if _state(container) is JobState.STARTED and _overdue(container, now) and container["State"].get("Running")
+        ]
+        if overdue:
+            with ThreadPoolExecutor(min(16, len(overdue))) as pool:
+                list(pool.map(self._stop, overdue))
+        return bool(overdue)
+
+    def _stop(self, container: Json) -> None:
+        grace = container["Config"].get("StopTimeout") or 10
+        seconds = grace + self._settings.docker_timeout_seconds
+        try:
+            self._engine.call("POST", f"/containers/{container['Id']}/stop", t=grace, timeout_seconds=seconds)
+        except (NotFound, Conflict):
+            log.info("the container %s was gone before it could be stopped", container["Name"])
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        found = self._engine.get("/containers/json", all=1, filters={"label": [engine.JID]})
+        firsts = [c for c in found if f"/{backend_name(c['Labels'][engine.JID])}" in c["Names"]]
+        workers: dict[str, list[Json]] = {}
+        for container in found:
+            if GUARD not in container["Labels"]:
+                workers.setdefault(container["Labels"][engine.JID], []).append(container)
+        firsts.sort(key=lambda container: container["Created"], reverse=True)
+        return [_listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
+
+    def ping(self) -> None:
+        self._engine.call("GET", "/_ping")
+        limited = self._engine.get("/containers/json", filters={"label": [engine.LIMIT, engine.JID]})
+        now = datetime.now(UTC)
+        old = [c for c in limited if now.timestamp() - c["Created"] > _limit(c["Labels"]).total_seconds()]
+        self._end_overdue([c for c in (self._worker(c["Labels"][engine.JID], c["Names"][0][1:]) for c in old) if c])
+
+
+def create(settings: Settings) -> DockerBackend:
+    """The backend of the engine at DOCKER_HOST. Raises Misconfigured where it answers and cannot serve."""
+    backend = DockerBackend(settings)
+    try:
+        backend.ping()
+        backend._engine.require_subpath(settings)
+    except Unreachable as error:
+        log.warning("%s pman starts all the same, and serves as soon as it does.", error)
+    except BackendError as error:
+        raise Misconfigured(str(error)) from error
+    return backend
+
+
+def _name(name: str, index: int) -> str:
+    """A dot is in no other job's name, which are DNS labels."""
+    return f"{name}.{index}" if index else name
+
+
+def _for_worker(body: Json, index: int) -> Json:
+    return body | {"Env": [*body.get("Env", []), f"PMAN_WORKER_INDEX={index}"]}
+
+
+def _labels(container: Json) -> Json:
+    return container["Config"].get("Labels") or {}
+
+
+def _list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
+
+
+def _limit(labels: Json) -> timedelta:
+    return timedelta(minutes=int(labels.get(engine.LIMIT, 0) or 525_600_000))
+
+
+def _start_error(container: Json) -> str:
+    state = container["State"]
+    return str(state.get("Error") or "") if state["Status"] in ("created", "configured", "initialized") else ""
+
+
+def _startable(container: Json) -> bool:
+    return _state(container) is JobState.NOT_STARTED
+
+
+def _overdue(container: Json, now: datetime) -> bool:
+    """Whether it runs, or ran, longer than its limit."""
+    began, ended = (engine.time_of(container["State"].get(key)) for key in ("StartedAt", "FinishedAt"))
+    running = container["State"].get("Running")
+    return began is not None and ((now if running else ended) or now) - began >= _limit(_labels(container))
+
+
+def _state(container: Json) -> JobState:
+    name = container["State"]["Status"]
+    state = STATES.get(name, JobState.UNDEFINED)
+    if state is JobState.UNDEFINED:
+        log.warning("the engine says %r of a container, which pman does not know", name)
+    if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container, datetime.now(UTC))):
+        return JobState.FAILED
+    return JobState.FAILED if _start_error(container) else state
+
+
+def _message(containers: Sequence[Json]) -> str:
+    said = {_words(container): index for index, container in reversed(list(enumerate(containers)))}
+    told = sorted((index, text) for text, index in said.items() if text)
+    if len(containers) == 1:
+        return "".join(text for _, text in told)
+    return " ".join(f"worker {index}: {text}" for index, text in told)
+
+
+def _words(container: Json) -> str:
+    state, labels, outcome = container["State"], _labels(container), _state(container)
+    if outcome is JobState.NOT_STARTED:
+        return "The container has been made, but not started; post the job again."
+    if outcome is not JobState.FAILED:
+        return ""
+    if error := _start_error(container):
+        return engine.sentence(error)
+    if _overdue(container, datetime.now(UTC)):
+        return f"The job ran into its time limit of {labels.get(engine.LIMIT)} minutes."
+    return _end(state, labels)
+
+
+def _end(state: Json, labels: Json) -> str:
+    code = state.get("ExitCode")
+    if state.get("OOMKilled"):
+        return (
+            f"The job exceeded its memory limit of {labels.get(engine.MEMORY)} MiB (out of memory, exit code {code})."
+        )
+    if code == 137:
+        return "The job was killed (exit code 137)."
+    return engine.sentence(state.get("Error") or f"The job ended with exit code {code}")
+
+
+def _listed(first: Json, workers: Iterable[Json]) -> JobStatus:
+    """From the list of containers alone, which has neither times of completion nor messages."""
+    labels = first["Labels"]
+    state = merge(_listed_state(container) for container in workers)
+    return JobStatus(labels[engine.JID], labels.get(engine.IMAGE, first["Image"]), first["Command"], state)
+
+
+def _listed_state(container: Json) -> JobState:
+    state = STATES.get(container["State"], JobState.UNDEFINED)
+    failed = not re.match(r"Exited \(0\)", container.get("Status", ""))
+    return JobState.FAILED if state is JobState.SUCCEEDED and failed else state

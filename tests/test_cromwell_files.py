@@ -1,0 +1,171 @@
+"""Reading what Cromwell leaves in execution directories: confined, bounded, and honest where nothing is seen."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pman.backends.cromwell_files import Files, explain
+from pman.errors import Misconfigured
+from pman.logs import tail_file
+
+CLUSTER = "/cluster/cromwell-executions"
+BELOW = "ChRISJob/8d1f/call-plugin_instance/execution"
+
+
+@pytest.fixture
+def execution(tmp_path: Path) -> Path:
+    """The execution directory as pman sees it."""
+    path = tmp_path / "here" / BELOW
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(f"{CLUSTER}={tmp_path}/here")
+
+
+def call(**more: Any) -> dict[str, Any]:
+    return {"stdout": f"{CLUSTER}/{BELOW}/stdout", "stderr": f"{CLUSTER}/{BELOW}/stderr", "jobId": "7"} | more
+
+
+def test_stdout_then_stderr(execution: Path, files: Files) -> None:
+    (execution / "stdout").write_text("a\nb")
+    (execution / "stderr").write_text("c\n")
+    assert files.output(call(), 10, 1000) == "a\nb\nc\n"
+
+
+def test_each_worker_has_a_heading(execution: Path, files: Files) -> None:
+    for index in (0, 1, 10, 2):
+        (execution / f"worker-{index}").mkdir()
+        (execution / f"worker-{index}" / "stdout").write_text(f"I am {index}\n")
+    headings = [line for line in files.output(call(), 100, 100_000).splitlines() if line.startswith("===")]
+    assert headings == [f"=== worker {i} ===" for i in range(4)]
+    assert files.output(call(), 100, 100_000).endswith("I am 10\n")
+
+
+def test_words_of_sbatch_for_a_job_that_never_began(execution: Path, files: Files) -> None:
+    (execution / "stderr.submit").write_text("sbatch: error: no\nsbatch: error: really\n")
+    entry = {key: value for key, value in call().items() if key != "jobId"}
+    assert files.output(entry, 10, 1000) == "sbatch: error: no\nsbatch: error: really\n"
+    failure = [{"message": "Unable to start job. Check the stderr file for possible errors: x", "causedBy": []}]
+    assert explain("Failed", {}, entry | {"failures": failure}, files) == (
+        "SLURM refused the job: sbatch: error: no sbatch: error: really."
+    )
+
+
+@pytest.mark.parametrize("root_map", [None, "/elsewhere=/tmp", f"{CLUSTER}=/no/such/directory"])
+def test_where_nothing_is_seen_the_logs_say_where_they_are(root_map: str | None) -> None:
+    files = Files(root_map)
+    said = files.output(call(), 10, 1000)
+    assert f"{CLUSTER}/{BELOW}/stdout" in said
+    assert f"{CLUSTER}/{BELOW}/stderr" in said
+    failure = [{"message": "Unable to start job.", "causedBy": []}]
+    assert f"{CLUSTER}/{BELOW}/stderr.submit" in explain("Failed", {}, call(failures=failure), files)
+    assert files.output({}, 10, 1000) == ""
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", f"{CLUSTER}/../../etc/passwd", f"{CLUSTER}x/stdout", "stdout"])
+def test_paths_outside_the_mapped_root_are_not_read(files: Files, execution: Path, path: str) -> None:
+    assert "root:" not in files.output(call(stdout=path, stderr=path), 10, 1000)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "directory", "fifo", "device"])
+def test_what_a_job_put_in_place_of_its_log_is_not_followed(
+    execution: Path, files: Files, tmp_path: Path, kind: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "stdout").write_text("SECRET")
+    stdout = execution / "stdout"
+    if kind == "absolute":
+        stdout.symlink_to(secret / "stdout")
+    elif kind == "relative":
+        stdout.symlink_to(os.path.relpath(secret / "stdout", execution))
+    elif kind == "directory":
+        execution.rmdir()
+        execution.symlink_to(secret)
+    elif kind == "fifo":
+        os.mkfifo(stdout)
+    else:
+        stdout.symlink_to("/dev/zero")
+    assert files.output(call(), 10, 1000) == ""
+
+
+def test_a_link_that_stays_inside_is_followed(execution: Path, files: Files) -> None:
+    (execution / "stdout.background").write_text("text\n")
+    (execution / "stdout").symlink_to("stdout.background")
+    assert files.output(call(), 10, 1000) == "text\n"
+
+
+def test_ten_gigabytes_cost_little_memory(execution: Path, files: Files) -> None:
+    with (execution / "stdout").open("wb") as file:
+        file.truncate(10 << 30)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast but one\nlast\n")
+    tracemalloc.start()
+    try:
+        assert files.output(call(), 2, 1 << 20) == "last but one\nlast\n"
+        assert len(files.output(call(), 1000, 1 << 20).encode()) <= 4 << 20
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_log_that_grows_while_it_is_read(execution: Path) -> None:
+    with (execution / "stdout").open("ab", buffering=0) as file:
+        file.write(b"1\n2\n3\n")
+        assert tail_file(execution / "stdout", 2, 100) == "2\n3\n"
+        file.write(b"4\nhalf a line")
+        assert tail_file(execution / "stdout", 2, 100) == "4\nhalf a line"
+
+
+def test_what_pman_may_not_read_is_said(execution: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pman.logs.os.open", refuse)
+    assert files.output(call(), 10, 1000).startswith("pman cannot read stdout: Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "rc", "more", "sentence"),
+    [
+        ("", None, {"returnCode": 3}, "The job ended with exit code 3."),
+        ("", "137", {}, "The job was killed (exit code 137), for instance for more memory than it asked for."),
+        ("", "130", {}, "The job ended with exit code 130."),
+        ("", None, {"returnCode": 124}, "The job was ended by its time limit (exit code 124)."),
+        ("x\npman: ended by the time limit of 1 min\n", None, {"returnCode": 124},
+         "The job was ended by the time limit of 1 min."),
+        ("pman: no such directory on node7: /share/x\n", None, {"returnCode": 126},
+         "The job was not run: no such directory on node7: /share/x."),
+        ("pman: ended by SLURM after 5 s (cancelled, preempted or node taken)", None, {"returnCode": 125},
+         "The job was ended by SLURM after 5 s (cancelled, preempted or node taken)."),
+        ("pman: not the last\nline\n", None, {"returnCode": 1}, "The job ended with exit code 1."),
+        ("", "nonsense", {}, "The job failed: Cromwell does not say why."),
+    ],
+)  # fmt: skip
+def test_sentences(execution: Path, files: Files, stderr: str, rc: str | None, more: Any, sentence: str) -> None:
+    (execution / "stderr").write_text(stderr)
+    if rc is not None:
+        (execution / "rc").write_text(rc + "\n")
+    assert explain("Failed", {}, call(**more), files) == sentence
+
+
+def test_whether_a_job_has_begun(execution: Path, files: Files) -> None:
+    assert files.has_begun(call()) is False
+    (execution / "stdout").touch()
+    assert files.has_begun(call()) is True
+    assert Files(None).has_begun(call()) is None
+    assert files.has_begun(call(stdout=f"{CLUSTER}/late/execution/stdout")) is False
+
+
+@pytest.mark.parametrize("wrong", ["/a", "a=/b", "/a=b", "=", "/a="])
+def test_a_wrong_map_is_refused_at_start(wrong: str) -> None:
+    with pytest.raises(Misconfigured, match="CROMWELL_EXECUTION_ROOT_MAP"):
+        Files(wrong)
