@@ -334,5 +334,5 @@ def _poll(condition: Callable[[], T | None], seconds: float) -> T | None:
         if time.monotonic() > deadline:
             return None
         time.sleep(pause)
-        pause = min(pause * 1.2, 1.0)
+        pause = min(pause * 1.05, 1.0)
     return value
