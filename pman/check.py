@@ -92,6 +92,7 @@ def wdl_runtime(text: str) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=4)
 def _wdl_document(text: str) -> Any:
     document = _need("WDL").parse_document(text)
     document.typecheck(check_quant=False)
@@ -114,8 +115,8 @@ def _wdl(text: str, shellcheck: bool) -> Iterator[Problem]:
 
 
 def _kubernetes(text: str, version: str) -> Iterator[Problem]:
-    data, tree = yield from _yaml(text)
-    if tree is None:
+    data = yield from _yaml(text)
+    if data is None:
         return
     if not isinstance(data, dict) or not {"apiVersion", "kind"} <= set(data):
         yield Problem("this is no Kubernetes object: apiVersion or kind is missing", 1)
@@ -124,15 +125,15 @@ def _kubernetes(text: str, version: str) -> Iterator[Problem]:
     try:
         library.validate(data, version, strict=True)
     except library.ValidationError as error:
-        yield Problem(f"{_path(error)}{_deepest(error).message} (Kubernetes {error.version})", _line(tree, error))
+        yield Problem(f"{_path(error)}{_deepest(error).message} (Kubernetes {error.version})", _line(text, error))
     except (library.utils.SchemaNotFoundError, library.utils.VersionNotSupportedError) as error:
         yield Problem(error.message)
 
 
 def _schema(text: str, name: str) -> Iterator[Problem]:
-    data, tree = yield from _yaml(text)
-    for error in _validator(name).iter_errors(data) if tree is not None else ():
-        yield Problem(f"{_path(error)}{_deepest(error).message}", _line(tree, error))
+    data = yield from _yaml(text)
+    for error in _validator(name).iter_errors(data) if data is not None else ():
+        yield Problem(f"{_path(error)}{_deepest(error).message}", _line(text, error))
 
 
 @functools.cache
@@ -142,16 +143,16 @@ def _validator(name: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """(data, node tree) of one YAML document; yields a Problem and returns (None, None) when it is none."""
+    """The data of one YAML document; yields a Problem and returns None when it is none."""
     try:
-        data, tree = yaml.load(text, Loader=StrictLoader), yaml.compose(text, Loader=yaml.SafeLoader)  # noqa: S506
+        data = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         yield Problem(f"this is no YAML: {error.problem}", mark.line + 1 if mark else None)
-        return None, None
-    if tree is None:
+        return None
+    if data is None:
         yield Problem("this is empty", 1)
-    return data, tree
+    return data
 
 
 def _deepest(error: Any) -> Any:
@@ -163,9 +164,9 @@ def _path(error: Any) -> str:
     return f"{names.removeprefix('.')}: " if names else ""
 
 
-def _line(tree: Any, error: Any) -> int | None:
+def _line(text: str, error: Any) -> int:
     """The line of the YAML node that a schema does not accept; for an unknown key, that of the key."""
-    node = tree
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     for part in error.absolute_path:
         node = _child(node, part)
     named = re.findall(r"'([^']*)'", error.message) if error.validator == "additionalProperties" else []

@@ -10,7 +10,7 @@ from typing import IO
 
 import click
 
-from pman import __version__, client, settings
+from pman import __version__, cli_templates, client, settings
 from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
 from pman.job import make_job, validate
 from pman.render import TARGETS, Renderer, Spec
@@ -33,6 +33,8 @@ def main() -> None:
 
 for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, client.list_jobs):
     main.add_command(command)
+main.add_command(cli_templates.check)
+main.add_command(cli_templates.templates)
 
 
 @main.command()
@@ -60,6 +62,9 @@ def show_settings() -> None:
 @click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings as NAME=VALUE lines.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write a file per request here.")
 @click.option("--check", is_flag=True, help="Judge each result with the real parser of its language.")
+@click.option(
+    "--watch", is_flag=True, help="Render again whenever REQUEST or a template is saved, and show what changed."
+)
 def render(
     request_file: IO[bytes],
     target: str,
@@ -68,6 +73,7 @@ def render(
     env_file: str | None,
     out: Path | None,
     check: bool,
+    watch: bool,
 ) -> None:
     """Print exactly what the service would submit for REQUEST (a file, or - for standard input).
 
@@ -75,9 +81,11 @@ def render(
     bad template or setting.
     """
     try:
-        config = settings.load(_overrides(templates, assignments, env_file))
+        config = settings.load(cli_templates.overrides(templates, assignments, env_file))
         if config.storebase is None and config.storage_type in ("host", "nfs"):
             click.echo("STOREBASE is not set: directories are shown below /.", err=True)
+        if watch:
+            cli_templates.watch(Path(request_file.name), target, config)
         renderer = Renderer(config)
         requests = list(_requests(request_file.read()))
         if len(requests) != 1 and out is None:
@@ -92,20 +100,6 @@ def render(
                     _check(spec)
     except PmanError as error:
         raise _exit(error) from None
-
-
-def _overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | None) -> dict[str, str]:
-    values: dict[str, str] = {}
-    if env_file:
-        from dotenv import dotenv_values
-
-        values |= {name: value or "" for name, value in dotenv_values(env_file).items()}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise Misconfigured(f"--set takes NAME=VALUE, not {assignment!r}.")
-        values[name] = value
-    return values | ({"TEMPLATES_DIR": str(templates)} if templates else {})
 
 
 def _requests(data: bytes) -> Iterator[object]:

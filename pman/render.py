@@ -94,6 +94,11 @@ class Renderer:
                     at_start = text.endswith("\n")
         return lines
 
+    @property
+    def site(self) -> Mapping[str, Any]:
+        """The values of site.yaml."""
+        return self._site
+
     def environment(self, template: str) -> jinja2.Environment:
         """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
         language = template.removesuffix(".j2").rsplit(".", 1)[-1]

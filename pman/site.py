@@ -1,0 +1,238 @@
+"""Checks a site's overlay: every template over a corpus of requests, judged, proven, and named by file and line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pman import check, proof, settings
+from pman.errors import BadRequest, PmanError, Refused
+from pman.job import Job, make_job, validate
+from pman.overlay import Finding, Overlay, finding_of
+from pman.render import TARGETS, Renderer, Spec
+from pman.settings import Settings
+from pman.storage import mounts
+
+PLAIN: Mapping[str, Any] = {
+    "jid": "chris-jid-1", "type": "ds", "auid": "chris", "image": "docker.io/fnndsc/pl-simpledsapp:2.1.0",
+    "entrypoint": ["simpledsapp"], "args": ["--threshold", "0.5"], "env": ["GREETING=hello"], "number_of_workers": 1,
+    "cpu_limit": 1500, "memory_limit": 512, "gpu_limit": 0,
+}  # fmt: skip
+_HOSTILE = (
+    "it's", 'a "quote"', "$(touch x) `y`", "~{wdl} >>> ${x} $HOME", "$(PMAN_WORKER_COUNT) $$", "{{.Node.ID}} {{",
+    "%s\\n", "", "*", "&amp;", "two\n  lines\n", "\r\n", "tab\t", "na\u00efve \U0001f9e0", "SCRIPT_EPILOGUE", "-n",
+    "a=b", "null", "# x",
+)  # fmt: skip
+_ALL = ("wdl", "k8s", "swarm", "docker", "slurm", "local")
+_ENGINES = ("k8s", "swarm", "docker")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request and the settings to render it under."""
+
+    name: str
+    request: Mapping[str, Any]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    targets: Sequence[str] = _ALL
+
+
+def corpus() -> list[Case]:
+    """Plain and hostile, small and large, with every optional field and without, over every kind of storage."""
+    every_option = {"time_limit_minutes": 90, "partition": "gpu-long", "args_path_flags": ["--in"], "gpu_limit": 1}
+    volume = {"VOLUME_NAME": "chris-files"}
+    rows: list[tuple[str, dict[str, Any], dict[str, str], Sequence[str]]] = [
+        ("plain", {}, {}, _ALL),
+        ("hostile", {"args": list(_HOSTILE), "env": [f"V{n}={v}" for n, v in enumerate(_HOSTILE)]}, {}, _ALL),
+        ("nothing optional", {"type": "fs", "args": [], "env": []}, {}, _ALL),
+        ("every option", every_option, {}, _ALL),
+        ("two GPUs, large", {"gpu_limit": 2, "cpu_limit": 64_000, "memory_limit": 500_000, "type": "ts"}, {}, _ALL),
+        ("many workers", {"number_of_workers": 64, "cpu_limit": 1, "memory_limit": 1}, {}, _ALL),
+        ("many arguments", {"args": [f"--a{n}=$(x)" for n in range(200)]}, {}, _ALL),
+        ("directories apart", {"input_dir": "key 1/it's", "output_dir": "feed_1/$(out)"}, {}, _ALL),
+        ("limits ignored", {"gpu_limit": 1}, {"IGNORE_LIMITS": "yes"}, _ALL),
+        ("user, labels", {}, {"CONTAINER_USER": "1000:2000", "SHM_SIZE": "64", "JOB_LABELS": "site=a"}, _ALL),
+        ("nfs", {}, {"STORAGE_TYPE": "nfs", "NFS_SERVER": "nfs.example.org"}, _ENGINES),
+        ("volume", {}, {"STORAGE_TYPE": "docker_local_volume", **volume}, _ENGINES[1:]),
+        ("claim", {}, {"STORAGE_TYPE": "kubernetes_pvc", **volume}, _ENGINES[:1]),
+    ]
+    return [Case(name, {**PLAIN, **fields}, environment, targets) for name, fields, environment, targets in rows]
+
+
+def own_corpus(directory: Path) -> list[Case]:
+    """The requests of a directory's *.json files. Raises BadRequest for one that is no request."""
+    cases = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            data = json.loads(path.read_bytes())
+            validate(data)
+        except (ValueError, PmanError) as error:
+            raise BadRequest(f"{path}: {error}") from None
+        cases.append(Case(path.name, data))
+    return cases
+
+
+@dataclass
+class SiteCheck:
+    """One check of an overlay. `directory` None checks the shipped templates; `requests` adds a corpus of one's own."""
+
+    directory: Path | None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    requests: Path | None = None
+    targets: Sequence[str] = ()
+    kubernetes: str = check.KUBERNETES_VERSION
+    cromwell_conf: Path | None = None
+    rendered: int = 0
+
+    def findings(self) -> list[Finding]:
+        """All that is wrong, each once, in the order of files and lines. Raises Misconfigured, BadRequest."""
+        try:
+            overlay = Overlay(Renderer(self._settings({})), self.directory)
+        except PmanError as error:
+            return [finding_of(str(error), "site.yaml")]
+        found = list(overlay.lint())
+        for target in self.targets or overlay.targets():
+            found += self._target(overlay, target)
+        return sorted({(f.rule, f.file, f.line, f.message): f for f in found}.values(), key=lambda f: (f.file, f.line))
+
+    def _settings(self, environment: Mapping[str, str]) -> Settings:
+        own = {"TEMPLATES_DIR": str(self.directory)} if self.directory else {}
+        return settings.load({"STOREBASE": "/pman-check/it's the store", **self.overrides, **own, **environment})
+
+    def _cases(self) -> list[Case]:
+        own = [self.directory / "requests"] if self.directory else []
+        return [*corpus(), *(case for path in [*own, *filter(None, [self.requests])] for case in own_corpus(path))]
+
+    def _target(self, overlay: Overlay, target: str) -> list[Finding]:
+        made: dict[str, tuple[Settings, Renderer]] = {}
+        found: list[Finding] = []
+        refusals, cases = 0, [case for case in self._cases() if target in case.targets]
+        for case in cases:
+            if str(case.settings) not in made:
+                config = self._settings(case.settings)
+                made[str(case.settings)] = (config, Renderer(config))
+            config, renderer = made[str(case.settings)]
+            job = make_job(validate(dict(case.request)), config)
+            try:
+                found += self._judge(_Attempt(overlay, target, case.name, config, renderer, job))
+            except Refused:
+                refusals += 1
+            except BadRequest as error:
+                found.append(finding_of(error.detail or str(error)))
+            except PmanError as error:
+                found.append(finding_of(str(error)))
+            self.rendered += 1
+        if refusals == len(cases):
+            said = "every request of the corpus is refused, so nothing is checked: give accepted ones with --requests"
+            found.append(_placed(overlay, target, Finding("all-refused", said, ""), ()))
+        return found
+
+    def _judge(self, attempt: _Attempt) -> list[Finding]:
+        spec = attempt.renderer.render(proof.marked(attempt.job), attempt.target)
+        problems = check.problems(spec, self.kubernetes, shellcheck=attempt.case == "plain")
+        if problems:
+            return [attempt.at("invalid", problem.message, problem.line, problem.part) for problem in problems]
+        flaws = proof.flaws(attempt.job, mounts(attempt.job, attempt.config), spec)
+        found = [attempt.caused(flaw) for flaw in flaws]
+        return found + (list(self._undeclared(attempt, spec)) if attempt.target == "wdl" else [])
+
+    def _undeclared(self, attempt: _Attempt, spec: Spec) -> Iterator[Finding]:
+        """Runtime attributes that Cromwell's configuration does not declare: it ignores them."""
+        if self.cromwell_conf is None:
+            return
+        for name in set(check.wdl_runtime(spec.text)) - declared_attributes(self.cromwell_conf):
+            line = next(n for n, text in enumerate(spec.text.splitlines(), 1) if re.match(rf"\s*{name}\s*:", text))
+            said = f"Cromwell ignores the runtime attribute {name}: {self.cromwell_conf} does not declare it"
+            found = attempt.at("undeclared-attribute", said, line)
+            own = self.directory is not None and Path(found.file).is_relative_to(self.directory)
+            yield found if own else replace(found, level="warning")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One request of the corpus on its way through one target's templates."""
+
+    overlay: Overlay
+    target: str
+    case: str
+    config: Settings
+    renderer: Renderer
+    job: Job
+
+    def at(self, rule: str, message: str, line: int | None, part: str = "") -> Finding:
+        """A finding at the template line that this line of the result comes from."""
+        template = TARGETS[self.target].extras.get(part, TARGETS[self.target].template)
+        lines = self.renderer.origins(proof.marked(self.job), template)
+        file, number = lines[min(line or 1, len(lines)) - 1] if lines else (template, 1)
+        return Finding(rule, f"{message} (request: {self.case})", file, number)
+
+    def caused(self, flaw: proof.Flaw) -> Finding:
+        if flaw.line:
+            return self.at("changed", flaw.message, flaw.line)
+        found = Finding("changed", f"{flaw.message} (request: {self.case})", "")
+        return _placed(self.overlay, self.target, found, _CAUSES[flaw.what])
+
+
+# Where a change of the words, the environment or the directories is made, the likeliest block first.
+_CAUSES: Mapping[str, Sequence[str]] = {
+    "argv": ("command", "runtime", "prologue", "environment", "container_extra"),
+    "env": ("environment", "command", "runtime", "prologue"),
+    "incoming": ("directories", "mounts", "volume_mounts", "volumes", "runtime", "command"),
+    "outgoing": ("directories", "mounts", "volume_mounts", "volumes", "runtime", "command"),
+}
+# Attributes that every Cromwell backend knows.
+_ALWAYS = frozenset({"docker", "maxRetries", "continueOnReturnCode", "failOnStderr", "preemptible"})
+
+
+def declared_attributes(conf: Path) -> frozenset[str]:
+    """The names in the runtime-attributes of a Cromwell configuration file; `memory` for memory_mb and the like."""
+    blocks = re.findall(r'(?s)runtime-attributes\s*[=:]\s*"""(.*?)"""', conf.read_text(encoding="utf-8"))
+    names = {name for block in blocks for name in re.findall(r"(?m)^\s*[A-Z]\w*(?:\[\w+\])?[?+]*\s+(\w+)", block)}
+    return frozenset({"memory" if name.startswith("memory_") else name for name in names}) | _ALWAYS
+
+
+def _placed(overlay: Overlay, target: str, finding: Finding, blocks: Sequence[str]) -> Finding:
+    """The finding at the first of `blocks` that the site overrides, else at the site's first template."""
+    names = sorted(overlay.reach(TARGETS[target].template) & set(overlay.site_names))
+    found = [template for name in names if (template := overlay.template(name))]
+    for block in blocks:
+        for template in found:
+            if block in template.blocks:
+                return Finding(finding.rule, finding.message, template.path, template.blocks[block])
+    path = found[0].path if found else TARGETS[target].template
+    return Finding(finding.rule, finding.message, path, 1)
+
+
+def to_json(findings: Sequence[Finding]) -> str:
+    """The findings as a JSON list."""
+    names = ("level", "rule", "file", "line", "column", "message")
+    return json.dumps([{name: getattr(finding, name) for name in names} for finding in findings], indent=2)
+
+
+def to_sarif(findings: Sequence[Finding], version: str) -> str:
+    """The findings as SARIF 2.1.0 (docs.oasis-open.org/sarif/sarif/v2.1.0), which code hosts show beside the lines."""
+    rules = [{"id": rule} for rule in sorted({finding.rule for finding in findings})]
+    driver = {"name": "pman check", "version": version, "rules": rules}
+    return json.dumps(
+        {
+            "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+            "version": "2.1.0",
+            "runs": [{"tool": {"driver": driver}, "results": [_sarif(finding) for finding in findings]}],
+        },
+        indent=2,
+    )
+
+
+def _sarif(finding: Finding) -> dict[str, Any]:
+    region = {"startLine": max(finding.line, 1)} | ({"startColumn": finding.column} if finding.column else {})
+    place = {"artifactLocation": {"uri": Path(finding.file).as_posix()}, "region": region}
+    return {
+        "ruleId": finding.rule,
+        "level": finding.level,
+        "message": {"text": finding.message},
+        "locations": [{"physicalLocation": place}],
+    }
