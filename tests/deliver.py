@@ -6,6 +6,7 @@ the expansions that they document. None of pman's own reading of specs is used.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -50,14 +51,15 @@ def wdl_runtime(text: str) -> dict[str, Any]:
     return {name: value.json for name, value in wdl.plan(text, {}).runtime.items()}
 
 
-def run(script: str, shell: str = "bash", *arguments: str) -> str:
+def run(script: str, shell: str = "bash", *arguments: str, **environment: str) -> str:
     """Standard output of a script whose program is PRINT_ARGV or PRINT_ENV."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8", newline="") as file:
         file.write(script)
         file.flush()
         done = subprocess.run(
-            [shell, file.name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
+            [shell, file.name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            env=os.environ | environment,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout.decode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import posixpath
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Target:
 
 WDL, K8S, SWARM, DOCKER = (Target(name) for name in ("wdl", "k8s", "swarm", "docker"))
 LOCAL = Target("local", LOCAL_RUNTIME="none")
+SLURM = Target("slurm", SLURM_RUNTIME="none")
 
 
 def expected_argv(request: dict[str, Any]) -> list[str]:
@@ -123,6 +125,43 @@ def test_swarm(request: dict[str, Any]) -> None:
     limits = found.fields["TaskTemplate"]["Resources"]["Limits"]
     assert limits == {"NanoCPUs": request["cpu_limit"] * 10**6, "MemoryBytes": request["memory_limit"] << 20}
     assert found.fields["Mode"]["Replicated"]["Replicas"] == request["number_of_workers"]
+
+
+@given(requests())
+def test_docker(request: dict[str, Any]) -> None:
+    _, spec = DOCKER(request)
+    found = deliver.of_docker(spec)
+    assert found.argv == expected_argv(request)
+    assert found.env == {"PMAN_WORKER_COUNT": str(request["number_of_workers"]), **deliver.expected_env(request)}
+    assert (found.incoming, found.outgoing) == (directory(request, "input_dir"), directory(request, "output_dir"))
+    assert found.image == request["image"]
+    assert found.fields["Labels"]["org.chrisproject.pman.name"] == request["jid"]
+    host = found.fields["HostConfig"]
+    assert (host["NanoCpus"], host["Memory"]) == (request["cpu_limit"] * 10**6, request["memory_limit"] << 20)
+    gpus = [item["Count"] for item in host.get("DeviceRequests", [])]
+    assert gpus == ([request["gpu_limit"]] if request["gpu_limit"] else [])
+
+
+def sbatch_options(text: str) -> dict[str, str]:
+    """The #SBATCH lines as sbatch reads them: a backslash makes the next character stand for itself."""
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH --")]
+    options = (re.sub(r"\\(.)", r"\1", line).partition("=") for line in lines)
+    return {name: value for name, _, value in options}
+
+
+@given(requests(entrypoint=PRINT_ARGV))
+def test_slurm(request: dict[str, Any]) -> None:
+    _, spec = SLURM(request)
+    options = sbatch_options(spec.text)
+    assert options["comment"] == f"org.chrisproject.pman.name={request['jid']}"
+    assert options["ntasks"] == str(request["number_of_workers"])
+    assert options.get("time") == (str(request["time_limit_minutes"]) if "time_limit_minutes" in request else None)
+    assert options.get("partition") == request.get("partition")
+    assert options["cpus-per-task"] == str(-(-request["cpu_limit"] // 1000))
+    script = deliver.supervised(spec.text)
+    expected = [on_host(word, request) for word in expected_argv(request)]
+    printed = deliver.run(script, "bash", "worker", SLURM_PROCID="0")
+    assert [*PRINT_ARGV, *deliver.words(printed)] == expected
 
 
 def on_host(word: str, request: dict[str, Any]) -> str:

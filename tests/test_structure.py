@@ -18,7 +18,7 @@ LAYERS = [
     {"app"},
     {"pages"},
     {"api"},
-    {"client", "auth", "openapi", "metrics", "overlay"},
+    {"client", "auth", "openapi", "metrics", "overlay", "site"},
     {"backends", "proof"},
     {"check"},
     {"render"},
