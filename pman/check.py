@@ -72,7 +72,10 @@ def wdl_command(text: str) -> tuple[int, str]:
     Raises ValueError when a placeholder in it would be evaluated. Cromwell drops blank lines at both ends and the
     indentation that all lines share.
     """
-    command = _wdl_document(text).tasks[0].command
+    tasks = _wdl_document(text).tasks
+    if not tasks:
+        raise ValueError("this is no workflow: it holds no task")
+    command = tasks[0].command
     if any(not isinstance(part, str) for part in command.parts):
         raise ValueError("the command holds ~{, which Cromwell would evaluate")
     body = "".join(command.parts)
@@ -200,7 +203,9 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _bash(script: str, shellcheck: bool) -> Iterator[Problem]:
     run = subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True, check=False)
     found = re.findall(r"(?m)^bash: line (\d+): (.*)$", run.stderr.decode(errors="replace"))
-    yield from (Problem(f"bash: {message}", int(line)) for line, message in found)
+    for line, message in found:
+        opened = re.search(r"here-document at line (\d+)", message)
+        yield Problem(f"bash: {message}", int(opened[1] if opened else line))
     if run.returncode and not found:
         yield Problem(_first_line(run.stderr.decode(errors="replace")))
     if shellcheck and not found and shutil.which("shellcheck"):

@@ -45,7 +45,20 @@ _STARTERS: Mapping[str, tuple[str, str, str]] = {
         "# Placement constraints of every job, e.g. [node.role == worker]\nconstraints: []\n",
     ),
 }
-_STARTERS = {**_STARTERS, "slurm": _STARTERS["wdl"], "local": _STARTERS["wdl"]}
+_STARTERS = {
+    **_STARTERS,
+    "docker": (
+        "host_extra",
+        "{% if site.extra_hosts %}\n  ExtraHosts: {{ site.extra_hosts }}\n{% endif %}\n",
+        '# Lines for every container\'s /etc/hosts, e.g. ["license:192.0.2.7"]\nextra_hosts: []\n',
+    ),
+    "slurm": (
+        "prologue",
+        "{{ super() }}{% for name in site.modules %}\nmodule load {{ name }}\n{% endfor %}\n",
+        _STARTERS["wdl"][2],
+    ),
+}
+_STARTERS = {**_STARTERS, "local": _STARTERS["slurm"]}
 
 
 def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | Path | None) -> dict[str, str]:

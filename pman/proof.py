@@ -207,8 +207,8 @@ def _mount_source(mount: Mapping[str, Any]) -> str:
 
 
 def _go(text: str) -> str:
-    """What Swarm makes of the only action that quoting writes; any other stays, and so differs."""
-    return text.replace('{{"{{"}}', "{{")
+    """What Swarm makes of a Go template: quoting writes only {{"{{"}}, so any other action changes the text."""
+    return "{{".join(re.sub(r"(?s)\{\{.*?(\}\}|$)", "(a Go template)", part) for part in text.split('{{"{{"}}'))
 
 
 _READERS: Mapping[str, Callable[[Job, str], _Delivered]] = {

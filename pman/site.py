@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pman import check, proof, settings
-from pman.errors import BadRequest, PmanError, Refused
+from pman.errors import BadRequest, PmanError, Refused, TemplateError
 from pman.job import Job, make_job, validate
 from pman.overlay import Finding, Overlay, finding_of
 from pman.render import TARGETS, Renderer, Spec
@@ -92,12 +92,12 @@ class SiteCheck:
         """All that is wrong, each once, in the order of files and lines. Raises Misconfigured, BadRequest."""
         try:
             overlay = Overlay(Renderer(self._settings({})), self.directory)
-        except PmanError as error:
+        except TemplateError as error:
             return [finding_of(str(error), "site.yaml")]
         found = list(overlay.lint())
         for target in self.targets or overlay.targets():
             found += self._target(overlay, target)
-        return sorted({(f.rule, f.file, f.line, f.message): f for f in found}.values(), key=lambda f: (f.file, f.line))
+        return sorted(_each_once(found), key=lambda finding: (finding.file, finding.line))
 
     def _settings(self, environment: Mapping[str, str]) -> Settings:
         own = {"TEMPLATES_DIR": str(self.directory)} if self.directory else {}
@@ -164,17 +164,22 @@ class _Attempt:
     job: Job
 
     def at(self, rule: str, message: str, line: int | None, part: str = "") -> Finding:
-        """A finding at the template line that this line of the result comes from."""
+        """A finding at the template line that this line of the result comes from.
+
+        A parser stumbles at or after the cause, and shipped text is good: the site's line before it is the one.
+        """
         template = TARGETS[self.target].extras.get(part, TARGETS[self.target].template)
         lines = self.renderer.origins(proof.marked(self.job), template)
-        file, number = lines[min(line or 1, len(lines)) - 1] if lines else (template, 1)
+        until = lines[: line or 1]
+        own = [place for place in until if Path(place[0]).is_relative_to(self.overlay.directory or template)]
+        file, number = (own or until or [(template, 1)])[-1]
         return Finding(rule, f"{message} (request: {self.case})", file, number)
 
     def caused(self, flaw: proof.Flaw) -> Finding:
         if flaw.line:
             return self.at("changed", flaw.message, flaw.line)
         found = Finding("changed", f"{flaw.message} (request: {self.case})", "")
-        return _placed(self.overlay, self.target, found, _CAUSES[flaw.what])
+        return _placed(self.overlay, self.target, found, _CAUSES[flaw.what], f"job.{flaw.what}")
 
 
 # Where a change of the words, the environment or the directories is made, the likeliest block first.
@@ -195,16 +200,31 @@ def declared_attributes(conf: Path) -> frozenset[str]:
     return frozenset({"memory" if name.startswith("memory_") else name for name in names}) | _ALWAYS
 
 
-def _placed(overlay: Overlay, target: str, finding: Finding, blocks: Sequence[str]) -> Finding:
-    """The finding at the first of `blocks` that the site overrides, else at the site's first template."""
+def _each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """What the first request that shows it says of each cause, and how many more show it."""
+    groups: dict[tuple[str, str, int, str], list[Finding]] = {}
+    for finding in findings:
+        cause = re.sub(r" \(request: [^()]*\)$", "", finding.message)
+        groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)
+    for first, *more in groups.values():
+        yield replace(first, message=f"{first.message}, and {len(more)} more") if more else first
+
+
+def _placed(overlay: Overlay, target: str, finding: Finding, blocks: Sequence[str], word: str = "") -> Finding:
+    """The finding at the first of `blocks` that the site overrides, else at the last line with `word` of its own
+    whole template, else at its first template.
+    """
     names = sorted(overlay.reach(TARGETS[target].template) & set(overlay.site_names))
     found = [template for name in names if (template := overlay.template(name))]
     for block in blocks:
         for template in found:
-            if block in template.blocks:
-                return Finding(finding.rule, finding.message, template.path, template.blocks[block])
-    path = found[0].path if found else TARGETS[target].template
-    return Finding(finding.rule, finding.message, path, 1)
+            if template.parent and block in template.blocks:
+                return replace(finding, file=template.path, line=template.blocks[block])
+    for template in found:
+        lines = [number for number, line in enumerate(template.source.splitlines(), 1) if word and word in line]
+        if lines and not template.parent:
+            return replace(finding, file=template.path, line=lines[-1])
+    return replace(finding, file=found[0].path if found else TARGETS[target].template, line=1)
 
 
 def to_json(findings: Sequence[Finding]) -> str:
