@@ -9,7 +9,6 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 import flask
@@ -107,14 +106,18 @@ def render() -> tuple[dict[str, Any], int]:
         )
     s = service()
     job = make_job(parse_request(data["request"].encode(errors="surrogatepass")), s.settings)
-    traced = (Renderer(s.settings, TracedTemplate) if s.settings.dev else _tracer(s)).render(job, data["target"])
+    traced = _tracer(s).render(job, data["target"])
     parts = {"spec": segments(traced.text)} | {name: segments(text) for name, text in traced.extras.items()}
     return {"parts": parts, "problems": _problems(s, data["target"], job)}, 200
 
 
-@cache
 def _tracer(s: Service) -> Renderer:
-    return Renderer(s.settings, TracedTemplate)
+    """Made at the first use: most servers never show the playground."""
+    kept = flask.current_app.extensions
+    if "pman.tracer" not in kept:
+        kept["pman.tracer"] = Renderer(s.settings, TracedTemplate)
+    found: Renderer = kept["pman.tracer"]
+    return found
 
 
 def _problems(s: Service, target: str, job: Any) -> list[str]:

@@ -33,3 +33,15 @@ def development(name: str, *options: str) -> dict[str, str]:
     lines = subprocess.run([script, "env", *options], capture_output=True, text=True, check=True).stdout.splitlines()
     words = [word for line in lines for word in shlex.split(line)[1:]]
     return dict(word.split("=", 1) for word in words)
+
+
+# Engines whose tests stop and start what all of them share: theirs run one after the other.
+SHARED = frozenset({"kubernetes", "podman", "swarm"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist --dist loadgroup: one worker for each file, or for all the tests of a shared engine."""
+    for item in items:
+        engines = {str(mark.args[0]) for mark in item.iter_markers("live")} & SHARED
+        item.add_marker(pytest.mark.xdist_group(next(iter(sorted(engines)), item.path.name)))

@@ -287,3 +287,17 @@ def raw(server: Server, text: bytes) -> bytes:
         while chunk := connection.recv(65536):
             answer += chunk
         return answer
+
+
+def test_the_playground_renders_what_the_service_submits(server: Server) -> None:
+    request = json.loads((ROOT / "examples/hostile-arguments.json").read_text())
+    for target in ("wdl", "k8s", "swarm", "docker", "slurm", "local"):
+        body = {"request": json.dumps(request), "target": target}
+        answer = requests.post(f"{server.url}/render", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert found["problems"] == []
+        assert len({block for block, _ in found["parts"]["spec"]}) > 1
+        text = "".join(part for _, part in found["parts"]["spec"])
+        assert "\0" not in text
+        assert "simplefsapp" in text
