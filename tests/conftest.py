@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.rig import ROOT
 
@@ -35,13 +36,20 @@ def development(name: str, *options: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-# Engines whose tests stop and start what all of them share: theirs run one after the other.
-SHARED = frozenset({"kubernetes", "podman", "swarm"})
+# Engines whose tests stop and start what all of them share, by a word in the ids of their tests.
+ENGINES = {"kubernetes": "kubernetes", "odman": "podman", "swarm": "swarm", "docker": "swarm", "deploy": "swarm"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist --dist loadgroup: one worker for each file, or for all the tests of a shared engine."""
-    for item in items:
-        engines = {str(mark.args[0]) for mark in item.iter_markers("live")} & SHARED
-        item.add_marker(pytest.mark.xdist_group(next(iter(sorted(engines)), item.path.name)))
+class ByEngine(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker of pytest-xdist for each file, or for all the live tests of a shared engine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if "tests/live/" not in nodeid:
+            return file
+        return next((engine for word, engine in ENGINES.items() if word in nodeid), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByEngine:
+    return ByEngine(config, log)
