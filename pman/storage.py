@@ -66,7 +66,8 @@ def prepare(job: Job, settings: Settings) -> None:
     """Where pman sees the store: refuses directories that leave it through a symbolic link, makes the output directory.
 
     pfcon's filesystem stores do not make it, and an engine that does makes it as root. An input directory is made
-    only for `fs` jobs, which have no input: for any other a missing one must fail the job. Raises BadRequest.
+    only for `fs` jobs, which have no input: for any other a missing one must fail the job. Of a claim it is refused
+    here, since kubelet makes what is missing below a volume, as root. Raises BadRequest.
     """
     if settings.storebase is None or not Path(settings.storebase).is_dir():
         return
@@ -78,6 +79,8 @@ def prepare(job: Job, settings: Settings) -> None:
     _make(os.path.join(base, job.output_dir), job, "output_dir")
     if job.kind == "fs":
         _make(os.path.join(base, job.input_dir), job, "input_dir")
+    elif settings.storage_type == "kubernetes_pvc" and not os.path.isdir(os.path.join(base, job.input_dir)):
+        raise BadRequest({"input_dir": "does not exist in the store; it must be a directory there."})
 
 
 _LEAVES = "leaves the store through a symbolic link; it must be a path that stays below the store."

@@ -204,10 +204,10 @@ def test_a_node_that_does_not_answer() -> None:
 
 
 ERRORS = {
-    "rbac_forbidden_create_403": (BackendError, 'cannot create resource "jobs"'),
-    "rbac_forbidden_get_403": (BackendError, "cannot get resource"),
-    "rbac_forbidden_pod_log_403": (BackendError, 'cannot get resource "pods/log"'),
-    "rbac_forbidden_list_pods_403": (BackendError, 'cannot list resource "pods"'),
+    "rbac_forbidden_create_403": (Unreachable, 'cannot create resource "jobs"'),
+    "rbac_forbidden_get_403": (Unreachable, "cannot get resource"),
+    "rbac_forbidden_pod_log_403": (Unreachable, 'cannot get resource "pods/log"'),
+    "rbac_forbidden_list_pods_403": (Unreachable, 'cannot list resource "pods"'),
     "create_unknown_namespace_404": (BackendError, 'namespaces "nosuchns" not found'),
     "create_unknown_field_strict_400": (BackendError, 'unknown field "spec.paralellism"'),
     "create_bad_quantity_400": (BackendError, "quantities must match"),

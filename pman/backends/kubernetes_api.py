@@ -29,6 +29,7 @@ TIMEOUT = urllib3.Timeout(connect=3.0, read=10.0)  # seconds
 LOG_SECONDS = 30.0  # for all of a log
 CONNECTIONS = 32
 MOST_RETRY_AFTER_SECONDS = 20.0
+DENIED_SECONDS = 0.7
 # https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0  # kubelet replaces the token's file well before the token expires
@@ -125,10 +126,12 @@ class Api:
 def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
     """The error for an answer of `status` whose body is the Kubernetes `Status` object `data`."""
     said = _sentence(data)
+    # The words of RBAC; quota and policies say 403 too. Transient: for a second after its start an API server does not
+    # know its roles yet, and denies everything in the same words (measured on 1.35).
+    denied = status == 403 and " cannot " in said
     lost_namespace = data.get("details", {}).get("kind") == "namespaces"
     rows: list[tuple[bool, type[PmanError], str]] = [
-        # the words of RBAC and Node authorization; quota and policies say 403 too
-        (status == 403 and " cannot " in said, BackendError, f"pman lacks a right on Kubernetes: {said}."),
+        (denied, Unreachable, f"pman lacks a right on Kubernetes: {said}."),
         (status == 403, Refused, f"Kubernetes refuses the job: {said}."),
         (status == 404 and lost_namespace, BackendError, f"The namespace of JOB_NAMESPACE does not exist: {said}."),
         (status == 413, TooLarge, f"The job is too large for Kubernetes: {said}."),
@@ -142,8 +145,9 @@ def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
         (True, BackendError, f"Kubernetes answers with an error ({status}): {said}."),
     ]
     error = next(kind(sentence) for holds, kind, sentence in rows if holds)
-    if isinstance(error, Unreachable) and retry_after.isdecimal():
-        error.retry_after_seconds = min(float(retry_after), MOST_RETRY_AFTER_SECONDS)
+    if isinstance(error, Unreachable):
+        asked = float(retry_after) if retry_after.isdecimal() else DENIED_SECONDS if denied else 0.0
+        error.retry_after_seconds = min(asked, MOST_RETRY_AFTER_SECONDS)
     return error
 
 

@@ -1,0 +1,269 @@
+"""pman and an API server that answers from a script: overload, credentials, objects in deletion."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from urllib3 import PoolManager
+
+from pman import retry, settings
+from pman.backends import kubernetes, kubernetes_api
+from pman.backends.kubernetes_api import Api, Endpoint
+from pman.errors import BackendError, Conflict, NotFound, TemplateError, TooLarge, Unreachable
+from pman.job import Job, make_job, validate
+from pman.render import Renderer, Spec
+from pman.status import JobState
+
+RECORDINGS = Path(__file__).parent / "recordings" / "kubernetes"
+CONFIG = settings.load({"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv/store", "JOB_NAMESPACE": "rec"})
+Answer = tuple[int, dict[str, str], Any]
+
+
+def recorded(name: str) -> Answer:
+    """The answer of a recording of one call."""
+    found = json.loads((RECORDINGS / f"{name}.json").read_text())
+    return found["status"], {}, found["body"]
+
+
+class Script:
+    """An HTTP server that gives its answers in order, then none; it notes what it was asked, and when."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.asked: list[tuple[str, str, Any]] = []
+        self.headers: list[Any] = []
+        self.moments: list[float] = []
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                script.asked.append((self.command, self.path, json.loads(body or b"null")))
+                script.headers.append(self.headers)
+                script.moments.append(time.monotonic())
+                status, headers, answer = script.answers.pop(0)
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = do_PATCH = answer  # noqa: N815
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    script = Script()
+    yield script
+    script.server.shutdown()
+    script.server.server_close()
+    assert script.answers == []
+
+
+@pytest.fixture
+def backend(script: Script) -> Iterator[kubernetes.KubernetesBackend]:
+    pool = PoolManager()
+    yield kubernetes.KubernetesBackend(Api(lambda: Endpoint(script.url, pool, dict)), CONFIG)
+    pool.clear()
+
+
+def job_and_spec(**fields: Any) -> tuple[Job, Spec]:
+    request = {
+        "jid": "ok2", "args": ["$(x)"], "auid": "a", "number_of_workers": 2, "cpu_limit": 100, "memory_limit": 64,
+        "gpu_limit": 0, "image": "localhost/busybox:1", "entrypoint": ["sh"], "type": "fs",
+    }  # fmt: skip
+    job = make_job(validate(request | fields), CONFIG)
+    return job, Renderer(CONFIG).render(job, "k8s")
+
+
+def created(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
+    """What the API server answers for a Job that was just created from `spec`."""
+    document: dict[str, Any] = json.loads(kubernetes._body(job, spec))
+    document["metadata"] |= {"uid": "u", "creationTimestamp": "2026-11-24T00:00:00Z", **metadata}
+    return document | {"status": {}}
+
+
+def test_create_sends_the_rendered_text(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    script.answers = [(201, {}, created(job, spec))]
+    status = backend.submit(job, spec)
+    assert (status.state, status.cmd, status.image) == (JobState.NOT_STARTED, job.cmd, job.image)
+    (asked,) = script.asked
+    assert asked[:2] == ("POST", "/apis/batch/v1/namespaces/rec/jobs?fieldValidation=Strict")
+    assert asked[2]["spec"]["template"]["spec"]["containers"][0]["args"] == ["$$(x)", "/share/outgoing"]
+
+
+def test_retry_after_is_honoured(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    busy = {"kind": "Status", "message": "too many requests, please try again later", "code": 429}
+    script.answers = [
+        (429, {"Retry-After": "1"}, busy),
+        (503, {"Retry-After": "1"}, busy),
+        (201, {}, created(job, spec)),
+    ]
+    assert retry.call(backend.submit, job, spec).jid == "ok2"
+    assert all(later - sooner >= 1 for sooner, later in zip(script.moments, script.moments[1:], strict=False))
+
+
+def test_overload_that_lasts(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    busy = {"kind": "Status", "message": "please try again later", "code": 429}
+    script.answers = [(429, {}, busy)] * retry.ATTEMPTS
+    with pytest.raises(Unreachable, match=r"429.*please try again later"):
+        retry.call(backend.status, "ok2")
+
+
+def test_nobody_is_asked_again_after_longer_than_a_client_waits(script: Script) -> None:
+    assert kubernetes_api.to_error(429, {}, "3600").retry_after_seconds == 20  # type: ignore[attr-defined]
+    assert kubernetes_api.to_error(429, {}, "Wed, 21 Oct").retry_after_seconds == 0  # type: ignore[attr-defined]
+
+
+def test_credentials_are_read_again_when_they_are_refused(script: Script) -> None:
+    tokens = iter(("old", "new"))
+
+    def connect() -> Endpoint:
+        token = next(tokens)
+        return Endpoint(script.url, pool, lambda: {"Authorization": f"Bearer {token}"})
+
+    pool = PoolManager()
+    job, spec = job_and_spec()
+    script.answers = [recorded("bad_token_401"), (201, {}, created(job, spec))]
+    assert retry.call(kubernetes.KubernetesBackend(Api(connect), CONFIG).submit, job, spec).jid == "ok2"
+    assert [headers["Authorization"] for headers in script.headers] == ["Bearer old", "Bearer new"]
+    pool.clear()
+
+
+def test_inside_a_cluster(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account's files are found, an IPv6 address is put into brackets, and a replaced token is read."""
+    (tmp_path / "token").write_text("one\n")
+    monkeypatch.setattr(kubernetes_api, "ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    endpoint = kubernetes_api.connect()
+    assert endpoint.url == "https://[fd00::1]:443"
+    assert endpoint.credentials() == {"Authorization": "Bearer one"}
+    (tmp_path / "token").write_text("two\n")
+    assert endpoint.credentials() == {"Authorization": "Bearer one"}
+    assert kubernetes_api.connect().credentials() == {"Authorization": "Bearer two"}
+
+
+def test_a_job_in_deletion_is_waited_for(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    old = created(job, spec, deletionTimestamp="2026-11-24T00:00:00Z")
+    exists = recorded("create_duplicate_409")
+    script.answers = [exists, (200, {}, old), exists, recorded("read_unknown_404"), (201, {}, created(job, spec))]
+    assert backend.submit(job, spec).state is JobState.NOT_STARTED
+    assert [asked[0] for asked in script.asked] == ["POST", "GET", "POST", "GET", "POST"]
+
+
+def test_a_job_whose_pods_never_end(
+    script: Script, backend: kubernetes.KubernetesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "REPLACE_SECONDS", 0)
+    job, spec = job_and_spec()
+    old = created(job, spec, deletionTimestamp="2026-11-24T00:00:00Z")
+    script.answers = [recorded("create_duplicate_409"), (200, {}, old)]
+    with pytest.raises(Conflict, match="ok2 has pods that do not end"):
+        backend.submit(job, spec)
+
+
+def test_jobs_of_others_are_nobodys(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """A Job of the same name without pman's annotations: never read, never deleted, never taken for the one posted."""
+    job, spec = job_and_spec()
+    foreign = created(job, spec, annotations={})
+    script.answers = [(200, {}, foreign), (200, {}, foreign), recorded("create_duplicate_409"), (200, {}, foreign)]
+    for call in (backend.status, backend.delete):
+        with pytest.raises(NotFound):
+            call("ok2")
+    with pytest.raises(Conflict, match="not pman's"):
+        backend.submit(job, spec)
+    assert {asked[0] for asked in script.asked} == {"GET", "POST"}
+
+
+def test_delete_ends_this_very_object_and_its_pods(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    gone = {
+        "kind": "Status",
+        "code": 409,
+        "reason": "Conflict",
+        "message": "the UID in the precondition does not match",
+    }
+    script.answers = [(200, {}, created(job, spec)), (409, {}, gone)]
+    backend.delete("ok2")
+    assert script.asked[1][2] == {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}
+
+
+def test_what_a_finished_job_costs(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """One call more than its logs need: the Job itself."""
+    job, spec = job_and_spec()
+    states = json.loads((RECORDINGS / "job_states.json").read_text())
+    finished = created(job, spec) | {"status": states["job_indexed"][-1]["status"]}
+    pods = recorded("pods_list_running")
+    for index, pod in enumerate(reversed(pods[2]["items"])):
+        pod["metadata"]["labels"] |= {"batch.kubernetes.io/job-completion-index": str(index)}
+    script.answers = [(200, {}, finished), pods, (200, {}, b"zero\n"), (200, {}, b"one\n")]
+    status = backend.status("ok2")
+    assert status.state is JobState.SUCCEEDED
+    assert backend.logs(status, 100) == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
+    assert [path.split("?")[0].rsplit("/", 1)[-1] for _, path, _ in script.asked] == ["ok2", "pods", "log", "log"]
+    assert pods[2]["items"][1]["metadata"]["name"] in script.asked[2][1]
+
+
+def test_long_logs_take_little_memory(script: Script) -> None:
+    pool = PoolManager()
+    api = Api(lambda: Endpoint(script.url, pool, dict))
+    script.answers = [(200, {}, b"x" * 5_000_000 + b"end"), (204, {}, b""), recorded("log_while_ContainerCreating_400")]
+    assert api.tail("/log", {}, 10) == b"xxxxxxxend"
+    assert [api.tail("/log", {}, 10), api.tail("/log", {}, 10)] == [b"", b""]
+    pool.clear()
+
+
+def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec(number_of_workers=1)
+    running = created(job, spec) | {"status": {"active": 1, "ready": 1, "startTime": "2026-11-24T00:00:00Z"}}
+    refused = {"message": "Get https://192.0.2.1:10250/containerLogs/...: dial tcp: connect: connection refused"}
+    pods = recorded("pods_list_running")
+    pods[2]["items"] = pods[2]["items"][:1]
+    script.answers = [(200, {}, running), pods, (500, {}, refused)]
+    assert "cannot be read now: Get https" in backend.logs(backend.status("ok2"), 100)
+
+
+@pytest.mark.parametrize("text", ["[]", "kind: Job", "a: [", "metadata: {name: ok2, annotations: {}}"])
+def test_a_template_that_renders_no_job(text: str, backend: kubernetes.KubernetesBackend) -> None:
+    with pytest.raises(TemplateError):
+        backend.submit(job_and_spec()[0], Spec("k8s", text))
+
+
+def test_a_job_that_is_too_large(backend: kubernetes.KubernetesBackend) -> None:
+    with pytest.raises(TooLarge, match="1500000"):
+        backend.submit(*job_and_spec(args=["x" * 100_000] * 16))
+
+
+def test_an_answer_that_is_no_json(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    script.answers = [(418, {}, b"<html>teapot</html>")]
+    with pytest.raises(BackendError, match="teapot"):
+        backend.status("ok2")
+
+
+def test_nobody_answers() -> None:
+    pool = PoolManager()
+    backend = kubernetes.KubernetesBackend(Api(lambda: Endpoint("http://127.0.0.1:9", pool, dict)), CONFIG)
+    with pytest.raises(Unreachable, match=r"http://127.0.0.1:9 cannot be reached: .*refused"):
+        backend.status("ok2")
