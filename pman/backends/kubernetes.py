@@ -143,7 +143,7 @@ class KubernetesBackend:
         """The pods of this very object, in index order; of those that tried one index the newest."""
         selector = f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
         found = self._api.call("GET", f"{self._core}/pods", {"labelSelector": selector})[1]["items"]
-        return _in_order(found, indexed=job["spec"].get("completionMode") == "Indexed")
+        return reasons.in_order(found, indexed=job["spec"].get("completionMode") == "Indexed")
 
     def _waits(self, job: Object, pods: Sequence[Object]) -> str:
         """Why the job does not start. One that cannot start is ended when patience with it is over."""
@@ -311,25 +311,15 @@ def _status(job: Object, state: JobState, message: str = "", pods: tuple[Object,
         cmd=shlex.join(argv),
         state=state,
         message=message,
-        finished_at=_finished_at(job["status"]) if state.final else None,
+        finished_at=reasons.finished_at(job["status"]) if state.final else None,
         private=_Found(job, pods),
     )
-
-
-def _finished_at(status: Mapping[str, Any]) -> datetime | None:
-    conditions = (c for c in status.get("conditions", []) if c["type"] in ("Complete", "Failed"))
-    return reasons.time(status.get("completionTime") or next((c["lastTransitionTime"] for c in conditions), None))
 
 
 def _listed(job: Object, pods: list[Object]) -> JobStatus:
     state = job_state(job["status"])
     message = reasons.failure(job, pods) if state is JobState.FAILED else ""
     return _status(job, state or pods_state(pods), message)
-
-
-def _in_order(pods: Iterable[Object], indexed: bool) -> tuple[Object, ...]:
-    ordered = sorted(pods, key=lambda pod: (reasons.index(pod), str(pod["metadata"]["creationTimestamp"])))
-    return tuple({reasons.index(pod): pod for pod in ordered}.values()) if indexed else tuple(ordered)
 
 
 def _missing(verb: str, group: str, resource: str, subresource: str, namespace: str) -> str:

@@ -204,6 +204,18 @@ def index(pod: Object) -> int:
     return int(marks.get(INDEX, 0))
 
 
+def in_order(pods: Iterable[dict[str, Any]], indexed: bool) -> tuple[dict[str, Any], ...]:
+    """The pods by completion index and age; of an indexed job's only the newest of each index."""
+    ordered = sorted(pods, key=lambda pod: (index(pod), str(pod["metadata"]["creationTimestamp"])))
+    return tuple({index(pod): pod for pod in ordered}.values()) if indexed else tuple(ordered)
+
+
+def finished_at(status: Object) -> datetime | None:
+    """When a Job with this status ended."""
+    conditions = (c for c in status.get("conditions", []) if c["type"] in ("Complete", "Failed"))
+    return time(status.get("completionTime") or next((c["lastTransitionTime"] for c in conditions), None))
+
+
 def time(text: str | None) -> datetime | None:
     """A time of the API, RFC 3339."""
     return datetime.fromisoformat(text) if text else None

@@ -9,7 +9,9 @@ import functools
 import json
 import os
 import random
+import re
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,20 +138,31 @@ HOSTILE_SCRIPT = (
 )
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """Jobs of a namespace of their own, and the state in which each ends."""
+
+    rig: Rig
+    server: Server
+    jobs: list[Future[str]]
+
+
 @pytest.fixture(scope="module")
-def hostile_jobs(rig: Rig, request: pytest.FixtureRequest) -> Iterator[list[Future[str]]]:
+def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     """200 jobs by 8 threads, each with a list as arguments and as environment, while the contract is tested."""
     needed = any("two_hundred" in item.name for item in request.session.items)
-    server = rig.start(IGNORE_LIMITS="yes")
+    directory = tmp_path_factory.mktemp("crowd")
+    with namespace() as cluster, running(kubernetes_rig(cluster, directory)) as rig, ThreadPoolExecutor(8) as pool:
+        server = rig.start(IGNORE_LIMITS="yes")
 
-    def run(number: int) -> str:
-        env = [f"V{i}={value}" for i, value in enumerate(LISTS[number])]
-        answer = server.post(rig.request(f"hostile-{number}", HOSTILE_SCRIPT, *LISTS[number], env=env))
-        assert answer.status_code == 201, answer.text
-        return server.wait_final(f"hostile-{number}", 300)["status"]
+        def run(number: int) -> str:
+            env = [f"V{i}={value}" for i, value in enumerate(LISTS[number])]
+            answer = server.post(rig.request(f"hostile-{number}", HOSTILE_SCRIPT, *LISTS[number], env=env))
+            assert answer.status_code == 201, answer.text
+            return server.wait_final(f"hostile-{number}", 300)["status"]
 
-    with ThreadPoolExecutor(8) as pool:
-        yield [pool.submit(run, number) for number in range(200 if needed else 0)]
+        yield Crowd(rig, server, [pool.submit(run, number) for number in range(200 if needed else 0)])
+        pool.shutdown(cancel_futures=True)
 
 
 class TestKubernetes(Contract):
@@ -157,23 +170,21 @@ class TestKubernetes(Contract):
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def busy(cls, hostile_jobs: list[Future[str]]) -> None:
+    def busy(cls, crowd: Crowd) -> None:
         """Begin with them."""
 
 
-def test_two_hundred_hostile_jobs_arrive_byte_for_byte(
-    server: Server, rig: Rig, hostile_jobs: list[Future[str]]
-) -> None:
+def test_two_hundred_hostile_jobs_arrive_byte_for_byte(crowd: Crowd) -> None:
     """None of them lost, each run once."""
-    assert {job.result(300) for job in hostile_jobs} == {"finishedSuccessfully"}
-    listed = {job["jid"] for job in server.call("GET", "jobs/?limit=1000").json()["jobs"]}
-    assert listed >= {f"hostile-{number}" for number in range(200)}
+    assert {job.result(300) for job in crowd.jobs} == {"finishedSuccessfully"}
+    listed = crowd.server.call("GET", "jobs/?limit=1000").json()["jobs"]
+    assert {job["jid"] for job in listed} == {f"hostile-{number}" for number in range(200)}
     for number, values in enumerate(LISTS):
-        out = rig.outgoing(f"hostile-{number}")
+        out = crowd.rig.outgoing(f"hostile-{number}")
         expected = b"".join(value.encode() + b"\0" for value in values)
         assert (out / "argv").read_bytes() == expected + b"/share/outgoing\0"
         assert (out / "env").read_bytes() == expected
-        assert rig.executions(f"hostile-{number}") == 1
+        assert crowd.rig.executions(f"hostile-{number}") == 1
 
 
 # ------------------------------------------------------------------------------------------------------ manifests
@@ -446,6 +457,56 @@ def lacks(server: Server, verb: str, resource: str) -> bool:
 
 def ready(server: Server) -> requests.Response:
     return server.call("GET", "../../readyz")
+
+
+def test_pman_inside_the_cluster(cluster: Cluster, rig: Rig, jid: str) -> None:
+    """In a pod, with the account of rbac.yaml and no kubeconfig. The pod sees this machine's files and network."""
+    if cluster.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
+        pytest.skip("the pod runs this machine's Python")
+    account = {"kind": "ServiceAccount", "name": "pman", "namespace": cluster.namespace}
+    binding = next(d for d in role() if d["kind"] == "RoleBinding")
+    admin = yaml.safe_load(Path(cluster.env["KUBECONFIG"]).read_text())["clusters"][0]["cluster"]["server"]
+    host, port = admin.removeprefix("https://").split(":")
+    env = {
+        "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "CONTAINER_ENV": "kubernetes", "PORT": "0",
+        "JOB_NAMESPACE": cluster.namespace, "STOREBASE": str(rig.store), "SECRET_KEY": "a secret key for tests",
+        "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    seen = dict.fromkeys(["/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, str(ROOT), str(rig.store)])
+    paths = [path for path in seen if not any(path.startswith(other + "/") for other in seen)]
+    container = {
+        "name": "pman", "image": rig.image, "command": [sys.executable, "-m", "pman", "serve"], "workingDir": str(ROOT),
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "volumeMounts": [{"name": f"v{i}", "mountPath": path} for i, path in enumerate(paths)],
+    }  # fmt: skip
+    volumes = [{"name": f"v{i}", "hostPath": {"path": os.path.realpath(path)}} for i, path in enumerate(paths)]
+    spec = {
+        "serviceAccountName": "pman", "hostNetwork": True, "restartPolicy": "Never", "containers": [container],
+        "volumes": volumes, "terminationGracePeriodSeconds": 1,
+    }  # fmt: skip
+    cluster.apply(
+        binding | {"metadata": {"name": "inside"}, "subjects": [account]},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pman"}, "spec": spec},
+    )
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/pman", "--timeout=60s")
+
+    def address() -> str:
+        found = re.search(r"listening on (http://[\w.:]+)", cluster.kubectl("logs", "pman"))
+        return found[1] if found else ""
+
+    url = wait_for(address, 60, "pman to listen", every=0.3)
+    assert requests.get(f"{url}/readyz", timeout=60).text == '{"status":"ready"}\n'
+    assert "ERROR" not in cluster.kubectl("logs", "pman")
+    answer = requests.post(f"{url}/api/v1/", json=rig.request(jid, COUNTED + "echo from inside"), timeout=60)
+    assert answer.status_code == 201, answer.text
+
+    def final() -> dict[str, str] | None:
+        job: dict[str, str] = requests.get(f"{url}/api/v1/{jid}/", timeout=60).json()
+        return job if job["status"].startswith("finished") else None
+
+    job = wait_for(final, 60, "the job to end", every=0.3)
+    assert (job["status"], job["logs"]) == ("finishedSuccessfully", "from inside\n")
+    cluster.kubectl("delete", "pod", "pman", "--wait=false")
 
 
 # --------------------------------------------------------------------------------------------------------- faults

@@ -1,0 +1,157 @@
+"""What pman's POST, GET and DELETE take above the same calls of the bare, pooled Kubernetes client, in pairs.
+
+    eval "$(scripts/dev-kubernetes env)"; python bench/kubernetes.py [PAIRS]
+
+Jobs of POST and DELETE select a node that does not exist, so that no container disturbs the measurement; the GET is of
+one finished job with its log (Job, list of pods, log). pman is asked over HTTP on one connection. Within a pair the
+order changes from pair to pair. Prints medians and quartiles of the differences, and what importing the client costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import requests
+import yaml
+from kubernetes import client, config
+
+from pman import settings
+from pman.job import make_job, validate
+from pman.render import Renderer
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+
+
+class Pair:
+    """pman and the bare client, over the same namespace."""
+
+    def __init__(self, namespace: str, home: Path) -> None:
+        self.namespace = namespace
+        config.load_kube_config()
+        self.batch, self.core = client.BatchV1Api(), client.CoreV1Api()
+        self.core.create_namespace({"metadata": {"name": namespace}})
+        self.request = json.loads((ROOT / "examples/copy-and-hash.json").read_text())
+        self.request |= {"image": os.environ["PMAN_TEST_IMAGE"], "type": "fs", "cpu_limit": 100, "memory_limit": 64}
+        self.given = {
+            "CONTAINER_ENV": "kubernetes", "JOB_NAMESPACE": namespace, "STOREBASE": str(home / "store"),
+            "NODE_SELECTOR": "pman-bench=nowhere", "SECRET_KEY": "a key for the benchmark", "PORT": "0",
+        }  # fmt: skip
+        (home / "store").mkdir()
+        self.session = requests.Session()
+        self.renderer = Renderer(settings.load(self.given))
+
+    def serve(self, home: Path, **extra: str) -> tuple[subprocess.Popen[bytes], str, float]:
+        """A pman process, its address, and the seconds from its start to its first answer."""
+        began = time.monotonic()
+        with (home / "log").open("wb") as log:
+            env = {**os.environ, **self.given, **extra, "PYTHONPATH": str(ROOT)}
+            process = subprocess.Popen([sys.executable, "-m", "pman", "serve"], env=env, cwd=ROOT, stderr=log)
+        while not (found := re.search(r"listening on (http://[\w.:]+)", (home / "log").read_text())):
+            assert process.poll() is None, (home / "log").read_text()
+            time.sleep(0.005)
+        return process, f"{found[1]}/api/v1/", time.monotonic() - began
+
+    def body(self, jid: str) -> dict[str, object]:
+        job = make_job(validate(self.request | {"jid": jid}), settings.load(self.given))
+        document: dict[str, object] = yaml.safe_load(self.renderer.render(job, "k8s").text)
+        return document
+
+    def finished(self, home: Path) -> str:
+        """The jid of a job that has run."""
+        jid = "bench-finished"
+        process, url, _ = self.serve(home, NODE_SELECTOR="")
+        wanted = self.request | {"jid": jid, "entrypoint": ["sh", "-c", "seq 1 100"], "args": []}
+        requests.post(url, json=wanted, timeout=60).raise_for_status()
+        while not requests.get(f"{url}{jid}/", timeout=60).json()["status"].startswith("finished"):
+            time.sleep(0.2)
+        process.terminate()
+        process.wait()
+        return jid
+
+    def bare_get(self, jid: str) -> None:
+        job = self.batch.read_namespaced_job(jid, self.namespace)
+        selector = f"batch.kubernetes.io/controller-uid={job.metadata.uid}"
+        for pod in self.core.list_namespaced_pod(self.namespace, label_selector=selector).items:
+            self.core.read_namespaced_pod_log(pod.metadata.name, self.namespace, container="job", tail_lines=1000)
+
+    def bare_delete(self, jid: str) -> None:
+        self.batch.delete_namespaced_job(jid, self.namespace, body={"propagationPolicy": "Foreground"})
+
+    def pman(self, method: str, address: str, **kwargs: object) -> None:
+        self.session.request(method, address, timeout=60, **kwargs).raise_for_status()  # type: ignore[arg-type]
+
+
+def main(pairs: int) -> None:
+    for name in ("urllib3", "kubernetes.config", "kubernetes.client"):
+        done = subprocess.run([sys.executable, "-c", IMPORT.format(name)], capture_output=True, text=True, check=True)
+        print(f"import {name:24} {float(done.stdout):7.3f} s")
+    namespace = f"pman-bench-{uuid.uuid4().hex[:6]}"
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        pair = Pair(namespace, home)
+        try:
+            measure(pair, home, pairs)
+        finally:
+            pair.core.delete_namespace(namespace)
+
+
+def measure(pair: Pair, home: Path, pairs: int) -> None:
+    done = pair.finished(home)
+    process, url, seconds = pair.serve(home)
+    try:
+        print(f"start to first answer           {seconds:7.3f} s")
+        figures: dict[str, list[tuple[float, float]]] = {"POST": [], "GET": [], "DELETE": []}
+        for number in range(pairs):
+            ours, bare = f"ours-{number}", f"bare-{number}"
+            body, wanted = pair.body(bare), pair.request | {"jid": ours}
+            calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+                "POST": (
+                    lambda w=wanted: pair.pman("POST", url, json=w),  # type: ignore[misc]
+                    lambda b=body: pair.batch.create_namespaced_job(pair.namespace, b),  # type: ignore[misc]
+                ),
+                "GET": (lambda: pair.pman("GET", f"{url}{done}/"), lambda: pair.bare_get(done)),
+                "DELETE": (
+                    lambda j=ours: pair.pman("DELETE", f"{url}{j}/"),  # type: ignore[misc]
+                    lambda j=bare: pair.bare_delete(j),  # type: ignore[misc]
+                ),
+            }
+            for name, both in calls.items():
+                figures[name].append(timed(both, swapped=number % 2 == 1))
+        print(f"resident memory                 {psutil.Process(process.pid).memory_info().rss / 2**20:7.1f} MiB")
+        for name, pairs_of_ms in figures.items():
+            report(name, pairs_of_ms)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def timed(both: tuple[Callable[[], object], Callable[[], object]], swapped: bool) -> tuple[float, float]:
+    """Milliseconds of pman's call and of the bare one."""
+    taken = [0.0, 0.0]
+    for which in (1, 0) if swapped else (0, 1):
+        began = time.perf_counter()
+        both[which]()
+        taken[which] = (time.perf_counter() - began) * 1000
+    return taken[0], taken[1]
+
+
+def report(name: str, pairs: list[tuple[float, float]]) -> None:
+    ours, bare = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+    low, middle, high = statistics.quantiles([a - b for a, b in pairs], n=4)
+    print(f"{name:6} pman {ours:6.1f} ms, bare {bare:6.1f} ms; above it {middle:5.1f} ms ({low:.1f} to {high:.1f})")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
