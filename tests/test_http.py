@@ -224,6 +224,7 @@ GOOD: dict[str, Any] = {"SECRET_KEY": "a secret key for tests", "STOREBASE": "/t
         (GOOD | {"STORAGE_TYPE": "nfs", "CONTAINER_ENV": "swarm"}, ["NFS_SERVER"]),
         (GOOD | {"JOB_LOGS_TAIL": "many"}, ["JOB_LOGS_TAIL"]),
         (GOOD | {"TEMPLATES_DIR": "/no/such"}, ["TEMPLATES_DIR", "no directory"]),
+        (GOOD | {"LOCAL_STATE_DIR": "/dev/null/x"}, ["LOCAL_STATE_DIR=/dev/null/x", "Not a directory"]),
         (GOOD | {"CONTAINER_USER": "root"}, ["CONTAINER_USER", "UID:GID"]),
     ],
 )

@@ -1,21 +1,26 @@
 """The embedded backend: jobs are processes of this machine, and a directory each is all there is to know of them.
 
 State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, made by one atomic rename:
-  job.json     jid, digest, image, cmd
+  job.json     jid, digest, image, cmd, token
   job.sh       the rendered script
-  claim        "SESSION SUPERVISOR": process ids, linked by the one process that runs the job (or "deleted")
+  claim        "SESSION SUPERVISOR START BOOT", linked by the one process that runs the job (or "deleted"): process ids,
+               the supervisor's start in clock ticks since that boot of the machine
   stdout.N, stderr.N   of worker N
   rc           "EXIT_CODE REASON", renamed into place by the script after its last process ended
+  ended        made when no process of the job is left: its process ids mean nothing from then on
 The script is its own lock: it may be started any number of times and by anybody, but only one start wins the claim.
+What makes or removes a directory holds a lock on the jid, so that nobody removes a job other than the one it looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
+import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,10 +31,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
 from pman import logs
-from pman.errors import BackendError, Conflict, NotFound, Unreachable
+from pman.backends.local_processes import TOKEN, Claim, is_alive, kill_rest, runs
+from pman.errors import BackendError, Conflict, Misconfigured, NotFound, Unreachable
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
@@ -48,8 +52,14 @@ STATES: dict[tuple[bool, bool, bool], JobState] = {
 }
 STOP_SECONDS = 12.0  # the script allows its processes 10 s between TERM and KILL
 START_SECONDS = 10.0
-# The jobs' own environment: pman's holds secrets.
-_ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": os.path.expanduser("~")}
+# The jobs' own environment, for pman's holds secrets: and where the container runtimes keep things.
+_KEPT = ("TMPDIR", "XDG_RUNTIME_DIR", "CH_IMAGE_STORAGE", "APPTAINER_CACHEDIR", "DOCKER_HOST", "CONTAINER_HOST")
+_ENVIRONMENT = {
+    "PATH": os.environ.get("PATH", os.defpath),
+    "LANG": "C.UTF-8",
+    "HOME": os.path.expanduser("~"),
+    **{name: os.environ[name] for name in _KEPT if name in os.environ},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,7 @@ class _Record:
     image: str
     cmd: str
     workers: int
+    token: str
 
 
 class LocalBackend:
@@ -68,54 +79,79 @@ class LocalBackend:
     def __init__(self, state_dir: Path, max_log_bytes: int) -> None:
         self._root = state_dir
         self._max_log_bytes = max_log_bytes
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in (p for p in state_dir.glob(".*-*") if time.time() - p.stat().st_mtime > 3600):
-            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise Misconfigured(f"LOCAL_STATE_DIR={state_dir} cannot be made: {error.strerror}.") from None
+        for leftover in state_dir.glob(".*-*"):
+            with contextlib.suppress(FileNotFoundError):  # another pman starts at the same time
+                if time.time() - leftover.stat().st_mtime > 3600:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        directory = self._root / job.name
-        if not directory.is_dir():
-            self._create(directory, job, spec)
-        record = self._find(job.jid)
-        if record.digest != job.digest:
-            raise Conflict(f"There is another job with jid {job.jid}; delete it first, or use another jid.")
-        _start(record.directory)
+        with self._changing(job.jid):
+            record = self._look(job.jid)
+            if record and _is_deleted(record.directory):  # by a pman that was killed before it was done
+                self._discard(record)
+                record = None
+            record = record or self._create(job, spec)
+            if record.digest != job.digest:
+                raise Conflict(f"There is another job with jid {job.jid}; delete it first, or use another jid.")
+            _start(record)
         return self._status(record)
 
-    def _create(self, directory: Path, job: Job, spec: Spec) -> None:
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._root))
-        fields = {"jid": job.jid, "digest": job.digest, "image": job.image, "cmd": job.cmd, "workers": job.workers}
-        (fresh / "job.json").write_text(json.dumps(fields))
-        (fresh / "job.sh").write_text(spec.text, encoding="utf-8")
+    @contextlib.contextmanager
+    def _changing(self, jid: str) -> Iterator[None]:
+        """Alone with the directory of `jid`, among all threads and processes; flock(2) ends with its holder."""
         try:
-            fresh.rename(directory)
+            with (self._root / f".lock.{hashlib.sha256(jid.encode()).hexdigest()[:2]}").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
         except OSError as error:
+            raise Unreachable(f"The state directory {self._root} cannot be written: {error.strerror}.") from error
+
+    def _create(self, job: Job, spec: Spec) -> _Record:
+        record = _Record(
+            self._root / job.name, job.jid, job.digest, job.image, job.cmd, job.workers, secrets.token_hex(8)
+        )
+        fields = {field: getattr(record, field) for field in _Record.__slots__ if field != "directory"}
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._root))
+        try:
+            (fresh / "job.json").write_text(json.dumps(fields))
+            (fresh / "job.sh").write_text(spec.text, encoding="utf-8")
+            fresh.rename(record.directory)
+        except OSError:
             shutil.rmtree(fresh, ignore_errors=True)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise Unreachable(f"The state directory cannot be written: {error.strerror}.") from error
+            raise
+        return record
 
     def status(self, jid: str) -> JobStatus:
         record = self._find(jid)
         status = self._status(record)
         if status.state is JobState.NOT_STARTED:
-            _start(record.directory)  # pman was killed between making the directory and starting the script
+            _start(record)  # pman was killed between making the directory and starting the script
         return status
 
-    def _find(self, jid: str) -> _Record:
+    def _look(self, jid: str) -> _Record | None:
         record = _read(self._root / backend_name(jid))
-        if record is None or record.jid != jid:
+        return record if record and record.jid == jid else None
+
+    def _find(self, jid: str) -> _Record:
+        record = self._look(jid)
+        if record is None or _is_deleted(record.directory):
             raise NotFound(f"There is no job with jid {jid}.")
         return record
 
     def _status(self, record: _Record) -> JobStatus:
         claim = _claim(record.directory)
-        alive = claim is not None and _alive(record.directory, *claim)
+        alive = claim is not None and not _has_ended(record) and is_alive(claim, record.token)
         result = _result(record.directory)  # read after `alive`: the script writes it before it ends
         if claim and alive and result:
-            alive = not _swept(record.directory, *claim)
+            alive = not kill_rest(claim, record.token)
         state = STATES[(claim is not None, alive, result is not None)]
         message, finished_at = "", None
         if state.final:
+            _note_end(record)
             code, reason, finished_at = result or (None, "", _mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
             message = reason or _explain(code)
@@ -127,20 +163,25 @@ class LocalBackend:
         return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
-        record = self._find(jid)
+        with self._changing(jid):
+            record = self._look(jid)
+            if record is None:
+                raise NotFound(f"There is no job with jid {jid}.")
+            if not _claim_as_deleted(record.directory):
+                _stop(record)
+            self._discard(record)
+
+    def _discard(self, record: _Record) -> None:
         trash = Path(tempfile.mkdtemp(prefix=".trash-", dir=self._root))
         try:
-            if not _claim_as_deleted(record.directory):
-                _stop(record.directory)
             record.directory.rename(trash / "job")
-        except FileNotFoundError:  # another DELETE was faster
-            raise NotFound(f"There is no job with jid {jid}.") from None
         finally:
             shutil.rmtree(trash, ignore_errors=True)
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        records = sorted(self._root.glob("[!.]*/job.json"), key=_mtime, reverse=True)[:limit]
-        return [self._status(record) for path in records if (record := _read(path.parent))]
+        newest = sorted(self._root.glob("[!.]*/job.json"), key=_mtime, reverse=True)[:limit]
+        records = [_read(path.parent) for path in newest]
+        return [self._status(record) for record in records if record and not _is_deleted(record.directory)]
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
@@ -160,27 +201,28 @@ def _read(directory: Path) -> _Record | None:
         return None
 
 
-def _start(directory: Path) -> None:
-    if (directory / "claim").exists():
+def _start(record: _Record) -> None:
+    if (record.directory / "claim").exists():
         return
     try:
         subprocess.run(
-            ["bash", "job.sh"], cwd=directory, env=_ENVIRONMENT, start_new_session=True, timeout=START_SECONDS,
+            ["bash", "job.sh"], cwd=record.directory, env=_ENVIRONMENT | {TOKEN: record.token},
+            start_new_session=True, timeout=START_SECONDS,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
         )  # fmt: skip
-    except FileNotFoundError:
-        raise NotFound("The job was deleted while it was being started.") from None
     except (subprocess.SubprocessError, OSError) as error:
+        if not record.directory.exists():
+            raise NotFound("The job was deleted while it was being started.") from None
         raise BackendError(f"The job's script could not be started: {error}.") from error
 
 
-def _claim(directory: Path) -> tuple[int, int] | None:
-    """Session and supervisor of the job, (0, 0) while it is being deleted, None before it was started."""
+def _claim(directory: Path) -> Claim | None:
+    """Who runs the job; None before it was started, and when it never will be."""
     try:
         words = (directory / "claim").read_text().split()
     except FileNotFoundError:
         return None
-    return (0, 0) if words == ["deleted"] else (int(words[0]), int(words[1]))
+    return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3])
 
 
 def _claim_as_deleted(directory: Path) -> bool:
@@ -195,62 +237,34 @@ def _claim_as_deleted(directory: Path) -> bool:
     return True
 
 
-def _alive(directory: Path, session: int, supervisor: int) -> bool:
-    """True while a process of the job's session exists, and the session is not another one with the same number.
-
-    Linux gives no new process the number of a session that has members, so the number is ours as long as its
-    members are older than the claim, or have no process of that number at their head.
-    """
-    if not session:
-        return False
-    claimed_at = _mtime(directory / "claim")
-    if psutil.boot_time() > claimed_at.timestamp():
-        return False
-    return _is_ours(supervisor, claimed_at) or any(_members(session, claimed_at))
-
-
-def _is_ours(pid: int, claimed_at: datetime) -> bool:
+def _is_deleted(directory: Path) -> bool:
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= claimed_at.timestamp() + 1
-    except psutil.NoSuchProcess:
+        return (directory / "claim").read_text() == "deleted\n"
+    except FileNotFoundError:
         return False
 
 
-def _members(session: int, claimed_at: datetime) -> Iterator[int]:
-    if psutil.pid_exists(session) and not _is_ours(session, claimed_at):
-        return  # the number was given away since, which happens only after our session ended
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                yield pid
+def _has_ended(record: _Record) -> bool:
+    return (record.directory / "ended").exists()
 
 
-def _swept(directory: Path, session: int, supervisor: int) -> bool:
-    """After the result: kill what the command left in process groups of its own; True when nothing is left."""
-    claimed_at = _mtime(directory / "claim")
-    if _is_ours(supervisor, claimed_at):
-        return False  # just leaving
-    for pid in _members(session, claimed_at):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return not any(_members(session, claimed_at))
+def _note_end(record: _Record) -> None:
+    with contextlib.suppress(OSError):
+        (record.directory / "ended").touch()
 
 
-def _stop(directory: Path) -> None:
+def _stop(record: _Record) -> None:
     """End every process of the job: the script's own orderly end first, KILL for what is left."""
-    claim = _claim(directory)
-    if claim is None or not _alive(directory, *claim):
+    claim = _claim(record.directory)
+    if claim is None or _has_ended(record):
         return
-    session, supervisor = claim
-    claimed_at = _mtime(directory / "claim")
-    if _is_ours(supervisor, claimed_at):
+    if runs(claim):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(supervisor, signal.SIGTERM)
-        if not _wait_until(lambda: not _is_ours(supervisor, claimed_at), STOP_SECONDS):
+            os.kill(claim.supervisor, signal.SIGTERM)
+        if not _wait_until(lambda: not runs(claim), STOP_SECONDS):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(supervisor, signal.SIGKILL)
-    if not _wait_until(lambda: _swept(directory, session, supervisor), STOP_SECONDS):
+                os.kill(claim.supervisor, signal.SIGKILL)
+    if not _wait_until(lambda: kill_rest(claim, record.token), STOP_SECONDS):
         raise Unreachable("The job's processes do not end.")
 
 
