@@ -12,7 +12,10 @@ if [ "${1-}" != claim ]; then
 fi
 # Second stage: link(2) is atomic, so of all processes that start this job exactly one goes on.
 # The working directory is the job's state directory, held by inode: once DELETE has moved it away, nothing starts.
-echo "$2 $$" >".claim.$$"
+read -r boot </proc/sys/kernel/random/boot_id
+stat=$(</proc/$$/stat)
+read -ra stat <<<"${stat##*) }" # from the third field on: proc_pid_stat(5)
+echo "$2 $$ ${stat[19]} $boot" >".claim.$$" || exit 1
 ln ".claim.$$" claim 2>/dev/null || { rm -f ".claim.$$"; exit 0; }
 rm -f ".claim.$$"
 set -m # every worker is a process group of its own

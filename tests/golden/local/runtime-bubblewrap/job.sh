@@ -12,7 +12,10 @@ if [ "${1-}" != claim ]; then
 fi
 # Second stage: link(2) is atomic, so of all processes that start this job exactly one goes on.
 # The working directory is the job's state directory, held by inode: once DELETE has moved it away, nothing starts.
-echo "$2 $$" >".claim.$$"
+read -r boot </proc/sys/kernel/random/boot_id
+stat=$(</proc/$$/stat)
+read -ra stat <<<"${stat##*) }" # from the third field on: proc_pid_stat(5)
+echo "$2 $$ ${stat[19]} $boot" >".claim.$$" || exit 1
 ln ".claim.$$" claim 2>/dev/null || { rm -f ".claim.$$"; exit 0; }
 rm -f ".claim.$$"
 set -m # every worker is a process group of its own
@@ -90,7 +93,13 @@ supervise() {
 run_worker() {
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
-  set -- bwrap --die-with-parent --bind / / --dev-bind /dev /dev --tmpfs /share --ro-bind "$incoming" /share/incoming --bind "$outgoing" /share/outgoing --
+  set -- bwrap
+  local entry
+  for entry in /*; do # not / as a whole: where it has no /share, only root could make one
+    case "$entry" in /share | /dev) continue ;; esac
+    if [ -L "$entry" ]; then set -- "$@" --symlink "$(readlink "$entry")" "$entry"; else set -- "$@" --bind "$entry" "$entry"; fi
+  done
+  set -- "$@" --dev-bind /dev /dev --ro-bind "$incoming" /share/incoming --bind "$outgoing" /share/outgoing --
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
   exec "$@"
 }

@@ -98,7 +98,13 @@ supervise() {
 run_worker() {
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
-  set -- bwrap --die-with-parent --bind / / --dev-bind /dev /dev --tmpfs /share --ro-bind "$incoming" /share/incoming --bind "$outgoing" /share/outgoing --
+  set -- bwrap
+  local entry
+  for entry in /*; do # not / as a whole: where it has no /share, only root could make one
+    case "$entry" in /share | /dev) continue ;; esac
+    if [ -L "$entry" ]; then set -- "$@" --symlink "$(readlink "$entry")" "$entry"; else set -- "$@" --bind "$entry" "$entry"; fi
+  done
+  set -- "$@" --dev-bind /dev /dev --ro-bind "$incoming" /share/incoming --bind "$outgoing" /share/outgoing --
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
   exec "$@"
 }

@@ -1,0 +1,126 @@
+"""The local backend with bubblewrap or Charliecloud around its jobs, also as a user without rights.
+
+Both come with `scripts/dev-slurm`, whose image is a directory with a root file system.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import development
+from tests.contract import HOSTILE, Contract
+from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
+from tests.test_local import local_rig, state_of
+
+pytestmark = pytest.mark.live("slurm")
+
+
+class TestBubblewrap(Contract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        development("slurm")
+        rig = local_rig(tmp_path_factory.mktemp('it\'s "$x"'), LOCAL_RUNTIME="bubblewrap")
+        with running(replace(rig, read_only_input=True)) as rig:
+            yield rig
+
+    def test_the_command_hears_of_its_end(self, server: Server, rig: Rig, jid: str) -> None:
+        script = OUT + 'trap \'echo bye > "$out/bye"; exit 0\' TERM; echo up > "$out/up"; while :; do sleep 0.1; done'
+        server.post(rig.request(jid, script))
+        wait_for((rig.outgoing(jid) / "up").exists, rig.job_seconds, "the job to run")
+        assert server.delete(jid).status_code == 204
+        assert (rig.outgoing(jid) / "bye").read_text() == "bye\n"
+
+    def test_as_a_user_without_rights_where_there_is_no_share(self, rig: Rig, server: Server, jid: str) -> None:
+        """The script that pman renders, run by nobody on a machine where only root could make /share."""
+        server.post(rig.request(jid, OUT + 'id -un > "$out/user"'))
+        server.wait_final(jid)
+        script = (state_of(rig, jid) / "job.sh").read_text()
+        nobody = pwd.getpwnam("nobody")
+        with tempfile.TemporaryDirectory() as home:
+            for name in ("incoming", "outgoing"):
+                Path(home, name).mkdir()
+                script = script.replace(f"{name}=", f"{name}={home}/{name} #", 1)
+            Path(home, "job.sh").write_text(script)
+            for path in (home, f"{home}/outgoing"):
+                os.chown(path, nobody.pw_uid, nobody.pw_gid)
+            entries = [entry for entry in Path("/").iterdir() if entry != Path("/share")]
+            machine = [word for entry in entries for word in _shown(entry)]
+            user = ["setpriv", "--reuid", "nobody", "--regid", str(nobody.pw_gid), "--clear-groups"]
+            subprocess.run(["bwrap", "--cap-add", "ALL", *machine, "--", *user, "bash", "job.sh"], cwd=home, check=True)
+            wait_for(Path(home, "rc").exists, 20, "the job to end")
+            assert Path(home, "rc").read_text() == "0 \n", Path(home, "stderr.0").read_text()
+            assert Path(home, "outgoing/user").read_text() == "nobody\n"
+
+
+def _shown(entry: Path) -> list[str]:
+    if entry.is_symlink():
+        return ["--symlink", str(entry.readlink()), str(entry)]
+    return ["--dev-bind", str(entry), str(entry)]
+
+
+class TestCharliecloud:
+    """An image reference is looked up in Charliecloud's storage directory. It has no read-only binds."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        image = development("slurm")["PMAN_TEST_IMAGE_DIR"]
+        directory = tmp_path_factory.mktemp('it\'s "$x"')
+        shutil.copytree(image, directory / "images" / "img" / "localhost%none+1", symlinks=True)
+        storage = str(directory / "images")
+        with running(local_rig(directory, LOCAL_RUNTIME="charliecloud", SLURM_IMAGE_DIR=storage)) as rig:
+            yield rig
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, rig: Rig) -> Server:
+        return rig.start()
+
+    def test_files_arguments_and_environment(self, server: Server, rig: Rig) -> None:
+        script = OUT + r"""printf '%s\0' "$@" > "$out/argv"; printf '%s' "$V" > "$out/env"; ls /etc > "$out/etc"; """
+        script += 'cat "$out/../incoming/in.txt"'
+        request = rig.request("files", script, *HOSTILE, type="ds", env=[f"V={HOSTILE[4]}\n"])
+        (rig.store / request["input_dir"] / "in.txt").write_text("pixels\n")
+        server.post(request)
+        job = server.wait_final("files")
+        assert job["status"] == "finishedSuccessfully", job
+        assert "pixels\n" in job["logs"]
+        argv = (rig.outgoing("files") / "argv").read_bytes().split(b"\0")[:-1]
+        assert argv == [*(value.encode() for value in HOSTILE), b"/share/incoming", b"/share/outgoing"]
+        assert (rig.outgoing("files") / "env").read_text() == f"{HOSTILE[4]}\n"
+        assert "debian_version" not in (rig.outgoing("files") / "etc").read_text()
+
+    def test_workers_and_exit_code(self, server: Server, rig: Rig) -> None:
+        server.post(rig.request("workers", 'echo "I am $PMAN_WORKER_INDEX"; exit 3', number_of_workers=2))
+        job = server.wait_final("workers")
+        assert (job["status"], job["message"]) == ("finishedWithError", "The job ended with exit code 3.")
+        assert "I am 0\n" in job["logs"]
+        assert "I am 1\n" in job["logs"]
+
+    def test_an_image_that_is_not_there(self, server: Server, rig: Rig) -> None:
+        server.post(rig.request("missing", "true", image="localhost/missing:1"))
+        job = server.wait_final("missing")
+        assert job["status"] == "finishedWithError"
+        assert "localhost/missing:1" in job["logs"]
+
+    def test_delete(self, server: Server, rig: Rig) -> None:
+        request = rig.request("deleted", COUNTED + 'while :; do echo beat >> "$out/beats"; sleep 0.1; done')
+        server.post(request)
+        beats = rig.outgoing("deleted") / "beats"
+        wait_for(beats.exists, rig.job_seconds, "the first beat")
+        assert server.delete("deleted").status_code == 204
+        size = beats.stat().st_size
+        assert server.post(request | {"entrypoint": ["true"]}).status_code == 201
+        assert server.wait_final("deleted")["status"] == "finishedSuccessfully"
+        assert beats.stat().st_size == size
+        assert rig.executions("deleted") == 1
