@@ -86,15 +86,17 @@ def delete(jid: str) -> tuple[str, int]:
 def listing() -> tuple[dict[str, object], int]:
     """The newest MAX_LISTED jobs, in pages: `limit` jobs in `state` that come behind the jid `after`."""
     s = service()
-    limit, wanted, after = (
-        _number("limit", 100, MAX_LISTED),
-        flask.request.args.get("state"),
-        flask.request.args.get("after"),
-    )
-    if limit == 0 or (wanted is not None and wanted not in set(JobState)):
-        raise BadRequest({"limit": "must be 1 or more.", "state": f"must be one of {', '.join(JobState)}."})
+    limit = _number("limit", 100, MAX_LISTED)
+    wanted, after = flask.request.args.get("state"), flask.request.args.get("after")
+    bad = {"limit": "must be 1 or more."} if limit == 0 else {}
+    if wanted is not None and wanted not in set(JobState):
+        bad["state"] = f"must be one of {', '.join(JobState)}."
+    if bad:
+        raise BadRequest(bad)
     jobs = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED))
     behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
+    if after and not behind:  # deleted since: to begin again without a word would show jobs twice
+        raise BadRequest({"after": "is no job that is listed; begin again without it."})
     rest = [job for job in jobs[behind:] if wanted in (None, job.state)]
     page: dict[str, object] = {
         "jobs": [job.to_json() for job in rest[:limit]],

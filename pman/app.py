@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -40,6 +41,7 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.before_request(_begin)
     _limit_concurrency(app, config.max_concurrent_requests)
     app.before_request(_authenticate)
+    app.before_request(_refuse_other_sites)
     app.after_request(_end)
     app.register_error_handler(Exception, _answer)
     return app
@@ -81,6 +83,25 @@ def _authenticate() -> flask.Response | None:
     log.warning("authentication failed", extra={"fields": {"request_id": flask.g.request_id}})
     challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}
     return _plain("A user and a password are needed.", 401, challenge)
+
+
+def _refuse_other_sites() -> flask.Response | None:
+    """A browser changes something only from pman's own pages. Any website could make it post a job otherwise.
+
+    Sec-Fetch-Site is what browsers of today say (W3C Fetch Metadata), Origin what older ones do; no other client does.
+    """
+    if flask.request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    site, origin = flask.request.headers.get("Sec-Fetch-Site"), flask.request.headers.get("Origin")
+    own = site in ("same-origin", "none") if site else origin is None or _host(origin) == flask.request.host
+    return None if own else _plain("A browser sent this request for another website.", 403, {})
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:

@@ -20,7 +20,7 @@ _FIELDS = {
 _ERRORS = {
     "400": "The request is wrong; `message` says which field, and what would be valid.",
     "401": "A user and a password are needed.",
-    "403": "The site refuses this job.",
+    "403": "The site refuses this job, or a browser sent the request for another website.",
     "404": "There is no such job.",
     "405": "The path knows no such method.",
     "409": "Another job has that jid.",
@@ -68,7 +68,7 @@ def document(server_has_users: bool) -> dict[str, Any]:
                 )
                 | {"parameters": [tail]},
                 "delete": _operation(
-                    "delete", "End and forget a job", "204", None, ["401", "404", "405", "409", "500", "503"]
+                    "delete", "End and forget a job", "204", None, ["401", "403", "404", "405", "409", "500", "503"]
                 ),
             },
         },

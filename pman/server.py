@@ -6,6 +6,7 @@ second, but takes nearly twice the memory (bench/README.md).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -13,8 +14,10 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TypeVar
 
 import waitress
 from waitress.channel import HTTPChannel
@@ -24,6 +27,7 @@ from pman.errors import Misconfigured, TemplateError
 from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 SPARE_THREADS = 8  # beyond MAX_CONCURRENT_REQUESTS: they turn requests away and answer /healthz
 # Half-open and idle connections cost waitress a file descriptor each and no thread; it drops silent ones.
@@ -31,6 +35,8 @@ CONNECTIONS = 900
 IDLE_SECONDS = 60
 BACKLOG = 1024
 CANNOT_START = 2
+RESPAWN_SECONDS = 1.0  # a server process that dies younger than that is replaced only then
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
@@ -65,20 +71,31 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     application = app.create_app(settings)
     HTTPChannel.error_task_class = _JsonErrorTask
     address = {"sockets": sockets} if sockets else {"host": settings.host, "port": settings.port}
-    server = waitress.create_server(
-        application,
-        threads=settings.max_concurrent_requests + SPARE_THREADS,
-        connection_limit=CONNECTIONS,
-        channel_timeout=IDLE_SECONDS,
-        max_request_body_size=MAX_BODY_BYTES + 1,
-        backlog=BACKLOG,
-        ident="pman",
-        **address,
+    server = _listen(
+        settings,
+        lambda: waitress.create_server(
+            application,
+            threads=settings.max_concurrent_requests + SPARE_THREADS,
+            connection_limit=CONNECTIONS,
+            channel_timeout=IDLE_SECONDS,
+            max_request_body_size=MAX_BODY_BYTES + 1,
+            backlog=BACKLOG,
+            ident="pman",
+            **address,
+        ),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for host, port in getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]:
         log.info("listening on http://%s:%s", host, port)
     server.run()
+
+
+def _listen(settings: Settings, attempt: Callable[[], T]) -> T:
+    try:
+        return attempt()
+    except (OSError, ValueError) as error:
+        place = f"HOST={settings.host} PORT={settings.port}"
+        raise Misconfigured(f"{place} cannot be listened on: {error}.") from None
 
 
 def _serve_with_reload(settings: Settings) -> None:
@@ -92,9 +109,20 @@ def _serve_with_reload(settings: Settings) -> None:
 
 def _supervise(settings: Settings) -> None:
     """Keep SERVER_PROCESSES children on one socket; one that dies is replaced, one that cannot start stops all."""
-    listener = socket.create_server((settings.host, settings.port), backlog=BACKLOG)
-    children = {_fork(settings, listener) for _ in range(settings.server_processes)}
+    from pman import app
+
+    app.set_up_logging(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    address = (settings.host, settings.port)
+    listener = _listen(settings, lambda: socket.create_server(address, family=family, backlog=BACKLOG))
+    children: dict[int, float] = {}
     stopping = False
+
+    def start() -> None:
+        child = _fork(settings, listener)
+        children[child] = time.monotonic()
+        if stopping:
+            os.kill(child, signal.SIGTERM)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         nonlocal stopping
@@ -104,16 +132,20 @@ def _supervise(settings: Settings) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    for _ in range(settings.server_processes):
+        start()
     failed = False
     while children:
         pid, status = os.wait()
-        children.discard(pid)
+        age_seconds = time.monotonic() - children.pop(pid)
         if os.waitstatus_to_exitcode(status) == CANNOT_START and not stopping:
             failed = True
             stop(signal.SIGTERM, None)
         elif not stopping:
             log.warning("server process %d ended with status %d and is replaced", pid, status)
-            children.add(_fork(settings, listener))
+            time.sleep(max(0.0, RESPAWN_SECONDS - age_seconds))
+            if not stopping:
+                start()
     if failed:
         sys.exit(CANNOT_START)
 
@@ -124,14 +156,19 @@ def _fork(settings: Settings, listener: socket.socket) -> int:
         return pid
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    code = 0
+    if sys.platform == "linux":  # when the supervisor is killed, nothing keeps the port
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    code = 1
     try:
         _serve(settings, [listener])
+        code = 0
     except (Misconfigured, TemplateError) as error:
         print(f"Error: {error}", file=sys.stderr)
         code = CANNOT_START
     except SystemExit:
-        pass
+        code = 0
+    except BaseException:
+        log.critical("the server process ended", exc_info=True)
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 
 from tests.rig import Rig, Server, running, wait_for
+from tests.test_http import refused_start
 from tests.test_local import local_rig
 
 PASSWORD = "correct horse: battery \u00e4"
@@ -29,6 +30,11 @@ PASSWORD = "correct horse: battery \u00e4"
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with running(local_rig(tmp_path_factory.mktemp("operations"))) as rig:
         yield rig
+
+
+@pytest.fixture(scope="module")
+def server(rig: Rig) -> Server:
+    return rig.start()
 
 
 @pytest.fixture
@@ -68,6 +74,39 @@ def test_basic_authentication(rig: Rig, users_file: Path) -> None:
     assert requests.get(f"{with_userinfo}/api/v1/", timeout=30).status_code == 200
     assert "horse" not in server.log.read_text()
     assert "authentication failed" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
+        ({"Origin": "OWN"}, 201),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://behind-a-proxy.example"}, 201),
+        ({}, 201),
+    ],
+)
+def test_a_browser_posts_and_deletes_for_no_other_website(
+    rig: Rig, server: Server, headers: dict[str, str], code: int
+) -> None:
+    headers = {name: value.replace("OWN", server.url) for name, value in headers.items()}
+    request = rig.request("website", "true")
+    posted = server.call("POST", json=request, headers=headers | {"Content-Type": "text/plain"})
+    assert posted.status_code == code
+    assert posted.headers["X-Request-ID"]
+    assert server.get("website").status_code == (200 if code == 201 else 404)
+    deleted = server.call("DELETE", "website/", headers=headers)
+    assert deleted.status_code == (204 if code == 201 else 403)
+
+
+def test_listing_from_a_job_that_is_gone(server: Server) -> None:
+    answer = server.call("GET", "jobs/", params={"after": "gone", "state": "started"})
+    assert (answer.status_code, set(answer.json()["message"])) == (400, {"after"})
+    answer = server.call("GET", "jobs/", params={"state": "odd"})
+    assert (answer.status_code, set(answer.json()["message"])) == (400, {"state"})
 
 
 def test_users_file_changes_and_goes(rig: Rig, users_file: Path) -> None:
@@ -141,6 +180,25 @@ def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> Non
     server.process.terminate()
     assert server.process.wait(20) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in last)
+
+
+def test_a_killed_supervisor_frees_the_port(rig: Rig) -> None:
+    server = rig.start(SERVER_PROCESSES="2", HOST="::1")
+    wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    server.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20, "the children to end")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_port_in_use_and_a_state_directory_that_cannot_be(tmp_path: Path, rig: Rig, processes: str) -> None:
+    port = rig.start().url.rpartition(":")[2]
+    message = refused_start(tmp_path, SECRET_KEY="x" * 20, STOREBASE="/tmp", PORT=port, SERVER_PROCESSES=processes)
+    assert f"PORT={port} cannot be listened on" in message
+    message = refused_start(
+        tmp_path, SECRET_KEY="x" * 20, STOREBASE="/tmp", SERVER_PROCESSES=processes, LOCAL_STATE_DIR="/dev/null/x"
+    )
+    assert "LOCAL_STATE_DIR=/dev/null/x cannot be made" in message
 
 
 @pytest.mark.slow
