@@ -15,8 +15,12 @@ from typing import Any
 
 import requests
 
+from pman.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = {"notstarted": ".", "started": ">"}
+http = requests.Session()
+http.trust_env = False  # a proxy does not know what is on 127.0.0.1
 
 
 def main() -> int:
@@ -28,8 +32,9 @@ def main() -> int:
             "LOCAL_STATE_DIR": str(home / "state"), "TIMELIMIT_MINUTES": "5",
         }  # fmt: skip
         (home / "store").mkdir()
-        server, url = start(settings, home / "pman.log")
+        server = serve(settings, home / "pman.log")
         try:
+            url = address(server, home / "pman.log")
             return max(run(path, url, settings, home / "store") for path in sorted((ROOT / "examples").glob("*.json")))
         except KeyboardInterrupt:
             print("\nstopped")
@@ -39,19 +44,28 @@ def main() -> int:
             server.wait(10)
 
 
-def start(settings: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A pman process and its address."""
+def environment(settings: dict[str, str]) -> dict[str, str]:
+    """This process's environment with these settings of pman and no others."""
+    return {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields} | settings
+
+
+def serve(settings: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A pman process, out of reach of the terminal's Ctrl-C."""
     with log.open("wb") as stream:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "pman", "serve"], cwd=ROOT, stderr=stream, env={**os.environ, **settings},
+        return subprocess.Popen(
+            [sys.executable, "-m", "pman", "serve"], cwd=ROOT, stderr=stream, env=environment(settings),
             start_new_session=True,
         )  # fmt: skip
+
+
+def address(server: subprocess.Popen[bytes], log: Path) -> str:
+    """Where the server listens, once it does."""
     while not (found := re.search(r"listening on (http://[\w.:]+)", log.read_text())):
         if server.poll() is not None:
             sys.exit(f"pman did not start:\n{log.read_text()}")
         time.sleep(0.02)
     print(f"pman listens on {found[1]}")
-    return server, found[1]
+    return found[1]
 
 
 def run(path: Path, url: str, settings: dict[str, str], store: Path) -> int:
@@ -64,24 +78,26 @@ def run(path: Path, url: str, settings: dict[str, str], store: Path) -> int:
     (incoming / "brain.txt").write_text("a very small brain\n")
     show("rendered for the local backend", rendered(path, "local", settings))
     show("rendered for Cromwell", rendered(path, "wdl", settings))
-    answer = requests.post(f"{url}/api/v1/", json=request, timeout=30)
-    if answer.status_code != 201:
-        print(f"refused: {answer.status_code} {answer.text}")
-        return 1
-    job = follow(f"{url}/api/v1/{request['jid']}/")
+    try:
+        answer = http.post(f"{url}/api/v1/", json=request, timeout=30)
+        if answer.status_code != 201:
+            print(f"refused: {answer.status_code} {answer.text}")
+            return 1
+        job = follow(f"{url}/api/v1/{request['jid']}/")
+    finally:
+        http.delete(f"{url}/api/v1/{request['jid']}/", timeout=60)  # on Ctrl-C it still runs
     print(f"  status   {job['status']} {job['message']}")
     show("logs", job["logs"])
     print("  output files")
     for file in sorted(p for p in (incoming.parent / "outgoing").rglob("*") if p.is_file()):
         print(f"    {file.relative_to(store)}  {file.stat().st_size} bytes")
-    requests.delete(f"{url}/api/v1/{request['jid']}/", timeout=30)
     return int(job["status"] != "finishedSuccessfully")
 
 
 def rendered(path: Path, target: str, settings: dict[str, str]) -> str:
     """What the service submits, from the offline script."""
     command = [sys.executable, str(ROOT / "scripts/render_job.py"), str(path), "--to", target]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **settings}).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment(settings)).stdout
 
 
 def show(title: str, text: str, lines: int = 14) -> None:
@@ -96,7 +112,7 @@ def follow(url: str) -> dict[str, str]:
     """Poll until the job has ended, with a mark for every look."""
     print("  progress ", end="", flush=True)
     while True:
-        job: dict[str, str] = requests.get(url, timeout=30).json()
+        job: dict[str, str] = http.get(url, timeout=30).json()
         if job["status"].startswith("finished"):
             print(" done")
             return job

@@ -43,14 +43,14 @@ class TestLocal(Contract):
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         for name in ("pid", "pid2"):
             pid = int((rig.outgoing(jid) / name).read_text())
-            wait_for(functools.partial(_gone, pid), 5, "the leftover to end")
+            wait_for(functools.partial(gone, pid), 5, "the leftover to end")
 
     def test_a_process_that_left_its_session_is_ended_before_the_job_is(
         self, server: Server, rig: Rig, jid: str
     ) -> None:
         server.post(rig.request(jid, OUT + "setsid sh -c \"echo \\$\\$ > '$out/pid'; exec sleep 600\" & sleep 0.5"))
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
-        assert _gone(int((rig.outgoing(jid) / "pid").read_text()))
+        assert gone(int((rig.outgoing(jid) / "pid").read_text()))
 
     def test_job_killed_from_outside(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, OUT + 'echo $$ > "$out/pid"; sleep 600'))
@@ -71,7 +71,7 @@ class TestLocal(Contract):
             os.utime(state_of(rig, jid) / "claim", (moment, moment))
             assert server.get(jid).json()["status"] == "started"
         assert server.delete(jid).status_code == 204
-        assert _gone(pid)
+        assert gone(pid)
 
     @pytest.mark.parametrize("boot", ["this boot", "another boot"])
     def test_numbers_that_were_given_away(self, server: Server, rig: Rig, jid: str, boot: str) -> None:
@@ -128,7 +128,7 @@ class TestLocal(Contract):
         server.stop()
 
 
-def test_a_state_directory_that_is_gone(tmp_path: Path) -> None:
+def test_a_state_directory_that_isgone(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
         server = rig.start()
         shutil.rmtree(tmp_path / "state")
@@ -155,7 +155,7 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def _gone(pid: int) -> bool:
+def gone(pid: int) -> bool:
     """No such process, or nothing but its exit status."""
     try:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import requests
 
 from tests.rig import ROOT, running, wait_for
 from tests.test_http import free_port
-from tests.test_local import local_rig
+from tests.test_local import gone, local_rig
 
 BASH = (b"#!/usr/bin/env bash", b"# shellcheck")
 FILES = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
@@ -45,6 +46,28 @@ def test_run_examples() -> None:
     assert done.stdout.count("finishedSuccessfully") == 3
     for words in ("version 1.0", "#!/bin/bash", "SHA256SUMS", "worker 3 of 4", "arguments.txt"):
         assert words in done.stdout
+
+
+def test_ctrl_c_ends_what_run_examples_started(tmp_path: Path) -> None:
+    """Whatever settings are in the environment. The job is held up by a program that takes sha256sum's place."""
+    (tmp_path / "bin").mkdir()
+    slow = tmp_path / "bin" / "sha256sum"
+    slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    slow.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "LOG_LEVEL": "ERROR"}
+    env |= {"CONTAINER_ENV": "cromwell", "AUTH_USERS_FILE": "/nowhere", "http_proxy": "http://127.0.0.1:9"}
+    command = [sys.executable, "scripts/run_examples.py"]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            wait_for(lambda: (tmp_path / "pid").exists() or process.poll() is not None, 60, "the job to run")
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, output + errors
+    assert b"stopped" in output
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert not list(tmp_path.glob("pman-quickstart-*"))
 
 
 def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None:
