@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,33 @@ class TestLocal(Contract):
             assert stranger.poll() is None
             stranger.kill()
         subprocess.run(["pkill", "-KILL", "-s", mine.split()[0]], check=False)
+
+    def test_files_in_the_working_directory(self, server: Server, rig: Rig, jid: str) -> None:
+        script = "echo mine | tee rc claim stdout.0 job.json; pwd"
+        server.post(rig.request(jid, script, number_of_workers=2))
+        job = server.wait_final(jid)
+        assert job["status"] == "finishedSuccessfully", job
+        assert job["logs"].count("mine\n") == 2
+        assert {f"{state_of(rig, jid)}/work.{index}" for index in range(2)} <= set(job["logs"].splitlines())
+
+    def test_a_result_that_was_written_over(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, "true"))
+        server.wait_final(jid)
+        (state_of(rig, jid) / "rc").write_text("mine\n")
+        assert server.get(jid).json()["status"] == "finishedWithError"
+
+    def test_the_group_of_a_worker_that_ended_long_ago(self, server: Server, rig: Rig, jid: str) -> None:
+        """Its number may be somebody else's: here a process that the worker left in its group, without the token."""
+        script = OUT + 'if [ $PMAN_WORKER_INDEX = 1 ]; then env -i sleep 600 & echo $! > "$out/pid"; else sleep 600; fi'
+        server.post(rig.request(jid, script, number_of_workers=2))
+        pid = int(wait_for(lambda: _text(rig.outgoing(jid) / "pid"), 10, "the second worker"))
+        time.sleep(0.5)
+        supervisor = int((state_of(rig, jid) / "claim").read_text().split()[1])
+        os.kill(supervisor, signal.SIGTERM)
+        wait_for((state_of(rig, jid) / "rc").exists, 20, "the end of the script")
+        assert not gone(pid)
+        assert server.wait_final(jid)["status"] == "finishedWithError"
+        assert gone(pid)  # pman itself looks at its session
 
     def test_a_delete_that_was_interrupted(self, server: Server, rig: Rig, jid: str) -> None:
         request = rig.request(jid, COUNTED)

@@ -5,7 +5,7 @@ State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, made by one atomic rename
   job.sh       the rendered script
   claim        "SESSION SUPERVISOR START BOOT", linked by the one process that runs the job (or "deleted"): process ids,
                the supervisor's start in clock ticks since that boot of the machine
-  stdout.N, stderr.N   of worker N
+  stdout.N, stderr.N   of worker N, which begins in work.N
   rc           "EXIT_CODE REASON", renamed into place by the script after its last process ended
   ended        made when no process of the job is left: its process ids mean nothing from then on
 The script is its own lock: it may be started any number of times and by anybody, but only one start wins the claim.
@@ -280,9 +280,11 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 def _result(directory: Path) -> tuple[int, str, datetime] | None:
     try:
         code, _, reason = (directory / "rc").read_text(errors="replace").rstrip("\n").partition(" ")
+        return int(code), reason, _mtime(directory / "rc")
     except FileNotFoundError:
         return None
-    return int(code), reason, _mtime(directory / "rc")
+    except ValueError:
+        return 1, "The job wrote over its own result.", _mtime(directory / "rc")
 
 
 def _mtime(path: Path) -> datetime:
