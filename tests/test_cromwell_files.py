@@ -146,6 +146,8 @@ def test_what_pman_may_not_read_is_said(execution: Path, files: Files, monkeypat
          "The job was not run: no such directory on node7: /share/x."),
         ("pman: ended by SLURM after 5 s (cancelled, preempted or node taken)", None, {"returnCode": 125},
          "The job was ended by SLURM after 5 s (cancelled, preempted or node taken)."),
+        ("pman: the job script ended without a result (exit 143)\n", None, {"returnCode": 143},
+         "The job failed: the job script ended without a result (exit 143)."),
         ("pman: not the last\nline\n", None, {"returnCode": 1}, "The job ended with exit code 1."),
         ("", "nonsense", {}, "The job failed: Cromwell does not say why."),
     ],

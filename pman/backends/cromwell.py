@@ -40,7 +40,7 @@ STATES: dict[tuple[str, str], JobState] = {
     ("Running", "WaitingForQueueSpace"): JobState.NOT_STARTED,
     ("Running", "QueuedInCromwell"): JobState.NOT_STARTED,
     ("Running", "Starting"): JobState.NOT_STARTED,
-    ("Running", "Running"): JobState.STARTED,  # also while PENDING in SLURM: _refine() looks closer
+    ("Running", "Running"): JobState.STARTED,  # also while PENDING in SLURM: cromwell_files.progress() looks closer
     ("Running", "Aborting"): JobState.STARTED,
     # The call has ended; the workflow's end follows, and only that is final.
     ("Running", "Done"): JobState.STARTED,
@@ -220,7 +220,7 @@ class CromwellBackend:
         if state is JobState.FAILED:
             return state, cromwell_files.explain(status, meta, last, self._files)
         if status == "Running" and state is JobState.STARTED and len(calls) == 1:
-            return _refine(last, self._files)
+            return cromwell_files.progress(last, self._files)
         return state, _WAITING.get((status, state), "")
 
     # -- the rest --------------------------------------------------------------------------------------------------
@@ -300,21 +300,6 @@ def _state(status: str, call: str) -> JobState:
     if state is None and status:
         log.warning("unknown state of Cromwell: workflow %r, call %r", status, call)
     return state or JobState.UNDEFINED
-
-
-def _refine(call: Mapping[str, Any], files: cromwell_files.Files) -> tuple[JobState, str]:
-    """What Cromwell calls Running: being submitted, pending in SLURM, or running."""
-    job = call.get("jobId")
-    if call.get("executionStatus") != "Running":
-        return JobState.STARTED, ""
-    if job is None:
-        return JobState.NOT_STARTED, "Being submitted to SLURM."
-    begun = files.has_begun(call)
-    if begun is None:
-        return JobState.STARTED, f"Submitted to SLURM as job {job}; queued or running."
-    if begun:
-        return JobState.STARTED, f"Running as SLURM job {job}."
-    return JobState.NOT_STARTED, f"Queued in SLURM as job {job}."
 
 
 def _unseen(jid: str, posted: _Posted | None) -> JobStatus:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pman import logs
 from pman.errors import Misconfigured
+from pman.status import JobState
 
 Call = Mapping[str, Any]
 NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own, or sbatch's words
@@ -105,6 +106,21 @@ class Files:
         return logs.join_streams(self.tail(directory / name, max_lines, max_bytes) for name in names)
 
 
+def progress(call: Call, files: Files) -> tuple[JobState, str]:
+    """What Cromwell calls Running: being submitted, pending in SLURM, or running."""
+    job = call.get("jobId")
+    if call.get("executionStatus") != "Running":
+        return JobState.STARTED, ""
+    if job is None:
+        return JobState.NOT_STARTED, "Being submitted to SLURM."
+    begun = files.has_begun(call)
+    if begun is None:
+        return JobState.STARTED, f"Submitted to SLURM as job {job}; queued or running."
+    if begun:
+        return JobState.STARTED, f"Running as SLURM job {job}."
+    return JobState.NOT_STARTED, f"Queued in SLURM as job {job}."
+
+
 def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> str:
     """The user's sentence about a workflow that is Failed or Aborted."""
     if status == "Aborted":
@@ -114,12 +130,15 @@ def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> s
         return f"SLURM refused the job: {files.refusal(call).rstrip('.')}."
     if not call:
         return f"Cromwell refused the workflow: {_short(reasons)}"
-    note, code = files.note(call), files.exit_code(call)
+    return _ending(files.note(call), files.exit_code(call)) or f"The job failed: {_short(reasons)}"
+
+
+def _ending(note: str, code: int | None) -> str:
+    """By the sentence of pman's own, else by the exit code; "" with neither."""
     if note:
-        return f"The job was not run: {note}." if code == 126 else f"The job was {note}."
-    if code is not None:
-        return _ENDS.get(code, f"The job ended with exit code {code}.")
-    return f"The job failed: {_short(reasons)}"
+        words = "was" if note.startswith("ended ") else "was not run:" if code == 126 else "failed:"
+        return f"The job {words} {note}."
+    return "" if code is None else _ENDS.get(code, f"The job ended with exit code {code}.")
 
 
 def _reasons(failures: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -281,12 +281,15 @@ def test_slurmctld_is_down(slurm: Slurm, engine: Cromwell, rig: Rig, jid: str) -
     down = time.monotonic()
     slurm.daemon("stop", "slurmctld")
     late = f"{jid}-late"
-    assert server.post(rig.request(late, COUNTED)).status_code == 201
-    assert server.wait_final(jid)["status"] == "finishedSuccessfully"
-    assert "through" in server.get(jid).json()["logs"]
-    wait_for(lambda: time.monotonic() - down > 30 or _ended(server, late), 40, "the outage to last")
-    slurm.daemon("start", "slurmctld")
-    job = server.wait_final(late, 120)
+    try:
+        assert server.post(rig.request(late, COUNTED)).status_code == 201
+        # Cromwell sees the end only after its squeue has given up.
+        assert server.wait_final(jid, 240)["status"] == "finishedSuccessfully"
+        assert "through" in server.get(jid).json()["logs"]
+        wait_for(lambda: time.monotonic() - down > 30 or _ended(server, late), 40, "the outage to last")
+    finally:
+        slurm.daemon("start", "slurmctld")
+    job = server.wait_final(late, 240)
     if job["status"] == "finishedWithError":
         assert "SLURM refused the job: sbatch: error: " in job["message"], job
         assert "controller" in job["message"]
