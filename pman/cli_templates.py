@@ -268,6 +268,8 @@ def _variables(site: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if name not in SECRETS:
             kind = settings.Settings.__annotations__[name]
             yield f"settings.{name}", kind, str(field.description)
+    for name in ("image", "partition", "time_limit_minutes"):
+        yield name, "may be set", f"job.{name}, unless the site's template sets it before its blocks"
     for name, value in site.items():
         yield f"site.{name}", type(value).__name__, f"site.yaml: {value!r}"
     yield "refuse(reason)", "function", "refuses the job: 403 with that sentence"

@@ -25,6 +25,8 @@ from pman.storage import Storage
 _TYPES: Mapping[str, Any] = {"job": Job, "storage": Storage, "settings": Settings}
 # Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
 _SHELL_BLOCKS = ("prologue", "environment", "command")
+# What a site's template may set before its blocks; the shipped templates read these instead of job.*.
+POLICY = ("image", "partition", "time_limit_minutes")
 _BESIDE = ("site.yaml", "README.md", "requests")
 
 
@@ -109,7 +111,12 @@ class Overlay:
         for name in self.site_names:
             template = self.template(name)
             if template:
-                self.findings += [*self._blocks(template), *self._names(template), *_quoting(template)]
+                self.findings += [
+                    *self._blocks(template),
+                    *self._names(template),
+                    *self._unread(template),
+                    *_quoting(template),
+                ]
         return self.findings + (list(self._unused()) if self.directory else [])
 
     def _parse(self, name: str) -> Template | None:
@@ -180,6 +187,15 @@ class Overlay:
             if known is not None and step.attr not in known and id(step) not in excused:
                 message = f"{_written(step.node)} has no {step.attr!r}{sandbox.hint(step.attr, known)}"
                 yield _at(template, "undefined", message, step.lineno, step.attr)
+
+    def _unread(self, template: Template) -> Iterator[Finding]:
+        """Variables that the site sets before its blocks, for the shipped template to read."""
+        used = [other for name in (*self.site_names, *self.shipped_names) if (other := self.template(name))]
+        read = {node.name for other in used for node in other.tree.find_all(nodes.Name) if node.ctx == "load"}
+        for node in template.tree.body if template.parent else ():
+            if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name) and node.target.name not in read:
+                message = f"nothing reads {node.target.name}{sandbox.hint(node.target.name, POLICY)}"
+                yield _at(template, "unused-set", message, node.lineno, node.target.name)
 
     def _set_anywhere(self) -> set[str]:
         """Names that any template sets: an included template sees those of the one that includes it."""

@@ -147,7 +147,7 @@ class SiteCheck:
         for name in set(check.wdl_runtime(spec.text)) - declared_attributes(self.cromwell_conf):
             line = next(n for n, text in enumerate(spec.text.splitlines(), 1) if re.match(rf"\s*{name}\s*:", text))
             said = f"Cromwell ignores the runtime attribute {name}: {self.cromwell_conf} does not declare it"
-            found = attempt.at("undeclared-attribute", said, line)
+            found = attempt.at("undeclared-attribute", said, line, exact=True)
             own = self.directory is not None and Path(found.file).is_relative_to(self.directory)
             yield found if own else replace(found, level="warning")
 
@@ -163,7 +163,7 @@ class _Attempt:
     renderer: Renderer
     job: Job
 
-    def at(self, rule: str, message: str, line: int | None, part: str = "") -> Finding:
+    def at(self, rule: str, message: str, line: int | None, part: str = "", exact: bool = False) -> Finding:
         """A finding at the template line that this line of the result comes from.
 
         A parser stumbles at or after the cause, and shipped text is good: the site's line before it is the one.
@@ -172,7 +172,7 @@ class _Attempt:
         lines = self.renderer.origins(proof.marked(self.job), template)
         until = lines[: line or 1]
         own = [place for place in until if Path(place[0]).is_relative_to(self.overlay.directory or template)]
-        file, number = (own or until or [(template, 1)])[-1]
+        file, number = ((not exact and own) or until or [(template, 1)])[-1]
         return Finding(rule, f"{message} (request: {self.case})", file, number)
 
     def caused(self, flaw: proof.Flaw) -> Finding:
