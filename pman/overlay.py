@@ -27,7 +27,7 @@ _TYPES: Mapping[str, Any] = {"job": Job, "storage": Storage, "settings": Setting
 _SHELL_BLOCKS = ("prologue", "environment", "command")
 # What a site's template may set before its blocks; the shipped templates read these instead of job.*.
 POLICY = ("image", "partition", "time_limit_minutes")
-_BESIDE = ("site.yaml", "README.md", "requests")
+_BESIDE = ("site.yaml", "settings.env", "README.md", "requests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +164,7 @@ class Overlay:
                 )
                 yield _at(template, "unknown-block", message, block.lineno, block.name)
         for node in template.tree.body:
-            text = (
-                [c.data for c in node.nodes if isinstance(c, nodes.TemplateData)]
-                if isinstance(node, nodes.Output)
-                else []
-            )
-            if isinstance(node, nodes.Output) and (any(t.strip() for t in text) or len(text) < len(node.nodes)):
-                first = next((t for t in text if t.strip()), "")
-                line = node.lineno + first[: len(first) - len(first.lstrip())].count("\n")
-                yield _at(template, "outside-blocks", "this stands outside all blocks, so it is never rendered", line)
+            yield from _outside_blocks(template, node)
 
     def _names(self, template: Template) -> Iterator[Finding]:
         unknown = meta.find_undeclared_variables(template.tree) - set(sandbox.VARIABLES) - self._set_anywhere()
@@ -281,6 +273,20 @@ def _wdl_strings_in_shell(template: Template) -> Iterator[Finding]:
             if isinstance(node, nodes.Getattr | nodes.Getitem | nodes.Name | nodes.Concat) and not _is_number(node):
                 message = f"{{{{ {_written(node)} }}}} is a WDL string here, in the shell's text: write |sh"
                 yield _at(template, "wrong-quoting", message, node.lineno)
+
+
+def _outside_blocks(template: Template, node: nodes.Node) -> Iterator[Finding]:
+    """Text and values at the top of a template that extends another; Jinja skips them without a word."""
+    if isinstance(node, nodes.If | nodes.For):
+        for inner in node.iter_child_nodes():
+            yield from _outside_blocks(template, inner)
+    if not isinstance(node, nodes.Output):
+        return
+    text = [child.data for child in node.nodes if isinstance(child, nodes.TemplateData)]
+    if any(piece.strip() for piece in text) or len(text) < len(node.nodes):
+        first = next((piece for piece in text if piece.strip()), "")
+        line = node.lineno + first[: len(first) - len(first.lstrip())].count("\n")
+        yield _at(template, "outside-blocks", "this stands outside all blocks, so it is never rendered", line)
 
 
 def _is_number(node: nodes.Node) -> bool:

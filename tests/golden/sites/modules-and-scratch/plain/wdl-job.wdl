@@ -1,0 +1,40 @@
+version 1.0
+workflow ChRISJob {
+  call plugin_instance
+}
+
+task plugin_instance {
+  command <<<
+nl='
+'
+module load 'apptainer/1.3'
+module load 'cuda/12.4'
+TMPDIR='/scratch'/pman-${SLURM_JOB_ID:-$$}
+export TMPDIR
+mkdir -p "$TMPDIR"
+case "$PWD" in
+*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+*) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
+esac
+export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
+
+export 'OMP_NUM_THREADS=4'
+export 'http_proxy=http://proxy.example.org:3128'
+set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+exec "$@"
+  >>>
+
+  runtime {
+    docker: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    image: "docker.io/fnndsc/pl-simpledsapp:2.1.0"
+    cpu: 2
+    memory: "512 MiB"
+    gpu_limit: 0
+    number_of_workers: 1
+    incoming: "/data/store/key-chris-jid-1/incoming"
+    outgoing: "/data/store/key-chris-jid-1/outgoing"
+    sharedir: "/data/store/key-chris-jid-1"
+    jid: "chris-jid-1"
+    maxRetries: 0
+  }
+}
