@@ -1,6 +1,6 @@
 """What pman's POST, GET and DELETE take above the same calls of the bare, pooled Kubernetes client, in pairs.
 
-    eval "$(scripts/dev-kubernetes env)"; python bench/kubernetes.py [PAIRS]
+    eval "$(scripts/dev-kubernetes env)"; python bench/kubernetes_calls.py [PAIRS]
 
 Jobs of POST and DELETE select a node that does not exist, so that no container disturbs the measurement; the GET is of
 one finished job with its log (Job, list of pods, log). pman is asked over HTTP on one connection. Within a pair the
