@@ -10,6 +10,8 @@ import secrets
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,7 @@ DEFAULT_URL = "http://127.0.0.1:5010"
 POLL_SECONDS = 0.5
 HTTP_SECONDS = 100  # what pfcon allows
 TIMED_OUT = 124  # as timeout(1)
+INTERRUPTED = 130  # as a shell says for SIGINT
 _FINAL = ("finishedSuccessfully", "finishedWithError")
 _COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}
 
@@ -100,8 +103,9 @@ def run(
     request["input_dir"] = _into_store(store, incoming, f"key-{jid}/incoming")
     request["output_dir"] = _below(store, outgoing) or f"key-{jid}/outgoing"
     (store / request["output_dir"]).mkdir(parents=True, exist_ok=True)
-    service.call("POST", json=request)
-    job = _follow(service, jid)
+    with _interruptible(jid):
+        service.call("POST", json=request)
+        job = _follow(service, jid)
     if outgoing and not _below(store, outgoing):
         shutil.copytree(store / request["output_dir"], outgoing, dirs_exist_ok=True)
     _finish(service, job, as_json, delete=not keep)
@@ -155,6 +159,16 @@ def exit_code(job: dict[str, str]) -> int:
 def _state_line(job: dict[str, str]) -> None:
     state = click.style(job["status"], fg=_COLORS.get(job["status"], "yellow"))
     click.echo(f"{job['jid']}  {state}  {job['message']}".rstrip(), err=True)
+
+
+@contextmanager
+def _interruptible(jid: str) -> Iterator[None]:
+    """Ctrl-C ends the waiting, not the job."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\n{jid} goes on: `pman wait {jid}` waits for it, `pman delete {jid}` ends it.", err=True)
+        sys.exit(INTERRUPTED)
 
 
 def _follow(service: Service, jid: str) -> dict[str, str]:
@@ -231,7 +245,8 @@ def _new_lines(old: list[str], new: list[str]) -> list[str]:
 def wait(jid: str, as_json: bool) -> None:
     """Wait until a job has ended, and pass its exit code on."""
     service = Service()
-    job = _follow(service, jid)
+    with _interruptible(jid):
+        job = _follow(service, jid)
     if as_json:
         click.echo(json.dumps(job))
     else:

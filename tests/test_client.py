@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import ROOT, Rig, Server, running
+from tests.rig import ROOT, Rig, Server, running, wait_for
 from tests.test_local import local_rig
 
 
@@ -108,3 +109,15 @@ def test_errors_are_sentences(pman: Pman) -> None:
     assert nobody.returncode == 1
     assert "no pman answers" in nobody.stderr
     assert "hunter2" not in nobody.stderr
+
+
+def test_ctrl_c_ends_the_waiting_and_says_what_goes_on(pman: Pman, server: Server) -> None:
+    command = [sys.executable, "-m", "pman", "run", "localhost/x:1", "--jid", "endless", "--", "sleep", "600"]
+    with subprocess.Popen(command, env=pman.env, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: server.get("endless").status_code == 200 or process.poll() is not None, 30, "the job")
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, errors
+    assert "`pman delete endless`" in errors
+    assert "Traceback" not in errors
+    assert server.delete("endless").status_code == 204
