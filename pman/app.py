@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from pman import backends, metrics, pages, settings
+from pman import backends, metrics, overlay, pages, settings
 from pman.api import Service, blueprint
 from pman.auth import Users, credentials
 from pman.errors import PmanError
@@ -31,6 +31,8 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
         log.warning("%s", warning)
     renderer = Renderer(config)
     renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
+    for finding in overlay.Overlay(renderer, config.templates_dir).lint() if config.templates_dir else ():
+        log.warning("%s", finding)
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -53,11 +54,11 @@ def wdl_runtime(text: str) -> dict[str, Any]:
 
 def run(script: str, shell: str = "bash", *arguments: str, **environment: str) -> str:
     """Standard output of a script whose program is PRINT_ARGV or PRINT_ENV."""
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8", newline="") as file:
-        file.write(script)
-        file.flush()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "script.sh")
+        path.write_text(script, encoding="utf-8", newline="")
         done = subprocess.run(
-            [shell, file.name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            [shell, str(path), *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=directory,
             env=os.environ | environment,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode(errors="replace")

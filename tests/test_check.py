@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from pman import cli, overlay, settings, site
-from pman.errors import BadRequest
+from pman import app, cli, overlay, settings, site
+from pman.errors import BadRequest, TemplateError
 from tests.rig import ROOT, wait_for
 
 WDL, K8S, SWARM = "wdl/job.wdl.j2", "k8s/job.yaml.j2", "swarm/service.yaml.j2"
@@ -316,6 +316,18 @@ def test_there_are_at_least_25_broken_overlays() -> None:
 def test_shipped_templates_are_good() -> None:
     result = run("check")
     assert (result.exit_code, result.stdout) == (0, ""), result.output
+
+
+def test_the_service_warns_at_start_and_refuses_what_cannot_render(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = {"APPLICATION_MODE": "dev", "STOREBASE": str(tmp_path), "LOCAL_STATE_DIR": str(tmp_path / "state")}
+    place = write(tmp_path / "a", {LOCAL: extending(LOCAL, block("prologe", "x\n"))})
+    app.create_app(settings.load({**base, "TEMPLATES_DIR": str(place)}))
+    assert f"{place}/{LOCAL}:2:10: error: the block prologe overrides nothing" in caplog.text
+    place = write(tmp_path / "b", {LOCAL: extending(LOCAL, block("prologue", "{{ jobs }}\n"))})
+    with pytest.raises(TemplateError, match=r"local/job\.sh\.j2:3: 'jobs' is undefined"):
+        app.create_app(settings.load({**base, "TEMPLATES_DIR": str(place)}))
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

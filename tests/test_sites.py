@@ -97,7 +97,7 @@ def site_requests(draw: st.DrawFn) -> dict[str, Any]:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stand-ins for what the examples call: modules do nothing, runtimes say how they were called."""
     place = tmp_path_factory.mktemp("programs")
-    for name in ("module", "ch-image", "mkdir"):
+    for name in ("module", "ch-image"):
         (place / name).write_text("#!/bin/sh\nexit 0\n")
     for name in ("apptainer", "ch-run"):
         (place / name).write_text("#!/bin/sh\nexec printf '%s\\0' \"$@\"\n")
