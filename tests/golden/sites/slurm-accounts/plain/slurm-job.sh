@@ -48,6 +48,7 @@ stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
+  mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
   for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
   signal_workers KILL
@@ -75,7 +76,7 @@ reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) ear
 }
 
 supervise() {
-  local group code worst=0 directory
+  local group code worst=0 directory running
   for directory in "$incoming" "$outgoing"; do
     [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
   done
@@ -88,9 +89,12 @@ supervise() {
     watchdog=$!
   fi
   for group in "${workers_started[@]}"; do
+    running=$'\n'$(jobs -pr)$'\n'
     reap "$group"
     code=$?
-    kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
+    if [[ $running == *$'\n'"$group"$'\n'* ]]; then # else its number may be somebody else's by now
+      kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
+    fi
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
@@ -99,6 +103,7 @@ supervise() {
 
 
 run_worker() {
+  mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
   case "$incoming$outgoing" in *[:,]*)
