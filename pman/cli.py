@@ -18,9 +18,9 @@ from pman.render import TARGETS, Renderer, Spec
 SUFFIXES = {"wdl": ".wdl", "k8s": ".yaml", "swarm": ".yaml", "docker": ".yaml", "slurm": ".sh", "local": ".sh"}
 
 
-def _exit(error: PmanError) -> click.ClickException:
+def _exit(error: PmanError, where: str = "") -> click.ClickException:
     """The error on the command line; exit status 1 when the request is at fault, 2 when templates or settings are."""
-    stop = click.ClickException(str(error))
+    stop = click.ClickException(where + str(error))
     stop.exit_code = 1 if isinstance(error, BadRequest | Refused | TooLarge) else 2  # type: ignore[misc]
     return stop
 
@@ -92,12 +92,19 @@ def render(
             raise BadRequest(f"{len(requests)} requests were given: name a directory with --out.")
         quiet = out is None or not sys.stderr.isatty()
         with click.progressbar(requests, label="rendering", file=sys.stderr, hidden=quiet) as progress:
-            for data in progress:
-                job = make_job(validate(data), config)
-                spec = renderer.render(job, target)
-                _write(spec, job.name, out)
-                if check:
-                    _check(spec)
+            written: set[str] = set()
+            for number, data in enumerate(progress, 1):
+                try:
+                    job = make_job(validate(data), config)
+                    if job.name in written:
+                        raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
+                    spec = renderer.render(job, target)
+                    _write(spec, job.name, out)
+                    written.add(job.name)
+                    if check:
+                        _check(spec)
+                except PmanError as error:
+                    raise _exit(error, f"Request {number} of {len(requests)}: " if len(requests) > 1 else "") from None
     except PmanError as error:
         raise _exit(error) from None
 

@@ -180,6 +180,9 @@ def check_for_service(settings: Settings) -> list[str]:
     key = settings.secret_key.get_secret_value() if settings.secret_key else ""
     if not settings.dev and len(key) < 16:
         warnings.append("SECRET_KEY is short: use at least 16 random characters.")
+    runtime = {"local": settings.local_runtime, "slurm": settings.slurm_runtime}.get(settings.container_env)
+    if settings.container_user and runtime not in (None, "podman", "docker"):
+        warnings.append(f"CONTAINER_USER has no effect with the runtime {runtime}: jobs run as pman's own user.")
     return warnings
 
 

@@ -204,3 +204,13 @@ def test_the_judges_find_what_is_broken(target: str, old: str, new: str, said: s
 def test_extras_are_judged_too(text: str) -> None:
     wdl = (GOLDEN / "wdl/plain/job.wdl").read_text()
     assert check.judge(render.Spec("wdl", wdl, {"options.json": text}))[0].startswith("options.json")
+
+
+def test_a_bad_request_among_many_is_named(tmp_path: Path) -> None:
+    request = json.loads(EXAMPLE.read_text())
+    first = request | {"jid": "first"}
+    for bad, words in ((request | {"jid": "a/b"}, "jid: is not usable"), (first, "jid: first was there before")):
+        given = "\n".join(json.dumps(data) for data in (first, bad)).encode()
+        done = offline("-", "--to", "wdl", "--out", str(tmp_path / "out"), *BASE, given=given)
+        assert done.returncode == 1
+        assert f"Request 2 of 2: {words}" in done.stderr.decode()

@@ -115,3 +115,9 @@ def test_secrets_are_not_shown() -> None:
 def test_the_table_has_a_row_for_every_setting() -> None:
     rows = re.findall(r"(?m)^\| `(\w+)` \| (?:`[^`]*`)? ?\| \S.*\|$", settings.markdown_table())
     assert rows == [name.upper() for name in settings.Settings.model_fields]
+
+
+def test_a_user_that_has_no_effect_is_warned_about() -> None:
+    base = {"SECRET_KEY": "x" * 20, "STOREBASE": "/data", "CONTAINER_USER": "1000:1000"}
+    assert "CONTAINER_USER has no effect" in " ".join(settings.check_for_service(settings.load(base)))
+    assert settings.check_for_service(settings.load(base | {"LOCAL_RUNTIME": "podman"})) == []
