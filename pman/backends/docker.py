@@ -271,7 +271,8 @@ def _end(state: Json, labels: Json) -> str:
             f"The job exceeded its memory limit of {labels.get(engine.MEMORY)} MiB (out of memory, exit code {code})."
         )
     if code == 137:
-        return "The job was killed (exit code 137)."
+        memory = f"its memory limit of {labels.get(engine.MEMORY)} MiB"
+        return f"The job was killed (exit code 137), perhaps because it exceeded {memory}."
     return engine.sentence(state.get("Error") or f"The job ended with exit code {code}")
 
 

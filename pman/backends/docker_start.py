@@ -8,10 +8,11 @@ the start over: after a while, and under a guard, a container that is never star
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from pman.backends import engine
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 GUARD = "org.chrisproject.pman.guard"
 START_SECONDS = 2.0  # who made a container may start it for so long
 ABANDONED_SECONDS = 4.0  # a container that others leave unstarted for so long is taken over
-GUARD_SECONDS = 60  # a guard of this age is one of a pman that was killed
+GUARD_SECONDS = 15.0  # a guard of this age is one of a pman that was killed or cut off
+POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
 Json = dict[str, Any]
 
@@ -82,12 +84,19 @@ class Starter:
                 raise BadRequest(f"The engine cannot start the job: {error}", detail=error.detail) from error
 
     def _await_start(self, job: Job, name: str) -> None:
-        deadline = time.monotonic() + ABANDONED_SECONDS
-        while self._startable(inspect(self._engine, name)):
-            if time.monotonic() > deadline:
+        while self._startable(container := inspect(self._engine, name)):
+            if self._age(container) > ABANDONED_SECONDS:
                 self._take_over(job, name)
                 return
-            time.sleep(0.05)
+            time.sleep(POLL_SECONDS)
+
+    def _age(self, container: Json) -> float:
+        """Seconds since a container was made, by the engine's own clock."""
+        answer = self._engine.call("GET", "/_ping")
+        said = answer.headers.get("Date")
+        now = email.utils.parsedate_to_datetime(said) if said else datetime.now(UTC)
+        made_at = engine.time_of(container["Created"]) or now
+        return (now - made_at).total_seconds()
 
     def _take_over(self, job: Job, name: str) -> None:
         """A guard stays where the start was cut off: it may still be under way in the engine."""
@@ -108,8 +117,7 @@ class Starter:
             found = inspect(self._engine, guard)
         except NotFound:
             return
-        made_at = engine.time_of(found["Created"])
-        if made_at and datetime.now(UTC) - made_at > timedelta(seconds=GUARD_SECONDS):
+        if self._age(found) > GUARD_SECONDS:
             remove(self._engine, found["Id"])  # by id: a new guard of the same name stays
 
 

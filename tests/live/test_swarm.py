@@ -2,28 +2,150 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import docker
 import pytest
 
-from tests.conftest import development
-from tests.contract import Contract
-from tests.rig import Rig, running
+from tests.live.engine_cases import LABEL, EngineCases, engine_rig
+from tests.rig import OUT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("swarm")
 
 
-def swarm_rig(tmp_path_factory: pytest.TempPathFactory, **env: str) -> Rig:
-    """pman over the development Swarm, with a store of its own."""
-    found, directory = development("swarm"), tmp_path_factory.mktemp("swarm")
-    (directory / "store").mkdir()
-    settings = {"CONTAINER_ENV": "swarm", "DOCKER_HOST": found["DOCKER_HOST"], **env}
-    return Rig(settings, directory / "store", found["PMAN_TEST_IMAGE"], directory)
-
-
-class TestSwarm(Contract):
+class TestSwarm(EngineCases):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-        with running(swarm_rig(tmp_path_factory)) as rig:
+        with running(engine_rig("swarm", tmp_path_factory.mktemp("swarm"))) as rig:
             yield rig
+
+    def objects(self, api: docker.APIClient) -> set[str]:
+        return {service["Spec"]["Labels"][LABEL] for service in api.services(filters={"label": LABEL})}
+
+    def test_index_of_every_worker(self, server: Server, rig: Rig, jid: str) -> None:
+        """The template computes it from the slot, digit by digit: 9, 10 and 20 are where that could go wrong."""
+        script = OUT + 'touch "$out/$PMAN_WORKER_INDEX"'
+        server.post(rig.request(jid, script, number_of_workers=21, cpu_limit=10, memory_limit=16))
+        assert server.wait_final(jid, 120)["status"] == "finishedSuccessfully"
+        assert {path.name for path in rig.outgoing(jid).iterdir()} == {str(index) for index in range(21)}
+
+    def test_units_of_the_service(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        server.post(rig.request(jid, "true", cpu_limit=250, memory_limit=48))
+        resources = api.inspect_service(jid)["Spec"]["TaskTemplate"]["Resources"]
+        expected = {"NanoCPUs": 250_000_000, "MemoryBytes": 48 * 1024 * 1024}
+        assert resources["Limits"] == expected
+        assert resources["Reservations"] == expected
+
+    def test_ignore_limits(self, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        server = rig.start(IGNORE_LIMITS="yes")
+        server.post(rig.request(jid, "true", cpu_limit=10_000_000))
+        assert server.wait_final(jid, rig.job_seconds)["status"] == "finishedSuccessfully"
+        assert not any(api.inspect_service(jid)["Spec"]["TaskTemplate"]["Resources"].values())
+        server.stop()
+
+    @pytest.mark.parametrize(
+        ("wanted", "reason"),
+        [({"cpu_limit": 1_000_000}, "insufficient resources"), ({"gpu_limit": 500}, "insufficient resources")],
+    )
+    def test_impossible_reservation(
+        self, server: Server, rig: Rig, jid: str, wanted: dict[str, int], reason: str
+    ) -> None:
+        server.post(rig.request(jid, "true", **wanted))
+        message = wait_for(lambda: server.get(jid).json()["message"], 30, "a reason")
+        assert reason in message
+        assert server.get(jid).json()["status"] == "notstarted"
+        assert server.delete(jid).status_code == 204
+
+    def test_gpu(self, rig: Rig, jid: str) -> None:
+        server = rig.start(GPU_RESOURCE_NAME="NVIDIA-GPU")
+        script = "tr '\\0' '\\n' < /proc/1/environ | grep ^DOCKER_RESOURCE_"  # no shell passes such a name on
+        server.post(rig.request(jid, script, gpu_limit=1))
+        job = server.wait_final(jid, rig.job_seconds)
+        assert job["logs"].startswith("DOCKER_RESOURCE_NVIDIA-GPU=GPU-"), job
+        server.stop()
+
+    def test_placement_from_the_site(self, rig: Rig, jid: str, tmp_path: Path) -> None:
+        (tmp_path / "site.yaml").write_text("swarm_constraints: ['node.labels.pman-nowhere == true']\n")
+        server = rig.start(TEMPLATES_DIR=str(tmp_path))
+        server.post(rig.request(jid, "true"))
+        message = wait_for(lambda: server.get(jid).json()["message"], 30, "a reason")
+        assert "scheduling constraints" in message
+        server.stop()
+
+    def test_labels(self, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        server = rig.start(JOB_LABELS="team=x: y,b={{.Node.ID}}")
+        server.post(rig.request(jid, "true"))
+        labels = api.inspect_service(jid)["Spec"]["Labels"]
+        assert (labels["team"], labels["b"], labels[LABEL]) == ("x: y", "{{.Node.ID}}", jid)
+        server.stop()
+
+    def test_services_of_others_are_invisible(self, server: Server, rig: Rig, api: docker.APIClient) -> None:
+        body = {"ContainerSpec": {"Image": rig.image, "Command": ["sleep", "600"]}}
+        service_id = api.create_service(body, name="somebody-elses")["ID"]
+        try:
+            for jid in ("somebody-elses", service_id, service_id[:8]):
+                assert server.get(jid).status_code == 404
+                assert server.delete(jid).status_code == 404
+            assert server.post(rig.request("somebody-elses", "true")).status_code == 409
+            assert api.inspect_service(service_id)["ID"] == service_id
+        finally:
+            api.remove_service(service_id)
+
+    def test_containers_are_gone_after_delete(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        server.post(rig.request(jid, "trap 'exit 0' TERM; sleep 600 & wait", number_of_workers=2, cpu_limit=10))
+        server.wait_state(jid, "started", rig.job_seconds)
+        mine = {"label": f"com.docker.swarm.service.name={jid}"}
+        assert server.delete(jid).status_code == 204
+        assert api.containers(filters=mine) == []
+        wait_for(lambda: not api.containers(all=True, filters=mine), 30, "the containers to be removed")
+
+    def test_volume_needs_a_newer_engine(self, rig: Rig, api: docker.APIClient) -> None:
+        """An engine that does not know Subpath would mount the whole store into every job."""
+        if tuple(int(part) for part in api.version()["ApiVersion"].split(".")) >= (1, 45):
+            return
+        api.create_volume("pman-test-store")
+        with pytest.raises(AssertionError, match="needs Docker 26"):
+            rig.start(STORAGE_TYPE="docker_local_volume", VOLUME_NAME="pman-test-store")
+        api.remove_volume("pman-test-store")
+
+    def test_log_of_another_node(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        """The way through the task's log, which is the only one to other nodes, also of a job with a time limit."""
+        from pman import settings
+        from pman.backends import swarm
+
+        backend = swarm.create(settings.load({**rig.env, "STOREBASE": str(rig.store)}))
+        backend._own_node = lambda: "another"  # type: ignore[method-assign]
+        expected = "=== worker 0 ===\nnear\n=== worker 1 ===\nnear\n"
+        for limit in (None, 5):
+            server.post(rig.request(jid, "echo near; sleep 600", number_of_workers=2, time_limit_minutes=limit))
+            server.wait_state(jid, "started", rig.job_seconds)
+            wait_for(lambda: backend.logs(backend.status(jid), 10) == expected, 20, "both logs")
+            server.delete(jid)
+
+
+def test_not_a_manager(tmp_path: Path) -> None:
+    """An engine that says so in its /info; pman ends with the sentence that helps."""
+    import http.server
+    import threading
+
+    class Worker(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = {"ApiVersion": "1.41", "Swarm": {"LocalNodeState": "inactive", "ControlAvailable": False}}
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Worker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rig = engine_rig("swarm", tmp_path, f"tcp://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(AssertionError, match=r"is no Swarm manager: run `docker swarm init` there"):
+            rig.start()
+        server.shutdown()

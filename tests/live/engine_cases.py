@@ -1,0 +1,257 @@
+"""What Swarm, Docker and Podman have to show beside the contract, on the real engine."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import docker
+import psutil
+import pytest
+
+from tests.conftest import development
+from tests.contract import Contract
+from tests.faultproxy import FaultProxy
+from tests.generate import HOSTILE
+from tests.rig import COUNTED, Rig, Server
+
+LABEL = "org.chrisproject.pman.name"
+CLIENTS = 16
+SITE = "stop_grace_seconds: 1\n"  # a shell that is process 1 obeys no SIGTERM
+PRINT = (
+    COUNTED
+    + r"""
+printf '%s\0' "$@" > "$out/argv"
+for i in 0 1 2; do eval "printf '%s\0' \"\$V$i\""; done > "$out/env"
+echo "$PMAN_WORKER_INDEX of $PMAN_WORKER_COUNT"
+"""
+)
+
+
+def engine_rig(name: str, directory: Path, host: str = "", **env: str) -> Rig:
+    """pman over the development engine for CONTAINER_ENV `name`, or over the one at `host`, with a store of its own."""
+    found = development("podman" if name == "podman" else "swarm")
+    (directory / "store").mkdir(exist_ok=True)
+    (directory / "overlay").mkdir(exist_ok=True)
+    (directory / "overlay" / "site.yaml").write_text(SITE)
+    own = found["PODMAN_DOCKER_HOST" if name == "podman" else "DOCKER_HOST"]
+    settings = {"CONTAINER_ENV": name, "DOCKER_HOST": host or own, "TEMPLATES_DIR": f"{directory}/overlay", **env}
+    return Rig(settings, directory / "store", found["PMAN_TEST_IMAGE"], directory)
+
+
+@contextmanager
+def proxied(rig: Rig, directory: Path) -> Iterator[tuple[Rig, FaultProxy]]:
+    """A rig over the same engine, with a fault proxy between."""
+    with FaultProxy(rig.env["DOCKER_HOST"], f"unix://{directory}/proxy.sock") as proxy, ExitStack() as stack:
+        between = Rig({**rig.env, "DOCKER_HOST": proxy.url}, rig.store, rig.image, directory)
+        stack.callback(between.stop)
+        yield between, proxy
+
+
+class EngineCases(Contract):
+    """The contract, and then what containers make possible.
+
+    many: how many jobs the hostile crowd has. long_lines: the engine itself gives a line of 20 MB back.
+    """
+
+    many = 200
+    long_lines = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def api(cls, rig: Rig) -> Iterator[docker.APIClient]:
+        with docker.APIClient(base_url=rig.env["DOCKER_HOST"]) as client:
+            yield client
+
+    def objects(self, api: docker.APIClient) -> set[str]:
+        """The jids for which the engine has anything."""
+        found = api.containers(all=True, filters={"label": LABEL})
+        return {container["Labels"][LABEL] for container in found}
+
+    def test_many_hostile_jobs(self, server: Server, rig: Rig, api: docker.APIClient) -> None:
+        """Distinct jobs posted by 16 threads: none lost, none run twice, every value as it was, all deleted."""
+        chance = random.Random(11)
+        prefix = f"many-{uuid.uuid4().hex[:6]}"
+        jobs = {f"{prefix}-{number}": [_hostile(chance) for _ in range(9)] for number in range(self.many)}
+
+        def run(jid: str) -> str:
+            values = jobs[jid]
+            env = [f"V{index}={value}" for index, value in enumerate(values[:3])]
+            request = rig.request(jid, PRINT, *values[3:], env=env, cpu_limit=10, memory_limit=16)
+            answer = server.post(request)
+            assert answer.status_code == 201, answer.text
+            return server.wait_final(jid, 300)["status"]
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            assert list(pool.map(run, jobs)) == ["finishedSuccessfully"] * self.many
+        for jid, values in jobs.items():
+            assert rig.executions(jid) == 1
+            assert (rig.outgoing(jid) / "env").read_bytes().split(b"\0")[:-1] == [v.encode() for v in values[:3]]
+            assert (rig.outgoing(jid) / "argv").read_bytes().split(b"\0")[:-2] == [v.encode() for v in values[3:]]
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            assert [answer.status_code for answer in pool.map(server.delete, jobs)] == [204] * self.many
+        assert not self.objects(api) & set(jobs)
+
+    def test_limits_of_the_container(self, server: Server, rig: Rig, jid: str) -> None:
+        script = (
+            "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us memory.max cpu.max 2>&-; true"
+        )
+        server.post(rig.request(jid, script, cpu_limit=250, memory_limit=48))
+        printed = server.wait_final(jid, rig.job_seconds)["logs"].split()
+        assert printed[:2] == [str(48 << 20), "25000"]
+
+    def test_out_of_memory(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, 'x=$(head -c 300000000 /dev/zero | tr "\\0" a); echo ${#x}', memory_limit=16))
+        job = server.wait_final(jid, rig.job_seconds)
+        assert job["status"] == "finishedWithError"
+        assert "memory limit of 16 MiB" in job["message"]
+
+    def test_user_home_and_shared_memory(self, rig: Rig, jid: str) -> None:
+        server = rig.start(
+            CONTAINER_USER="1234:4321", ENABLE_HOME_WORKAROUND="yes", SHM_SIZE="12", JOB_LABELS="a.b/c=d{{x}}"
+        )
+        server.post(rig.request(jid, 'id -u; id -g; echo "$HOME"; df -k /dev/shm | tail -n 1'))
+        job = server.wait_final(jid, rig.job_seconds)
+        assert job["logs"].split()[:3] == ["1234", "4321", "/tmp"]
+        assert str(12 * 1024) in job["logs"]
+        assert server.delete(jid).status_code == 204
+        server.stop()
+
+    def test_streams_in_the_order_of_time(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, "echo one; sleep 0.3; echo two >&2; sleep 0.3; printf 'three\\r\\n\\377\\n'"))
+        assert server.wait_final(jid, rig.job_seconds)["logs"] == "one\ntwo\nthree\n\ufffd\n"
+
+    def test_logs_while_it_runs(self, server: Server, rig: Rig, jid: str) -> None:
+        for limit in (None, 5):
+            server.post(rig.request(jid, "echo early; sleep 600", time_limit_minutes=limit))
+            server.wait_state(jid, "started", rig.job_seconds)
+            deadline = time.monotonic() + 20
+            while server.get(jid).json()["logs"] != "early\n":
+                assert time.monotonic() < deadline, server.get(jid).text
+                time.sleep(0.1)
+            server.delete(jid)
+
+    def test_fifty_megabytes_of_log(self, server: Server, rig: Rig, jid: str) -> None:
+        script = "yes 0123456789012345678901234567890123456789012345678 | head -n 1000000; echo the end"
+        server.post(rig.request(jid, script))
+        job = server.wait_final(jid, 120)
+        assert job["logs"].endswith("8\nthe end\n")
+        assert len(job["logs"].splitlines()) == 1000
+        before = psutil.Process(server.process.pid).memory_info().rss
+        with ThreadPoolExecutor(8) as pool:
+            assert {len(pool_answer.content) for pool_answer in pool.map(server.get, [jid] * 16)} == {
+                len(server.get(jid).content)
+            }
+        assert psutil.Process(server.process.pid).memory_info().rss - before < 64 << 20
+
+    def test_one_line_of_twenty_megabytes(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, "head -c 20000000 /dev/zero | tr '\\0' x; echo; echo the end"))
+        job = server.wait_final(jid, 120)
+        assert job["logs"].endswith("x\nthe end\n" if self.long_lines else "\nthe end\n")
+        assert len(job["logs"]) <= 1024 * 1024
+        assert psutil.Process(server.process.pid).memory_info().rss < 300 << 20
+
+    def test_missing_image(self, server: Server, rig: Rig, jid: str) -> None:
+        missing = f"localhost/pman-no-such-image:{jid[-6:]}"
+        answer = server.post(rig.request(jid, "true", image=missing))
+        if answer.status_code == 201:
+            job = server.wait_final(jid, rig.job_seconds)
+            assert (job["status"], job["image"]) == ("finishedWithError", missing)
+            assert missing in job["message"]
+            return
+        assert answer.status_code == 400
+        assert missing in answer.json()["message"]
+        assert server.get(jid).status_code == 404
+
+    def test_forty_half_open_connections(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, "true"))
+        server.wait_final(jid, rig.job_seconds)
+        where = urlsplit(server.url)
+        assert where.hostname
+        assert where.port
+        with ExitStack() as stack:
+            for _ in range(40):
+                half = stack.enter_context(socket.create_connection((where.hostname, where.port)))
+                half.sendall(b"POST /api/v1/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert server.get(jid).json()["status"] == "finishedSuccessfully"
+
+    # -------------------------------------------------------------------------------------------------------- faults
+
+    def test_engine_is_down_at_start_and_later(self, rig: Rig, tmp_path: Path, jid: str) -> None:
+        with proxied(rig, tmp_path) as (between, proxy):
+            proxy.refuse()
+            server = between.start()
+            for _ in range(2):
+                assert server.call("GET", "../../healthz").status_code == 200
+                down = server.call("GET", "../../readyz")
+                assert (down.status_code, down.json()["message"].count(".sock")) == (503, 1)
+                assert server.post(rig.request(jid, COUNTED)).status_code == 503
+                assert server.get(jid).status_code == 503
+                proxy.accept()
+                assert server.call("GET", "../../readyz").status_code == 200
+                assert server.post(rig.request(jid, COUNTED)).status_code == 201
+                assert server.wait_final(jid, rig.job_seconds)["status"] == "finishedSuccessfully"
+                proxy.refuse()
+            proxy.accept()
+            assert rig.executions(jid) == 1
+            assert server.delete(jid).status_code == 204
+
+    def test_engine_hangs(self, rig: Rig, tmp_path: Path, jid: str) -> None:
+        with proxied(rig, tmp_path) as (between, proxy):
+            server = between.start(DOCKER_TIMEOUT_SECONDS="1")
+            server.post(rig.request(jid, "true"))
+            server.wait_final(jid, rig.job_seconds)
+            proxy.hang()
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(server.get, [jid] * 8))
+            assert {answer.status_code for answer in answers} == {503}
+            assert "does not answer" in answers[0].json()["message"]
+            proxy.resume()
+            assert server.get(jid).json()["status"] == "finishedSuccessfully"
+
+    @pytest.mark.parametrize("call", ["create", "start"])
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_cut_connection(self, rig: Rig, tmp_path: Path, jid: str, call: str, when: str) -> None:
+        if call == "start" and rig.env["CONTAINER_ENV"] == "swarm":
+            return  # a Swarm starts its services itself
+        with proxied(rig, tmp_path) as (between, proxy):
+            server = between.start()
+            arm = proxy.cut_before if when == "before" else proxy.cut_after
+            arm(f"/{call}".encode())
+            assert server.post(rig.request(jid, COUNTED)).status_code == 201
+            assert proxy.cuts == 1
+            assert server.wait_final(jid, rig.job_seconds)["status"] == "finishedSuccessfully"
+            assert rig.executions(jid) == 1
+
+    def test_connections_cut_at_random(self, rig: Rig, tmp_path: Path) -> None:
+        jids = [f"cut-{uuid.uuid4().hex[:8]}" for _ in range(16)]
+        with proxied(rig, tmp_path) as (between, proxy):
+            server = between.start()
+            proxy.cut_at_random(0.05, seed=3)
+
+            def run(jid: str) -> None:
+                request, deadline = rig.request(jid, COUNTED), time.monotonic() + 120
+                while (answer := server.post(request)).status_code != 201:
+                    assert answer.status_code == 503, answer.text
+                    assert time.monotonic() < deadline, answer.text
+
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(run, jids))
+            proxy.cut_at_random(0, seed=0)
+            for jid in jids:
+                assert server.wait_final(jid, 120)["status"] == "finishedSuccessfully"
+                assert server.delete(jid).status_code == 204
+            assert [rig.executions(jid) for jid in jids] == [1] * len(jids)
+            assert proxy.cuts > 2
+
+
+def _hostile(chance: random.Random) -> str:
+    odd = "".join(chr(chance.choice((chance.randrange(1, 128), chance.randrange(160, 0x2FFF)))) for _ in range(5))
+    return "".join(chance.choice((*HOSTILE, odd)) for _ in range(chance.randrange(1, 4)))
