@@ -63,11 +63,7 @@ _STARTERS = {**_STARTERS, "local": _STARTERS["slurm"]}
 
 def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | Path | None) -> dict[str, str]:
     """Settings that the command line gives: --env-file, over it --set, over it --templates."""
-    values: dict[str, str] = {}
-    if env_file:
-        from dotenv import dotenv_values
-
-        values |= {name: value or "" for name, value in dotenv_values(env_file).items()}
+    values = settings.read_file(Path(env_file)) if env_file else {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -90,7 +86,7 @@ def _exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument("directory", metavar="[DIR]", type=_SITES, required=False)
+@click.argument("directories", metavar="[DIR]...", type=_SITES, nargs=-1)
 @click.option("--to", "targets", type=click.Choice(list(TARGETS)), multiple=True, help="Only this target; repeatable.")
 @click.option("--requests", type=_SITES, help="Directory of request files (*.json) to check as well.")
 @click.option("--cromwell-conf", type=_FILE, help="Cromwell's configuration: finds runtime attributes it ignores.")
@@ -100,7 +96,7 @@ def _exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
 @_exits_with_2
 def check(
-    directory: Path | None,
+    directories: tuple[Path, ...],
     targets: tuple[str, ...],
     requests: Path | None,
     cromwell_conf: Path | None,
@@ -109,24 +105,27 @@ def check(
     env_file: Path | None,
     form: str,
 ) -> None:
-    """Check a template overlay: DIR, else TEMPLATES_DIR, else the shipped templates.
+    """Check template overlays: each DIR, else TEMPLATES_DIR, else the shipped templates.
 
-    A corpus of requests (and DIR/requests/*.json) goes through every template; each result is judged by its
-    language's parser, and the command line must arrive byte for byte. Exit status: 0, 1 with findings, 2 when nothing
-    could be checked.
+    A corpus of requests (and DIR/requests/*.json) goes through every template, under the settings of DIR/settings.env;
+    each result is judged by its language's parser, and the command line must arrive byte for byte. Exit status: 0, 1
+    with findings, 2 when nothing could be checked.
     """
     from pman import site
     from pman.check import KUBERNETES_VERSION
 
     given = overrides(None, assignments, env_file)
-    place = directory or settings.load(given).templates_dir
-    run = site.SiteCheck(place, given, requests, targets, kubernetes_version or KUBERNETES_VERSION, cromwell_conf)
-    found = run.findings()
-    if form == "text":
-        for finding in found:
-            click.secho(str(finding), fg="red" if finding.level == "error" else "yellow")
-        click.echo(f"{place or 'shipped templates'}: {run.rendered} results, {len(found)} findings", err=True)
-    else:
+    version = kubernetes_version or KUBERNETES_VERSION
+    found = []
+    for place in directories or (settings.load(given).templates_dir,):
+        run = site.SiteCheck(place, given, requests, targets, version, cromwell_conf)
+        now = run.findings()
+        found += now
+        if form == "text":
+            for finding in now:
+                click.secho(str(finding), fg="red" if finding.level == "error" else "yellow")
+            click.echo(f"{place or 'shipped templates'}: {run.rendered} results, {len(now)} findings", err=True)
+    if form != "text":
         click.echo(site.to_json(found) if form == "json" else site.to_sarif(found, __version__))
     sys.exit(any(finding.level == "error" for finding in found))
 

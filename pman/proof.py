@@ -29,9 +29,9 @@ _TIMEOUT_SECONDS = 20
 _STUB = r"""
 command_not_found_handle() {
   case " $* " in *" $PMAN_MARK "*) ;; *) return 0 ;; esac
-  { printf '%s\0' "$@"; printf '\1\0'
+  { printf '%s\0' "$@"; printf 'pman-check-part\0'
     for name in $PMAN_NAMES; do printf '%s\0' "$name=${!name-}"; done
-    printf '\1\0%s\0%s\0' "${incoming-}" "${outgoing-}"; } >>"$PMAN_RECORD"
+    printf 'pman-check-part\0%s\0%s\0' "${incoming-}" "${outgoing-}"; } >>"$PMAN_RECORD"
 }
 exec() { [ "$#" = 0 ] || { "$@"; exit "$?"; }; }
 cd() { :; }
@@ -153,7 +153,7 @@ def _run(job: Job, script: str, *arguments: str) -> _Delivered:
         recorded = record.read_bytes().decode() if record.exists() else ""
     if not recorded:
         return _Delivered([])
-    words, variables, directories = (part.split("\0")[:-1] for part in recorded.split("\1\0")[:3])
+    words, variables, directories = (part.split("\0")[:-1] for part in recorded.split("pman-check-part\0")[:3])
     env = dict(entry.split("=", 1) for entry in variables)
     return _Delivered(words, env, *((directories[0] or None, directories[1] or None) if directories else ()))
 

@@ -171,6 +171,13 @@ def load(overrides: Mapping[str, str] | None = None) -> Settings:
         raise Misconfigured("; ".join(_sentence(item) for item in error.errors())) from None
 
 
+def read_file(path: Path) -> dict[str, str]:
+    """NAME=VALUE lines of a file; {} where there is none."""
+    from dotenv import dotenv_values  # noqa: PLC0415 - takes longer to import than all of a small render
+
+    return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
+
+
 def check_for_service(settings: Settings) -> list[str]:
     """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server."""
     problems = [text for bad, text in _contradictions(settings) if bad]

@@ -14,6 +14,7 @@ from pman.errors import BadRequest, PmanError, Refused, TemplateError
 from pman.job import Job, make_job, validate
 from pman.overlay import Finding, Overlay, finding_of
 from pman.render import TARGETS, Renderer, Spec
+from pman.sandbox import TimedOut
 from pman.settings import Settings
 from pman.storage import mounts
 
@@ -78,7 +79,10 @@ def own_corpus(directory: Path) -> list[Case]:
 
 @dataclass
 class SiteCheck:
-    """One check of an overlay. `directory` None checks the shipped templates; `requests` adds a corpus of one's own."""
+    """One check of an overlay; its settings.env holds settings that go with it, its requests/ more requests.
+
+    `directory` None checks the shipped templates; `requests` adds a corpus of one's own.
+    """
 
     directory: Path | None
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -101,7 +105,9 @@ class SiteCheck:
 
     def _settings(self, environment: Mapping[str, str]) -> Settings:
         own = {"TEMPLATES_DIR": str(self.directory)} if self.directory else {}
-        return settings.load({"STOREBASE": "/pman-check/it's the store", **self.overrides, **own, **environment})
+        beside = settings.read_file(self.directory / "settings.env") if self.directory else {}
+        base = {"STOREBASE": "/pman-check/it's the store", **beside, **self.overrides}
+        return settings.load({**base, **own, **environment})
 
     def _cases(self) -> list[Case]:
         own = [self.directory / "requests"] if self.directory else []
@@ -125,6 +131,8 @@ class SiteCheck:
                 found.append(finding_of(error.detail or str(error)))
             except PmanError as error:
                 found.append(finding_of(str(error)))
+                if isinstance(error.__cause__, TimedOut):
+                    return found
             self.rendered += 1
         if refusals == len(cases):
             said = "every request of the corpus is refused, so nothing is checked: give accepted ones with --requests"
@@ -203,7 +211,10 @@ def declared_attributes(conf: Path) -> frozenset[str]:
 def _each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
     """What the first request that shows it says of each cause, and how many more show it."""
     groups: dict[tuple[str, str, int, str], list[Finding]] = {}
+    undefined = {(finding.file, finding.line) for finding in findings if finding.rule == "undefined"}
     for finding in findings:
+        if finding.rule == "template" and (finding.file, finding.line) in undefined:
+            continue  # the same name, met again while rendering
         cause = re.sub(r" \(request: [^()]*\)$", "", finding.message)
         groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)
     for first, *more in groups.values():

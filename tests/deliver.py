@@ -25,7 +25,7 @@ CROMWELL_WORDS = (
     "INSTANTIATED_COMMAND",
 )  # fmt: skip
 PRINT_ARGV = ["printf", "%s\\0"]
-PRINT_ENV = ["sh", "-c", "exec env -0", "sh"]
+PRINT_BOTH = ["sh", "-c", "env -0; printf 'END-OF-ENV\\0'; printf '%s\\0' \"$@\"", "sh"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def wdl_runtime(text: str) -> dict[str, Any]:
 
 
 def run(script: str, shell: str = "bash", *arguments: str, **environment: str) -> str:
-    """Standard output of a script whose program is PRINT_ARGV or PRINT_ENV."""
+    """Standard output of a script whose program is PRINT_ARGV or PRINT_BOTH."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "script.sh")
         path.write_text(script, encoding="utf-8", newline="")
@@ -76,8 +76,10 @@ def words(text: str) -> list[str]:
     return text.split("\0")[:-1]
 
 
-def variables(text: str) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in words(text))
+def both(text: str) -> tuple[dict[str, str], list[str]]:
+    """Environment and arguments, as PRINT_BOTH prints them."""
+    env, arguments = text.split("END-OF-ENV\0", 1)
+    return dict(word.split("=", 1) for word in words(env)), words(arguments)
 
 
 def kubernetes_expand(text: str, env: dict[str, str]) -> str:

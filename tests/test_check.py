@@ -294,7 +294,7 @@ def run(*arguments: str | Path) -> Any:
 
 @pytest.mark.parametrize("broken", TABLE, ids=[broken.name for broken in TABLE])
 def test_what_is_broken_is_named(broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pman.sandbox.MAX_RENDER_SECONDS", 1.0)
+    monkeypatch.setattr("pman.sandbox.MAX_RENDER_SECONDS", 0.5)
     found = site.SiteCheck(write(tmp_path, broken.files)).findings()
     told = "\n".join(map(str, found))
     matching = [
@@ -390,6 +390,17 @@ def test_status_2_where_nothing_can_be_checked(tmp_path: Path) -> None:
     result = run("check", tmp_path)
     assert result.exit_code == 2
     assert "a.json" in result.output
+
+
+def test_several_overlays_and_their_settings(tmp_path: Path) -> None:
+    body = block("directives", "{{ super() }}\n#SBATCH --account={{ settings.slurm_account|sbatch }}\n")
+    place = write(tmp_path / "a", {SLURM: extending(SLURM, body)})
+    other = write(tmp_path / "b", TYPO)
+    assert "NoneType is not text" in run("check", place).stdout
+    write(place, {"settings.env": "SLURM_ACCOUNT=lab\n"})
+    result = run("check", place, other)
+    assert result.exit_code == 1
+    assert result.stdout.count("error:") == 1
 
 
 def test_requests_of_ones_own(tmp_path: Path) -> None:
