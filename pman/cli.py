@@ -84,6 +84,8 @@ def render(
         config = settings.load(cli_templates.overrides(templates, assignments, env_file))
         if config.storebase is None and config.storage_type in ("host", "nfs"):
             click.echo("STOREBASE is not set: directories are shown below /.", err=True)
+        if watch and request_file.name == "<stdin>":
+            raise BadRequest("--watch needs a REQUEST file: standard input cannot be read again.")
         if watch:
             cli_templates.watch(Path(request_file.name), target, config)
         renderer = Renderer(config)

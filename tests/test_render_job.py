@@ -157,6 +157,12 @@ def test_bad_settings_exit_with_2(arguments: tuple[str, ...]) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_standard_input_cannot_be_watched() -> None:
+    done = offline("-", "--to", "wdl", "--watch", given=EXAMPLE.read_bytes())
+    assert done.returncode == 1
+    assert b"--watch needs a REQUEST file" in done.stderr
+
+
 def test_a_refusal_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "wdl").mkdir()
     (tmp_path / "wdl/job.wdl.j2").write_text('{{ refuse("this image is not allowed here") }}')
