@@ -301,6 +301,7 @@ class Contract:
         assert server.call("GET", "../../healthz").status_code == 200
         assert server.call("GET", "../../readyz").status_code == 200
 
+    @pytest.mark.slow
     def test_time_limit(self, rig: Rig, server: Server, limited: str) -> None:
         """Last, since the job was posted first."""
         job = server.wait_final(limited, 60 + rig.job_seconds + 60)

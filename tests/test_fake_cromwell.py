@@ -23,6 +23,7 @@ from tests.cromwell_replay import FINAL, RECORDINGS, Client, parts, recording, s
 from tests.fakes.cromwell.config import TEST_PACE, Config, Pace, load
 from tests.fakes.cromwell.server import Cromwell
 
+pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parent.parent
 FAKE = PROJECT / "tests" / "fakes" / "cromwell"
 RECORDED_CONF = FAKE / "recorded.conf"

@@ -203,6 +203,7 @@ CHECKS = {
 OPEN = [(name, target) for name, s in EXAMPLES.items() if name != "image-allowlist" for target in s.targets]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), OPEN, ids=["/".join(case) for case in OPEN])
 @given(request_=site_requests())
 def test_every_request_arrives(name: str, target: str, request_: dict[str, Any]) -> None:
@@ -215,6 +216,7 @@ def test_every_request_arrives(name: str, target: str, request_: dict[str, Any])
     CHECKS[target](name, request_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", EXAMPLES["image-allowlist"].targets)
 @given(request_=requests(entrypoint=PRINT_ARGV), allowed=st.booleans())
 def test_the_allowlist_refuses_or_delivers(target: str, request_: dict[str, Any], allowed: bool) -> None:
