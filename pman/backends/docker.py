@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shlex
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ STATES: dict[str, JobState] = {
     "stopping": JobState.STARTED,
     "stopped": JobState.SUCCEEDED,  # as exited
 }
+POSTED = "org.chrisproject.pman.posted"  # nanoseconds of the epoch; the engine lists whole seconds
 WORKERS = "org.chrisproject.pman.workers"
 Json = dict[str, Any]
 
@@ -172,7 +174,7 @@ class DockerBackend:
         for container in found:
             if GUARD not in container["Labels"]:
                 workers.setdefault(container["Labels"][engine.JID], []).append(container)
-        firsts.sort(key=lambda container: container["Created"], reverse=True)
+        firsts.sort(key=lambda container: container["Labels"].get(POSTED, ""), reverse=True)
         return [_listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
 
     def ping(self) -> None:
@@ -202,7 +204,8 @@ def _name(name: str, index: int) -> str:
 
 
 def _for_worker(body: Json, index: int) -> Json:
-    return body | {"Env": [*body.get("Env", []), f"PMAN_WORKER_INDEX={index}"]}
+    env = [*body.get("Env", []), f"PMAN_WORKER_INDEX={index}"]
+    return body | {"Env": env, "Labels": {**body.get("Labels", {}), POSTED: f"{time.time_ns():020}"}}
 
 
 def _labels(container: Json) -> Json:

@@ -43,7 +43,7 @@ _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 # What engines answer 500 to although the same call succeeds a moment later.
 _PASSING = re.compile(
     r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
-    r"|does not exist in database"  # Podman, of a container that is being removed
+    r"|does not exist in database|/cgroup: no such process"  # Podman, of a container on its way out
 )
 _NAME_TAKEN = re.compile(r"name .* is already in use")
 _NO_DATE = "0001-01-01"  # how Go writes a time that is not set

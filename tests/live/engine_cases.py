@@ -20,7 +20,7 @@ from tests.conftest import development
 from tests.contract import Contract
 from tests.faultproxy import FaultProxy
 from tests.generate import HOSTILE
-from tests.rig import COUNTED, Rig, Server
+from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
 
 LABEL = "org.chrisproject.pman.name"
 CLIENTS = 16
@@ -59,10 +59,12 @@ class EngineCases(Contract):
     """The contract, and then what containers make possible.
 
     many: how many jobs the hostile crowd has. long_lines: the engine itself gives a line of 20 MB back.
+    chance_of_cut: of a connection, before each block of bytes.
     """
 
     many = 200
     long_lines = True
+    chance_of_cut = 0.05
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -153,9 +155,14 @@ class EngineCases(Contract):
 
     def test_one_line_of_twenty_megabytes(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, "head -c 20000000 /dev/zero | tr '\\0' x; echo; echo the end"))
-        job = server.wait_final(jid, 120)
-        assert job["logs"].endswith("x\nthe end\n" if self.long_lines else "\nthe end\n")
-        assert len(job["logs"]) <= 1024 * 1024
+        wait_for(lambda: server.get(jid, tail=0).json()["status"] in FINAL, 120, "the end of the job")
+        answer = server.get(jid)
+        if self.long_lines or answer.status_code == 200:
+            assert answer.json()["logs"].endswith("x\nthe end\n" if self.long_lines else "\nthe end\n")
+        else:
+            assert answer.status_code == 503  # within DOCKER_TIMEOUT_SECONDS
+        assert len(answer.content) <= 1100 * 1024
+        assert server.get(jid, tail=1).json()["logs"] == "the end\n"
         assert psutil.Process(server.process.pid).memory_info().rss < 300 << 20
 
     def test_missing_image(self, server: Server, rig: Rig, jid: str) -> None:
@@ -203,18 +210,19 @@ class EngineCases(Contract):
             assert rig.executions(jid) == 1
             assert server.delete(jid).status_code == 204
 
-    def test_engine_hangs(self, rig: Rig, tmp_path: Path, jid: str) -> None:
+    def test_engine_hangs(self, server: Server, rig: Rig, tmp_path: Path, jid: str) -> None:
         with proxied(rig, tmp_path) as (between, proxy):
-            server = between.start(DOCKER_TIMEOUT_SECONDS="1")
+            hasty = between.start(DOCKER_TIMEOUT_SECONDS="1")
             server.post(rig.request(jid, "true"))
             server.wait_final(jid, rig.job_seconds)
             proxy.hang()
             with ThreadPoolExecutor(8) as pool:
-                answers = list(pool.map(server.get, [jid] * 8))
+                answers = list(pool.map(hasty.get, [jid] * 8))
             assert {answer.status_code for answer in answers} == {503}
             assert "does not answer" in answers[0].json()["message"]
             proxy.resume()
-            assert server.get(jid).json()["status"] == "finishedSuccessfully"
+            wait_for(lambda: hasty.get(jid).status_code == 200, 30, "pman to go on")
+            assert hasty.get(jid).json()["status"] == "finishedSuccessfully"
 
     @pytest.mark.parametrize("call", ["create", "start"])
     @pytest.mark.parametrize("when", ["before", "after"])
@@ -234,7 +242,7 @@ class EngineCases(Contract):
         jids = [f"cut-{uuid.uuid4().hex[:8]}" for _ in range(16)]
         with proxied(rig, tmp_path) as (between, proxy):
             server = between.start()
-            proxy.cut_at_random(0.05, seed=3)
+            proxy.cut_at_random(self.chance_of_cut, seed=3)
 
             def run(jid: str) -> None:
                 request, deadline = rig.request(jid, COUNTED), time.monotonic() + 120
@@ -249,7 +257,7 @@ class EngineCases(Contract):
                 assert server.wait_final(jid, 120)["status"] == "finishedSuccessfully"
                 assert server.delete(jid).status_code == 204
             assert [rig.executions(jid) for jid in jids] == [1] * len(jids)
-            assert proxy.cuts > 2
+            assert proxy.cuts > 0
 
 
 def _hostile(chance: random.Random) -> str:

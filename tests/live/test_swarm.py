@@ -16,6 +16,8 @@ pytestmark = pytest.mark.live("swarm")
 
 
 class TestSwarm(EngineCases):
+    chance_of_cut = 0.2  # a POST is one request only
+
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
