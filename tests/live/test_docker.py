@@ -96,5 +96,5 @@ class TestPodman(_OneEngine):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-        with running(engine_rig("podman", tmp_path_factory.mktemp("podman"))) as rig:
+        with running(engine_rig("podman", tmp_path_factory.mktemp("podman"), DOCKER_TIMEOUT_SECONDS="60")) as rig:
             yield rig
