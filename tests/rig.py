@@ -19,6 +19,8 @@ import requests
 
 T = TypeVar("T")
 FINAL = ("finishedSuccessfully", "finishedWithError")
+# Before a command that gets SIGINT: a shell without job control lets what it runs in the background ignore it.
+HEEDING_INTERRUPTS = ("env", "--default-signal=INT")
 ROOT = Path(__file__).resolve().parent.parent
 _serial = itertools.count(1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import ROOT, Rig, Server, running, wait_for
+from tests.rig import HEEDING_INTERRUPTS, ROOT, Rig, Server, running
 from tests.test_local import local_rig
 
 
@@ -112,9 +112,10 @@ def test_errors_are_sentences(pman: Pman) -> None:
 
 
 def test_ctrl_c_ends_the_waiting_and_says_what_goes_on(pman: Pman, server: Server) -> None:
-    command = [sys.executable, "-m", "pman", "run", "localhost/x:1", "--jid", "endless", "--", "sleep", "600"]
-    with subprocess.Popen(command, env=pman.env, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: server.get("endless").status_code == 200 or process.poll() is not None, 30, "the job")
+    script = ["sh", "-c", "exec sleep 600"]  # the output directory follows it
+    command = [*HEEDING_INTERRUPTS, sys.executable, "-m", "pman", "run", "localhost/x:1", "--jid", "endless", "--"]
+    with subprocess.Popen([*command, *script], env=pman.env, stderr=subprocess.PIPE, text=True) as process:
+        server.wait_state("endless", "started")
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == 130, errors

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.rig import ROOT, running, wait_for
+from tests.rig import HEEDING_INTERRUPTS, ROOT, running, wait_for
 from tests.test_http import free_port
 from tests.test_local import gone, local_rig
 
@@ -56,7 +56,7 @@ def test_ctrl_c_ends_what_run_examples_started(tmp_path: Path) -> None:
     slow.chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "LOG_LEVEL": "ERROR"}
     env |= {"CONTAINER_ENV": "cromwell", "AUTH_USERS_FILE": "/nowhere", "http_proxy": "http://127.0.0.1:9"}
-    command = [sys.executable, "scripts/run_examples.py"]
+    command = [*HEEDING_INTERRUPTS, sys.executable, "scripts/run_examples.py"]
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             wait_for(lambda: (tmp_path / "pid").exists() or process.poll() is not None, 60, "the job to run")
