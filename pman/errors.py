@@ -70,3 +70,12 @@ class Unreachable(PmanError):
     http_status = 503
     transient = True
     retry_after_seconds = 0.0  # what the backend asked for (Retry-After)
+
+
+def no_such_job(jid: str) -> NotFound:
+    return NotFound(f"There is no job with jid {jid}.")
+
+
+def jid_taken(jid: str) -> Conflict:
+    """Same jid, other request."""
+    return Conflict(f"There is another job with jid {jid}; delete it first, or use another jid.")

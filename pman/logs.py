@@ -80,12 +80,18 @@ def tail(text: str, max_lines: int, max_bytes: int) -> str:
     return tail_bytes(data[max(0, len(data) - max_bytes) :], max_lines).decode(errors="replace")
 
 
-def join_workers(logs: Sequence[str], max_lines: int, max_bytes: int) -> str:
-    """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading."""
-    if len(logs) <= 1:
+def join_workers(logs: Sequence[str], max_lines: int, max_bytes: int, numbers: Sequence[int] | None = None) -> str:
+    """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading.
+
+    numbers: the workers' own, where the logs of some of them are lost; else they are counted from 0.
+    """
+    if len(logs) <= 1 and not numbers:
         return tail("".join(logs), max_lines, max_bytes)
-    lines, size = max(1, max_lines // len(logs)), max(1024, max_bytes // len(logs))
-    parts = [f"=== worker {i} ===\n{_closed(tail(text, lines, size))}" for i, text in enumerate(logs)]
+    lines, size = max(1, max_lines // max(1, len(logs))), max(1024, max_bytes // max(1, len(logs)))
+    parts = [
+        f"=== worker {number} ===\n{_closed(tail(text, lines, size))}"
+        for number, text in zip(numbers or range(len(logs)), logs, strict=True)
+    ]
     return tail("".join(parts), max_lines + len(logs), max_bytes + 1024 * len(logs))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -42,6 +43,19 @@ _POLICY = tenacity.Retrying(
     before_sleep=_log,
     reraise=True,
 )
+
+
+def wait_until(
+    condition: Callable[[], R], seconds: float, *, first_pause: float = 0.05, longest_pause: float = 1.0
+) -> R | None:
+    """The first true value of `condition()`, or None after `seconds`. The pauses between two looks (seconds) grow."""
+    deadline, pause = time.monotonic() + seconds, first_pause
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(pause)
+        pause = min(pause * 1.05, longest_pause)
+    return value
 
 
 def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -68,8 +68,16 @@ def merge(workers: Iterable[JobState]) -> JobState:
     return JobState.FAILED if JobState.FAILED in states else JobState.SUCCEEDED
 
 
+def join_messages(messages: Sequence[str]) -> str:
+    """The workers' sentences, in index order, as one text: a sentence that several share is given once."""
+    if len(messages) == 1:
+        return messages[0]
+    first = {text: index for index, text in reversed(list(enumerate(messages))) if text}
+    return " ".join(f"worker {index}: {text}" for text, index in sorted(first.items(), key=lambda item: item[1]))
+
+
 def explain_exit(code: int) -> str:
-    """A sentence about an exit status of a shell, "" for 0; above 128 it is a signal's number and 128."""
-    if code > 128:
+    """A sentence about an exit status of a shell, "" for 0; 129 to 192 are the signals 1 to 64."""
+    if 128 < code <= 192:
         return f"The job was ended by signal {code - 128}."
     return f"The job ended with exit code {code}." if code else ""

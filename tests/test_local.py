@@ -167,6 +167,19 @@ def test_a_state_directory_that_isgone(tmp_path: Path) -> None:
         assert server.get("gone").status_code == 404
 
 
+def test_a_damaged_record_harms_no_other_job(tmp_path: Path) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start()
+        for jid in ("broken", "sound"):
+            server.post(rig.request(jid, "true"))
+            server.wait_final(jid)
+        (state_of(rig, "broken") / "job.json").write_text("")
+        assert [job["jid"] for job in server.call("GET", "jobs/").json()["jobs"]] == ["sound"]
+        for answer in (server.get("broken"), server.delete("broken"), server.post(rig.request("broken", "true"))):
+            assert answer.status_code == 500
+            assert "is damaged; remove the directory" in answer.json()["message"]
+
+
 def state_of(rig: Rig, jid: str) -> Path:
     """The state directory of a job whose jid is its name, too."""
     return Path(rig.env["LOCAL_STATE_DIR"], jid)

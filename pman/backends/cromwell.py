@@ -12,22 +12,21 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from pman import logs
+from pman import logs, retry
 from pman.backends import cromwell_files, cromwell_labels, cromwell_rest
 from pman.backends.cromwell_labels import CMD, DELETED, DIGEST, LABEL_MAX, MANAGED, NAME, Workflow, workflow_id
-from pman.errors import BadRequest, Conflict, Misconfigured, NotFound, Unreachable
+from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.render import Spec
 from pman.settings import Settings
 from pman.status import JobState, JobStatus
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 # Status of the workflow x of its call ("" without one, ANY where it does not matter) -> state.
 # https://github.com/broadinstitute/cromwell, core/.../WorkflowState.scala and ExecutionStatus.scala
@@ -134,7 +133,7 @@ class CromwellBackend:
                 self._posted.pop(jid, None)
 
     def _await_shown(self, jid: str, attempt: int, seconds: float) -> Workflow | None:
-        return _poll(lambda: self._shown(jid, attempt), seconds)
+        return retry.wait_until(lambda: self._shown(jid, attempt), seconds)
 
     def _shown(self, jid: str, attempt: int) -> Workflow | None:
         found = self._find(jid)
@@ -197,7 +196,7 @@ class CromwellBackend:
         if posted or (len(jid) <= LABEL_MAX and self._is_taken(jid, attempt)):
             return _unseen(jid, posted or self._posted.get(jid))
         self._posted.pop(jid, None)
-        raise NotFound(f"There is no job with jid {jid}.")
+        raise no_such_job(jid)
 
     def _describe(self, jid: str, found: Workflow) -> JobStatus:
         """The status of a workflow: from the query alone before it was picked up, else with a little metadata."""
@@ -236,7 +235,7 @@ class CromwellBackend:
         if found is None or found.dead:
             attempt = found.attempt + 1 if found else 1
             if not self._recently_posted(jid, attempt) and (len(jid) > LABEL_MAX or not self._is_taken(jid, attempt)):
-                raise NotFound(f"There is no job with jid {jid}.")
+                raise no_such_job(jid)
             found = self._await_shown(jid, attempt, WINDOW_SECONDS)  # an abort before that would mix two workflows up
             if not found:
                 raise Unreachable("Cromwell does not show the job yet; it may have been restarted.")
@@ -250,7 +249,7 @@ class CromwellBackend:
         if _state(found.status, "").final:
             return
         self._client.abort(found.id)
-        if not _poll(lambda: _state(self._client.status(found.id), "").final, ABORT_SECONDS):
+        if not retry.wait_until(lambda: _state(self._client.status(found.id), "").final, ABORT_SECONDS):
             raise Unreachable("Cromwell has not ended the job yet; delete it again.")
 
     def _bury(self, jid: str, found: Workflow) -> None:
@@ -260,7 +259,7 @@ class CromwellBackend:
             last = self._find(jid)
             return last is None or last.dead or last.id != found.id
 
-        if not _poll(buried, WINDOW_SECONDS):
+        if not retry.wait_until(buried, WINDOW_SECONDS):
             raise Unreachable("Cromwell does not show that the job was deleted; delete it again.")
 
     def jobs(self, limit: int) -> list[JobStatus]:
@@ -309,15 +308,4 @@ def _unseen(jid: str, posted: _Posted | None) -> JobStatus:
 
 def _require_same(digest: str, job: Job) -> None:
     if digest != job.digest:
-        raise Conflict(f"There is another job with jid {job.jid}; delete it first, or use another jid.")
-
-
-def _poll(condition: Callable[[], T | None], seconds: float) -> T | None:
-    """The first true value of `condition()`, or None after `seconds`; asked often at first, then each second."""
-    deadline, pause = time.monotonic() + seconds, 0.05
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            return None
-        time.sleep(pause)
-        pause = min(pause * 1.05, 1.0)
-    return value
+        raise jid_taken(job.jid)

@@ -25,11 +25,11 @@ from pman.backends import docker_start, engine
 from pman.backends.docker_images import Images
 from pman.backends.docker_start import GUARD, Starter
 from pman.backends.engine import Engine
-from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, Unreachable
+from pman.errors import BadRequest, Conflict, NotFound, Unreachable, no_such_job
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, merge
+from pman.status import JobState, JobStatus, join_messages, merge
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,9 @@ class DockerBackend:
         try:
             container = docker_start.inspect(self._engine, name)
         except NotFound:
-            raise engine.no_job(jid) from None
+            raise no_such_job(jid) from None
         if _labels(container).get(engine.JID) != jid:
-            raise engine.no_job(jid)
+            raise no_such_job(jid)
         return container
 
     def _worker(self, jid: str, name: str) -> Json | None:
@@ -144,7 +144,7 @@ class DockerBackend:
 
     def delete(self, jid: str) -> None:
         if not docker_start.remove_all(self._engine, jid):
-            raise engine.no_job(jid)
+            raise no_such_job(jid)
 
     def _end_overdue(self, containers: Iterable[Json]) -> bool:
         """Stop those whose time is up, all at once; False when there were none."""
@@ -188,13 +188,7 @@ class DockerBackend:
 def create(settings: Settings) -> DockerBackend:
     """The backend of the engine at DOCKER_HOST. Raises Misconfigured where it answers and cannot serve."""
     backend = DockerBackend(settings)
-    try:
-        backend.ping()
-        backend._engine.require_subpath(settings)
-    except Unreachable as error:
-        log.warning("%s pman starts all the same, and serves as soon as it does.", error)
-    except BackendError as error:
-        raise Misconfigured(str(error)) from error
+    engine.check(backend._engine, settings, backend.ping)
     return backend
 
 
@@ -247,11 +241,7 @@ def _state(container: Json) -> JobState:
 
 
 def _message(containers: Sequence[Json]) -> str:
-    said = {_words(container): index for index, container in reversed(list(enumerate(containers)))}
-    told = sorted((index, text) for text, index in said.items() if text)
-    if len(containers) == 1:
-        return "".join(text for _, text in told)
-    return " ".join(f"worker {index}: {text}" for index, text in told)
+    return join_messages([_words(container) for container in containers])
 
 
 def _words(container: Json) -> str:

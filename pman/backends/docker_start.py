@@ -18,7 +18,7 @@ from typing import Any
 from pman.backends import engine
 from pman.backends.docker_images import Images
 from pman.backends.engine import Engine
-from pman.errors import BackendError, BadRequest, Conflict, NotFound, PmanError, Unreachable
+from pman.errors import BackendError, BadRequest, Conflict, NotFound, PmanError, Unreachable, jid_taken
 from pman.job import Job, backend_name
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Starter:
         if labels.get(engine.JID) != job.jid:
             raise BadRequest(f"The engine has a container {name} that is not pman's; remove it, or use another jid.")
         if labels.get(engine.DIGEST) != job.digest:
-            raise engine.conflict(job.jid)
+            raise jid_taken(job.jid)
         return True
 
     def _start(self, jid: str, name: str) -> None:

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -169,6 +169,17 @@ class Engine:
         return Unreachable(f"The container engine at {self.host} does not answer.", detail=str(error))
 
 
+def check(api: Engine, settings: Settings, ping: Callable[[], None]) -> None:
+    """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later."""
+    try:
+        ping()
+        api.require_subpath(settings)
+    except Unreachable as error:
+        log.warning("%s pman starts all the same, and serves as soon as it does.", error)
+    except BackendError as error:
+        raise Misconfigured(str(error)) from error
+
+
 def parse(text: str) -> dict[str, Any]:
     """A rendered body. Raises BadRequest where it is no YAML mapping."""
     try:
@@ -185,14 +196,6 @@ def time_of(text: str | None) -> datetime | None:
     if not text or text.startswith(_NO_DATE):
         return None
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
-
-
-def conflict(jid: str) -> Conflict:
-    return Conflict(f"There is another job with jid {jid}; delete it first, or use another jid.")
-
-
-def no_job(jid: str) -> NotFound:
-    return NotFound(f"There is no job with jid {jid}.")
 
 
 def sentence(text: str) -> str:

@@ -22,7 +22,17 @@ import yaml
 from pman import logs
 from pman.backends import kubernetes_reasons as reasons
 from pman.backends.kubernetes_api import Api, LogsUnavailable, Object, connect
-from pman.errors import BackendError, BadRequest, Conflict, NotFound, PmanError, Refused, TemplateError, TooLarge
+from pman.errors import (
+    BackendError,
+    BadRequest,
+    Conflict,
+    PmanError,
+    Refused,
+    TemplateError,
+    TooLarge,
+    jid_taken,
+    no_such_job,
+)
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
@@ -124,7 +134,7 @@ class KubernetesBackend:
     def _find(self, jid: str) -> Object:
         job = self._read(backend_name(jid))
         if job is None or _annotation(job, JID) != jid or "deletionTimestamp" in job["metadata"]:
-            raise NotFound(f"There is no job with jid {jid}.")
+            raise no_such_job(jid)
         return job
 
     def _status(self, job: Object) -> JobStatus:
@@ -290,7 +300,7 @@ def _check_same(existing: Object, job: Job) -> None:
     if _annotation(existing, JID) != job.jid:
         raise Conflict(f"The name {job.name} is taken in the namespace by a job that is not pman's; use another jid.")
     if _annotation(existing, DIGEST) != job.digest:
-        raise Conflict(f"There is another job with jid {job.jid}; delete it first, or use another jid.")
+        raise jid_taken(job.jid)
 
 
 def _annotation(job: Object, name: str) -> str:

@@ -1,12 +1,9 @@
 """The embedded backend: jobs are processes of this machine, and a directory each is all there is to know of them.
 
-State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, made by one atomic rename:
-  job.json     jid, digest, image, cmd, token
-  job.sh       the rendered script
+State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, besides what directories.py says:
   claim        "SESSION SUPERVISOR START BOOT", linked by the one process that runs the job (or "deleted"): process ids,
                the supervisor's start in clock ticks since that boot of the machine
-  stdout.N, stderr.N   of worker N, which begins in work.N
-  rc           "EXIT_CODE REASON", renamed into place by the script after its last process ended
+  work.N       where worker N begins
   ended        made when no process of the job is left: its process ids mean nothing from then on
 The script is its own lock: it may be started any number of times and by anybody, but only one start wins the claim.
 What makes or removes a directory holds a lock on the jid, so that nobody removes a job other than the one it looked at.
@@ -17,24 +14,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 
-from pman import logs
+from pman import logs, retry
+from pman.backends import directories
+from pman.backends.directories import Record
 from pman.backends.local_processes import TOKEN, Claim, is_alive, kill_rest, runs
-from pman.errors import BackendError, Conflict, Misconfigured, NotFound, Unreachable
-from pman.job import Job, backend_name
+from pman.errors import BackendError, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
+from pman.job import Job
 from pman.render import Spec
 from pman.settings import Settings
 from pman.status import JobState, JobStatus, explain_exit
@@ -62,17 +55,6 @@ _ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    directory: Path
-    jid: str
-    digest: str
-    image: str
-    cmd: str
-    workers: int
-    token: str
-
-
 class LocalBackend:
     """Runs jobs on this machine. Several pman processes may share one state directory."""
 
@@ -80,23 +62,21 @@ class LocalBackend:
         self._root = state_dir
         self._max_log_bytes = max_log_bytes
         try:
-            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directories.open_root(state_dir)
         except OSError as error:
             raise Misconfigured(f"LOCAL_STATE_DIR={state_dir} cannot be made: {error.strerror}.") from None
-        for leftover in state_dir.glob(".*-*"):
-            with contextlib.suppress(FileNotFoundError):  # another pman starts at the same time
-                if time.time() - leftover.stat().st_mtime > 3600:
-                    shutil.rmtree(leftover, ignore_errors=True)
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         with self._changing(job.jid):
             record = self._look(job.jid)
             if record and _is_deleted(record.directory):  # by a pman that was killed before it was done
-                self._discard(record)
+                directories.discard(record)
                 record = None
-            record = record or self._create(job, spec)
+            record = record or directories.create(self._root, job, spec)
+            if record is None:
+                raise BackendError(f"{self._root / job.name} is in the way of a job; remove it.")
             if record.digest != job.digest:
-                raise Conflict(f"There is another job with jid {job.jid}; delete it first, or use another jid.")
+                raise jid_taken(job.jid)
             _start(record)
         return self._status(record)
 
@@ -110,21 +90,6 @@ class LocalBackend:
         except OSError as error:
             raise Unreachable(f"The state directory {self._root} cannot be written: {error.strerror}.") from error
 
-    def _create(self, job: Job, spec: Spec) -> _Record:
-        record = _Record(
-            self._root / job.name, job.jid, job.digest, job.image, job.cmd, job.workers, secrets.token_hex(8)
-        )
-        fields = {field: getattr(record, field) for field in _Record.__slots__ if field != "directory"}
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._root))
-        try:
-            (fresh / "job.json").write_text(json.dumps(fields))
-            (fresh / "job.sh").write_text(spec.text, encoding="utf-8")
-            fresh.rename(record.directory)
-        except OSError:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        return record
-
     def status(self, jid: str) -> JobStatus:
         record = self._find(jid)
         status = self._status(record)
@@ -132,56 +97,47 @@ class LocalBackend:
             _start(record)  # pman was killed between making the directory and starting the script
         return status
 
-    def _look(self, jid: str) -> _Record | None:
-        record = _read(self._root / backend_name(jid))
-        return record if record and record.jid == jid else None
+    def _look(self, jid: str) -> Record | None:
+        with contextlib.suppress(NotFound):
+            return directories.find(self._root, jid)
+        return None
 
-    def _find(self, jid: str) -> _Record:
-        record = self._look(jid)
-        if record is None or _is_deleted(record.directory):
-            raise NotFound(f"There is no job with jid {jid}.")
+    def _find(self, jid: str) -> Record:
+        record = directories.find(self._root, jid)
+        if _is_deleted(record.directory):
+            raise no_such_job(jid)
         return record
 
-    def _status(self, record: _Record) -> JobStatus:
+    def _status(self, record: Record) -> JobStatus:
         claim = _claim(record.directory)
         alive = claim is not None and not _has_ended(record) and is_alive(claim, record.token)
-        result = _result(record.directory)  # read after `alive`: the script writes it before it ends
+        result = directories.result(record.directory)  # read after `alive`: the script writes it before it ends
         if claim and alive and result:
             alive = not kill_rest(claim, record.token)
         state = STATES[(claim is not None, alive, result is not None)]
         message, finished_at = "", None
         if state.final:
             _note_end(record)
-            code, reason, finished_at = result or (None, "", _mtime(record.directory / "claim"))
+            code, reason, finished_at = result or (None, "", directories.mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
             message = reason or _explain(code)
-        return JobStatus(record.jid, record.image, record.cmd, state, message, finished_at, private=record)
+        return directories.make_status(record, state, message, finished_at)
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         record = status.private
-        assert isinstance(record, _Record)
+        assert isinstance(record, Record)
         return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
         with self._changing(jid):
-            record = self._look(jid)
-            if record is None:
-                raise NotFound(f"There is no job with jid {jid}.")
+            record = directories.find(self._root, jid)
             if not _claim_as_deleted(record.directory):
                 _stop(record)
-            self._discard(record)
-
-    def _discard(self, record: _Record) -> None:
-        trash = Path(tempfile.mkdtemp(prefix=".trash-", dir=self._root))
-        try:
-            record.directory.rename(trash / "job")
-        finally:
-            shutil.rmtree(trash, ignore_errors=True)
+            directories.discard(record)
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        newest = sorted(self._root.glob("[!.]*/job.json"), key=_mtime, reverse=True)[:limit]
-        records = [_read(path.parent) for path in newest]
-        return [self._status(record) for record in records if record and not _is_deleted(record.directory)]
+        records = directories.newest(self._root, limit)
+        return [self._status(record) for record in records if not _is_deleted(record.directory)]
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
@@ -194,14 +150,7 @@ def create(settings: Settings) -> LocalBackend:
     return LocalBackend(settings.local_state_dir or Path(home, "pman", "jobs"), settings.job_logs_max_kib * 1024)
 
 
-def _read(directory: Path) -> _Record | None:
-    try:
-        return _Record(directory, **json.loads((directory / "job.json").read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _start(record: _Record) -> None:
+def _start(record: Record) -> None:
     if (record.directory / "claim").exists():
         return
     try:
@@ -244,16 +193,16 @@ def _is_deleted(directory: Path) -> bool:
         return False
 
 
-def _has_ended(record: _Record) -> bool:
+def _has_ended(record: Record) -> bool:
     return (record.directory / "ended").exists()
 
 
-def _note_end(record: _Record) -> None:
+def _note_end(record: Record) -> None:
     with contextlib.suppress(OSError):
         (record.directory / "ended").touch()
 
 
-def _stop(record: _Record) -> None:
+def _stop(record: Record) -> None:
     """End every process of the job: the script's own orderly end first, KILL for what is left."""
     claim = _claim(record.directory)
     if claim is None or _has_ended(record):
@@ -261,37 +210,11 @@ def _stop(record: _Record) -> None:
     if runs(claim):
         with contextlib.suppress(ProcessLookupError):
             os.kill(claim.supervisor, signal.SIGTERM)
-        if not _wait_until(lambda: not runs(claim), STOP_SECONDS):
+        if not retry.wait_until(lambda: not runs(claim), STOP_SECONDS, first_pause=0.005):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(claim.supervisor, signal.SIGKILL)
-    if not _wait_until(lambda: kill_rest(claim, record.token), STOP_SECONDS):
+    if not retry.wait_until(lambda: kill_rest(claim, record.token), STOP_SECONDS, first_pause=0.005):
         raise Unreachable("The job's processes do not end.")
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def _result(directory: Path) -> tuple[int, str, datetime] | None:
-    try:
-        code, _, reason = (directory / "rc").read_text(errors="replace").rstrip("\n").partition(" ")
-        return int(code), reason, _mtime(directory / "rc")
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return 1, "The job wrote over its own result.", _mtime(directory / "rc")
-
-
-def _mtime(path: Path) -> datetime:
-    try:
-        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return datetime.now(UTC)
 
 
 def _explain(code: int | None) -> str:

@@ -10,31 +10,28 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pman import logs
+from pman.backends import directories
+from pman.backends.directories import Record, discard, find, make_status, newest
 from pman.backends.slurm_commands import QUEUE_AGE_SECONDS, Commands, Queue, SlurmJob
 from pman.backends.slurm_state import (
     Busy,
     Files,
-    Record,
     close,
     create_directory,
-    discard,
-    find,
     locked,
-    make_status,
-    newest,
     read_files,
     settle,
+    slurm_name,
     stored,
     write,
 )
-from pman.errors import BadRequest, Conflict, NotFound, Unreachable
+from pman.errors import BadRequest, Conflict, Misconfigured, NotFound, Unreachable, jid_taken
 from pman.job import Job
 from pman.render import Spec
 from pman.settings import Settings
@@ -88,9 +85,10 @@ class SlurmBackend:
         self._commands = commands
         self._queue = Queue(commands)
         self._max_log_bytes = max_log_bytes
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in (p for p in root.glob(".*-*") if time.time() - p.stat().st_mtime > 3600):
-            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            directories.open_root(root)
+        except OSError as error:
+            raise Misconfigured(f"SLURM_STATE_DIR={root} cannot be made: {error.strerror}.") from None
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         while True:
@@ -100,7 +98,7 @@ class SlurmBackend:
 
     def _submit(self, record: Record, digest: str, fresh: bool) -> JobStatus:
         if record.digest != digest:
-            raise Conflict(f"There is another job with jid {record.jid}; delete it first, or use another jid.")
+            raise jid_taken(record.jid)
         if (files := read_files(record)).closed and not files.final:
             raise Conflict(f"The job with jid {record.jid} is still being deleted.")
         if files.slurm_id is None:
@@ -122,10 +120,10 @@ class SlurmBackend:
         if files.slurm_id or files.final:
             return False
         fresh = False
-        known = files.claim or (look and next((job.id for job in self._ask([record])[record.slurm_name]), None))
+        known = files.claim or (look and next((job.id for job in self._ask([record])[slurm_name(record)]), None))
         if not known:
             script = (record.directory / "job.sh").read_text(encoding="utf-8")
-            options = (f"--job-name={record.slurm_name}", f"--chdir={record.directory}")
+            options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}")
             known, fresh = self._commands.sbatch(script, *options), True
         write(record.directory / "slurm_id", known)
         return fresh
@@ -133,7 +131,7 @@ class SlurmBackend:
     def _ask(self, records: Sequence[Record]) -> dict[str, list[SlurmJob]]:
         """The SLURM jobs of each attempt by its name: from squeue, from sacct once squeue has forgotten them."""
         now = time.monotonic()
-        names = [record.slurm_name for record in records]
+        names = [slurm_name(record) for record in records]
         jobs = {name: self._queue.jobs(name, now - QUEUE_AGE_SECONDS) or self._queue.jobs(name, now) for name in names}
         if forgotten := [name for name in names if not jobs[name]]:
             for job in self._commands.sacct(forgotten, min(record.created_at for record in records)):
@@ -150,7 +148,7 @@ class SlurmBackend:
         if files.unknown_to_slurm:
             return self._catch_up(record)
         try:
-            jobs = self._ask([record])[record.slurm_name]
+            jobs = self._ask([record])[slurm_name(record)]
         except Unreachable:
             if files.result is None or _recent(files.result[2]):
                 raise
@@ -166,7 +164,7 @@ class SlurmBackend:
                 if files.unknown_to_slurm and not files.final:
                     statuses.append(make_status(record, JobState.NOT_STARTED))
                 else:
-                    statuses.append(stored(record) if files.final else self._judge(record, jobs[record.slurm_name]))
+                    statuses.append(stored(record) if files.final else self._judge(record, jobs[slurm_name(record)]))
         return statuses
 
     def _catch_up(self, record: Record) -> JobStatus:
@@ -183,7 +181,7 @@ class SlurmBackend:
     def _ended_well(self, record: Record, files: Files) -> JobStatus:
         assert files.result
         with contextlib.suppress(Unreachable):  # the result is there all the same
-            jobs = self._queue.jobs(record.slurm_name, time.monotonic() - QUEUE_AGE_SECONDS)
+            jobs = self._queue.jobs(slurm_name(record), time.monotonic() - QUEUE_AGE_SECONDS)
             if any(job.id == files.claim and job.state == "RUNNING" for job in jobs) and _recent(files.result[2]):
                 return make_status(record, JobState.STARTED)  # the script is just leaving
         return settle(make_status(record, JobState.SUCCEEDED, "", files.result[2]))
@@ -221,14 +219,14 @@ class SlurmBackend:
         """Nothing of the job starts any more, and what runs of it ends."""
         close(record)
         deadline = time.monotonic() + END_SECONDS
-        jobs, cancelled = self._queue.jobs(record.slurm_name, time.monotonic()), set[str]()
+        jobs, cancelled = self._queue.jobs(slurm_name(record), time.monotonic()), set[str]()
         while active := {job.id for job in jobs if not _ended(job)}:
             if new := sorted(active - cancelled):
                 self._commands.run("scancel", "--quiet", *new)
                 cancelled |= active
             if time.monotonic() > deadline:
                 raise Unreachable(f"SLURM has not ended job {' '.join(sorted(active))} yet.")
-            jobs = self._queue.jobs(record.slurm_name, time.monotonic())
+            jobs = self._queue.jobs(slurm_name(record), time.monotonic())
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):

@@ -19,14 +19,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pman import logs
+from pman import logs, retry
 from pman.backends import engine
 from pman.backends.engine import Engine
-from pman.errors import BackendError, Conflict, Misconfigured, NotFound, PmanError, Unreachable
+from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, merge
+from pman.status import JobState, JobStatus, join_messages, merge
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class SwarmBackend:
         except NotFound:
             raise self._taken(job) from None
         if _labels(service).get(engine.DIGEST) != job.digest:
-            raise engine.conflict(job.jid)
+            raise jid_taken(job.jid)
         return self._status(service, self._tasks(service))
 
     def _taken(self, job: Job) -> PmanError:
@@ -114,18 +114,18 @@ class SwarmBackend:
         try:
             service: Json = self._engine.get(f"/services/{name}")
         except NotFound:
-            raise engine.no_job(jid) from None
+            raise no_such_job(jid) from None
         except BackendError as error:
             raise self._explained(error) from error
         if service["Spec"]["Name"] != name or _labels(service).get(engine.JID) != jid:
-            raise engine.no_job(jid)
+            raise no_such_job(jid)
         return service
 
     def _tasks(self, service: Json) -> list[Json]:
         try:
             tasks: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
         except NotFound:  # deleted since it was found
-            raise engine.no_job(_labels(service)[engine.JID]) from None
+            raise no_such_job(_labels(service)[engine.JID]) from None
         return tasks
 
     def _status(self, service: Json, tasks: Iterable[Json], ask: bool = True) -> JobStatus:
@@ -146,12 +146,7 @@ class SwarmBackend:
         )
 
     def _message(self, labels: Json, tasks: Sequence[Json], ask: bool) -> str:
-        """The tasks' own words; a sentence that several workers share is given once."""
-        said = [(index, self._words(labels, task, ask)) for index, task in enumerate(tasks)]
-        told = {text: index for index, text in reversed(said) if text}
-        if len(tasks) == 1 or not told:
-            return "".join(told)
-        return " ".join(f"worker {index}: {text}" for text, index in sorted(told.items(), key=lambda item: item[1]))
+        return join_messages([self._words(labels, task, ask) for task in tasks])
 
     def _words(self, labels: Json, task: Json, ask: bool) -> str:
         status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
@@ -213,7 +208,7 @@ class SwarmBackend:
         except NotFound:  # but what a DELETE left that was cut short, or another one is at, is waited for
             ids = {task["ServiceID"] for task in self._living(jid)}
             if not ids:
-                raise engine.no_job(jid) from None
+                raise no_such_job(jid) from None
         else:
             ids = {service_id}
         self._await_end(jid, ids)
@@ -224,14 +219,12 @@ class SwarmBackend:
         return [task for task in tasks if task["Status"]["State"] not in OVER]
 
     def _await_end(self, jid: str, service_ids: set[str]) -> None:
-        deadline, pause = time.monotonic() + DELETE_SECONDS, 0.02
-        while any(task["ServiceID"] in service_ids for task in self._living(jid)):
-            if time.monotonic() > deadline:
-                # The service is gone; a node that is away takes its tasks with it when it is back.
-                log.warning("tasks of the deleted job %s have not ended within %s s", jid, DELETE_SECONDS)
-                return
-            time.sleep(pause)
-            pause = min(0.25, pause * 1.5)
+        def ended() -> bool:
+            return not any(task["ServiceID"] in service_ids for task in self._living(jid))
+
+        if not retry.wait_until(ended, DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
+            # The service is gone; a node that is away takes its tasks with it when it is back.
+            log.warning("tasks of the deleted job %s have not ended within %s s", jid, DELETE_SECONDS)
 
     def jobs(self, limit: int) -> list[JobStatus]:
         mine = {"label": [engine.JID]}
@@ -258,13 +251,7 @@ class SwarmBackend:
 def create(settings: Settings) -> SwarmBackend:
     """The backend of this Swarm. Raises Misconfigured where the engine answers and is no manager."""
     backend = SwarmBackend(settings)
-    try:
-        backend.ping()
-        backend._engine.require_subpath(settings)
-    except Unreachable as error:
-        log.warning("%s pman starts all the same, and serves as soon as it does.", error)
-    except BackendError as error:
-        raise Misconfigured(str(error)) from error
+    engine.check(backend._engine, settings, backend.ping)
     return backend
 
 

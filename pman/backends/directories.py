@@ -1,0 +1,153 @@
+"""A job as a directory: what `local` and `slurm` keep of their jobs, having nobody else to keep it.
+
+A job's directory `<root>/<name>/` is made by one atomic rename, and taken away by another:
+  job.json             the Record
+  job.sh               the rendered script, byte for byte
+  stdout.N, stderr.N   of worker N
+  rc                   "EXIT_CODE REASON", renamed into place by the script after its last process has ended
+What a backend keeps there besides stands in its own module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pman.errors import BackendError, Unreachable, no_such_job
+from pman.job import Job, backend_name
+from pman.render import Spec
+from pman.status import JobState, JobStatus
+
+log = logging.getLogger(__name__)
+
+LEFTOVER_SECONDS = 3600.0  # what was being made or taken away for so long is what a kill has left
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A job that has a directory. `token` tells this attempt to run the jid from one before a DELETE."""
+
+    directory: Path
+    jid: str
+    digest: str
+    image: str
+    cmd: str
+    workers: int
+    token: str
+    created_at: float  # seconds since the epoch
+
+
+def open_root(root: Path) -> None:
+    """Make the directory of all jobs, and remove what killed processes have left there. Raises OSError."""
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for leftover in root.glob(".*-*"):
+        with contextlib.suppress(FileNotFoundError):  # another pman starts at the same time
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[str]] = lambda _: ()) -> Record | None:
+    """The directory of a new attempt at `job`, with the empty `files`; None when there is a directory already."""
+    record = Record(
+        root / job.name, job.jid, job.digest, job.image, job.cmd, job.workers, secrets.token_hex(8), time.time()
+    )
+    fields = {field: getattr(record, field) for field in Record.__slots__ if field != "directory"}
+    try:
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+        try:
+            _write(fresh / "job.json", json.dumps(fields))
+            _write(fresh / "job.sh", spec.text)
+            for name in files(record):
+                (fresh / name).touch()
+            fresh.rename(record.directory)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return None
+        raise Unreachable(f"The state directory {root} cannot be written: {error.strerror}.") from error
+    return record
+
+
+def _write(path: Path, text: str) -> None:
+    """On the disk before the rename is: a power cut must not leave an empty file in a job's directory."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def find(root: Path, jid: str) -> Record:
+    """The job of exactly that jid. Raises NotFound."""
+    record = read(root / backend_name(jid))
+    if record is None or record.jid != jid:
+        raise no_such_job(jid)
+    return record
+
+
+def read(directory: Path) -> Record | None:
+    """The job in this directory; None where there is none. Raises BackendError where its record is damaged."""
+    try:
+        return Record(directory, **json.loads((directory / "job.json").read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        raise BackendError(f"The record of a job in {directory} is damaged; remove the directory.") from error
+
+
+def newest(root: Path, limit: int) -> list[Record]:
+    """The jobs that were submitted last, the last one first; without those whose record is damaged."""
+    entries = [(mtime(entry), entry.parent) for entry in root.glob("[!.]*/job.json")]
+    records = []
+    for _, directory in sorted(entries, reverse=True)[:limit]:
+        try:
+            records.append(read(directory))
+        except BackendError as error:
+            log.error("%s", error)
+    return [record for record in records if record]
+
+
+def discard(record: Record) -> None:
+    """Take the directory away at once. Only for whoever holds the job's lock."""
+    trash = Path(tempfile.mkdtemp(prefix=".trash-", dir=record.directory.parent))
+    try:
+        record.directory.rename(trash / "job")
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def result(directory: Path) -> tuple[int, str, datetime] | None:
+    """Exit code, reason and time of the job's end; None before."""
+    path = directory / "rc"
+    try:
+        code, _, reason = path.read_text(errors="replace").rstrip("\n").partition(" ")
+        return int(code), reason, mtime(path)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return 1, "The job wrote over its own result.", mtime(path)
+
+
+def mtime(path: Path) -> datetime:
+    """When the file was written last; now where it is gone."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return datetime.now(UTC)
+
+
+def make_status(record: Record, state: JobState, message: str = "", finished_at: datetime | None = None) -> JobStatus:
+    """The contract's view of the job."""
+    return JobStatus(record.jid, record.image, record.cmd, state, message, finished_at, private=record)
