@@ -11,9 +11,9 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from pman.errors import BadRequest
 from pman.settings import Settings
@@ -25,6 +25,7 @@ OUTGOING = "/share/outgoing"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 # Linux takes no longer single argument or NAME=value: MAX_ARG_STRLEN, 32 pages, the final NUL included (execve(2)).
 MAX_ARG_BYTES = 131_071
+MAX_NAME_BYTES = 255  # of a file or directory; NAME_MAX of limits.h
 RESERVED_JIDS = frozenset({".", "..", "jobs", "openapi.json"})
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -93,7 +94,7 @@ def _relative(value: str) -> str:
     path = posixpath.normpath(value) if value else "."
     if path == "." or path.startswith("/") or ".." in value.split("/"):
         raise ValueError("does not name a directory below the store")
-    if any(len(part.encode()) > 255 for part in path.split("/")) or len(path.encode()) > 3072:
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")) or len(path.encode()) > 3072:
         raise ValueError("is longer than a path may be")
     return path
 
@@ -108,6 +109,9 @@ Text = Annotated[str, Field(strict=True), AfterValidator(_text)]
 Argument = Annotated[Text, AfterValidator(_argument)]
 StorePath = Annotated[Text, AfterValidator(_relative)]
 
+Item = TypeVar("Item")
+# One sentence a field: an error for each of the two million wrong items that a body may hold would take 2 GiB.
+Items = Annotated[list[Item], FailFast()]
 Integer = Annotated[int, BeforeValidator(_integer)]
 
 
@@ -120,8 +124,8 @@ class JobRequest(BaseModel):
         description="1 to 200 characters without / ? # %, white space or control characters, "
         "and not one of . .. jobs openapi.json"
     )
-    args: list[Argument] = Field(description="a list of strings, which may be empty")
-    args_path_flags: list[Text] = Field([], description="a list of those flags in args that a path follows")
+    args: Items[Argument] = Field(description="a list of strings, which may be empty")
+    args_path_flags: Items[Text] = Field([], description="a list of those flags in args that a path follows")
     auid: Text = Field(description="a string, the ChRIS user")
     number_of_workers: Integer = Field(strict=True, ge=1, le=1024, description="an integer from 1 to 1024")
     cpu_limit: Integer = Field(
@@ -134,11 +138,11 @@ class JobRequest(BaseModel):
     image: Annotated[Text, AfterValidator(_image)] = Field(
         description="an OCI image reference such as docker.io/fnndsc/pl-simpledsapp:2.1.0"
     )
-    entrypoint: Annotated[list[Argument], AfterValidator(_entrypoint)] = Field(
+    entrypoint: Annotated[Items[Argument], AfterValidator(_entrypoint)] = Field(
         description="a list of strings, of which the first names a program, has no = and does not begin with -"
     )
     type: Literal["ds", "fs", "ts"] = Field(description="one of ds, fs, ts")
-    env: list[Annotated[Text, AfterValidator(_env_entry)]] = Field(
+    env: Items[Annotated[Text, AfterValidator(_env_entry)]] = Field(
         [],
         description="a list of NAME=value strings, NAME made of letters, digits and _ and not beginning with a digit",
     )
@@ -169,9 +173,12 @@ def validate(data: object) -> JobRequest:
     if unknown:
         log.warning("unknown request fields are ignored: %s", ascii(", ".join(unknown[:20])))
     try:
-        return JobRequest.model_validate(data)
+        request = JobRequest.model_validate(data)
     except ValidationError as error:
         raise BadRequest(dict(_sentences(error))) from None
+    if len(f"key-{request.jid}".encode()) > MAX_NAME_BYTES and not (request.input_dir and request.output_dir):
+        raise BadRequest({"jid": "is too long for the name of a directory, so input_dir and output_dir must be given."})
+    return request
 
 
 def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,24 @@ def test_unknown_fields_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixt
     assert "colour" in caplog.text
     assert "crimson" not in caplog.text
     assert "\\n" in caplog.messages[0]
+
+
+def test_a_body_full_of_wrong_items_costs_little_memory() -> None:
+    """An error for each of these items would take 400 MiB."""
+    data = GOOD | {"args": [1] * 500_000, "env": [1] * 500_000}
+    tracemalloc.start()
+    try:
+        assert set(rejection(data)) == {"args", "env"}
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jid_whose_default_directory_has_too_long_a_name() -> None:
+    """200 characters are 800 bytes here, of which a file system takes 255."""
+    jid = "\U0001f9e0" * 200
+    assert "too long" in rejection(GOOD | {"jid": jid})["jid"]
+    assert job.validate(GOOD | {"jid": jid, "input_dir": "a", "output_dir": "b"}).jid == jid
 
 
 def test_a_leading_slash_of_the_jid_is_stripped() -> None:
