@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pman import job, quote, render, settings
-from pman.backends import slurm, slurm_commands
+from pman.backends import directories, slurm, slurm_commands, slurm_state
 from pman.errors import BackendError, BadRequest, Unreachable
 from pman.status import JobState
 from tests.generate import requests
@@ -94,12 +94,15 @@ def fake(directory: Path, name: str, script: str) -> str:
     return str(path)
 
 
-def test_rows_of_squeue_and_sacct() -> None:
+def test_rows_of_squeue_and_sacct(tmp_path: Path) -> None:
+    made = directories.create(tmp_path, render.sample_job(CONFIG), render.Spec("slurm", ""))
+    assert made
+    name = slurm_state.slurm_name(made)
     rows = (
-        "812|CANCELLED by 0|1795482846|a-b.0123abcd|None",
-        "813|PENDING|N/A|a-b.0123abcd|Nodes required for job are DOWN, DRAINED|x",
+        f"812|CANCELLED by 0|1795482846|{name}|None",
+        f"813|PENDING|N/A|{name}|Nodes required for job are DOWN, DRAINED|x",
         "814|RUNNING|N/A|somebody else's|None",
-        "815|COMPLETED|1795482846|a-b.0123abcd",
+        f"815|COMPLETED|1795482846|{name}",
     )
     found = list(slurm_commands.parse_rows("\n".join(rows)))
     assert [(j.id, j.state, j.reason) for j in found] == [

@@ -31,6 +31,7 @@ from pman.status import JobState, JobStatus
 
 log = logging.getLogger(__name__)
 
+TOKEN_DIGITS = 16  # hexadecimal
 LEFTOVER_SECONDS = 3600.0  # what was being made or taken away for so long is what a kill has left
 
 
@@ -51,7 +52,7 @@ class Record:
 def open_root(root: Path) -> None:
     """Make the directory of all jobs, and remove what killed processes have left there. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for leftover in root.glob(".*-*"):
+    for leftover in [*root.glob(".new-*"), *root.glob(".trash-*")]:
         with contextlib.suppress(FileNotFoundError):  # another pman starts at the same time
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -59,9 +60,8 @@ def open_root(root: Path) -> None:
 
 def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[str]] = lambda _: ()) -> Record | None:
     """The directory of a new attempt at `job`, with the empty `files`; None when there is a directory already."""
-    record = Record(
-        root / job.name, job.jid, job.digest, job.image, job.cmd, job.workers, secrets.token_hex(8), time.time()
-    )
+    token = secrets.token_hex(TOKEN_DIGITS // 2)
+    record = Record(root / job.name, job.jid, job.digest, job.image, job.cmd, job.workers, token, time.time())
     fields = {field: getattr(record, field) for field in Record.__slots__ if field != "directory"}
     try:
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=root))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pman.backends.directories import TOKEN_DIGITS
 from pman.errors import BackendError, BadRequest, Unreachable
 
 # What SLURM's commands say when the same call may succeed later; anything else is a refusal.
@@ -26,7 +27,8 @@ QUEUE_AGE_SECONDS = 1.0
 _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT", "SSH_AUTH_SOCK")
 _QUEUE_FIELDS = "%A|%T|%e|%j|%r"
 _ACCOUNT_FIELDS = "JobIDRaw,State,End,JobName"
-_ROW = re.compile(r"(\d+)\|([A-Z_]+)[^|]*\|([^|]*)\|([a-z0-9-]+\.[0-9a-f]{8})(?:\|(.*))?")
+_NAME = rf"[a-z0-9-]+\.[0-9a-f]{{{TOKEN_DIGITS}}}"  # slurm_state.slurm_name()
+_ROW = re.compile(rf"(\d+)\|([A-Z_]+)[^|]*\|([^|]*)\|({_NAME})(?:\|(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
