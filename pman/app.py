@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import json
 import logging
 import re
@@ -9,7 +11,7 @@ import secrets
 import threading
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -41,6 +43,8 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.register_blueprint(blueprint)
     app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
+    if config.listens_locally and users is None:
+        app.before_request(functools.partial(_refuse_other_names, frozenset({"", "localhost", *config.allowed_hosts})))
     _limit_concurrency(app, config.max_concurrent_requests)
     app.before_request(_authenticate)
     app.before_request(_refuse_other_sites)
@@ -75,6 +79,32 @@ def _limit_concurrency(app: flask.Flask, most: int) -> None:
     app.teardown_request(leave)
 
 
+def _refuse_other_names(allowed: frozenset[str]) -> flask.Response | None:
+    """A website whose name suddenly means this machine (DNS rebinding) would be pman's own page for a browser.
+
+    Only a name can be turned like that: every address is served, and who sends no Host is no browser.
+    """
+    name = _split(f"//{flask.request.headers.get('Host', '')}").hostname or ""
+    if name in allowed or _is_address(name):
+        return None
+    return _plain("pman is not called by this name; set ALLOWED_HOSTS if it is to be.", 403, {})
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
 def _authenticate() -> flask.Response | None:
     service = flask.current_app.extensions["pman"]
     if service.users is None or flask.request.path == "/healthz":
@@ -95,15 +125,8 @@ def _refuse_other_sites() -> flask.Response | None:
     if flask.request.method in ("GET", "HEAD", "OPTIONS"):
         return None
     site, origin = flask.request.headers.get("Sec-Fetch-Site"), flask.request.headers.get("Origin")
-    own = site in ("same-origin", "none") if site else origin is None or _host(origin) == flask.request.host
+    own = site in ("same-origin", "none") if site else origin is None or _split(origin).netloc == flask.request.host
     return None if own else _plain("A browser sent this request for another website.", 403, {})
-
-
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
 
 
 def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:

@@ -70,7 +70,7 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     app.set_up_logging(settings)
     application = app.create_app(settings)
     HTTPChannel.error_task_class = _JsonErrorTask
-    address = {"sockets": sockets} if sockets else {"host": settings.host, "port": settings.port}
+    address = {"sockets": sockets} if sockets else {"host": settings.listen_address, "port": settings.port}
     server = _listen(
         settings,
         lambda: waitress.create_server(
@@ -94,7 +94,7 @@ def _listen(settings: Settings, attempt: Callable[[], T]) -> T:
     try:
         return attempt()
     except (OSError, ValueError) as error:
-        place = f"HOST={settings.host} PORT={settings.port}"
+        place = f"LISTEN_ADDRESS={settings.listen_address} PORT={settings.port}"
         raise Misconfigured(f"{place} cannot be listened on: {error}.") from None
 
 
@@ -103,8 +103,10 @@ def _serve_with_reload(settings: Settings) -> None:
 
     app.set_up_logging(settings)
     application = app.create_app(settings)
-    log.info("listening on http://%s:%s", settings.host, settings.port)
-    application.run(settings.host, settings.port, use_reloader=True, threaded=True)  # templates reload by themselves
+    log.info("listening on http://%s:%s", settings.listen_address, settings.port)
+    application.run(
+        settings.listen_address, settings.port, use_reloader=True, threaded=True
+    )  # templates reload by themselves
 
 
 def _supervise(settings: Settings) -> None:
@@ -112,8 +114,8 @@ def _supervise(settings: Settings) -> None:
     from pman import app
 
     app.set_up_logging(settings)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    address = (settings.host, settings.port)
+    family = socket.AF_INET6 if ":" in settings.listen_address else socket.AF_INET
+    address = (settings.listen_address, settings.port)
     listener = _listen(settings, lambda: socket.create_server(address, family=family, backlog=BACKLOG))
     children: dict[int, float] = {}
     stopping = False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import shlex
@@ -66,10 +67,11 @@ class Settings(BaseSettings):
 
     application_mode: Literal["production", "dev"] = Field("production", description="`dev` reloads code and templates and needs no SECRET_KEY.")
     secret_key: SecretStr | None = Field(None, description="Required in production; at least 16 characters are advised.")
-    host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in a container.")
+    listen_address: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in a container.")  # not HOST, which tcsh exports
     port: int = Field(5010, ge=0, le=65535, description="Port to listen on; 0 takes a free one and says which.")
     server_processes: int = Field(1, ge=1, le=64, description="Server processes that share the port.")
     max_concurrent_requests: int = Field(40, ge=1, le=1000, description="Requests served at once by one process; more are answered 503 with Retry-After.")
+    allowed_hosts: Names = Field([], description="Names by which pman is called beside `localhost`, separated by commas, where it listens on this machine alone and without AUTH_USERS_FILE.")
     auth_users_file: Path | None = Field(None, description="htpasswd file of bcrypt hashes: every call but /healthz then needs a user and a password.")
     log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON for each log record.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least serious level that is logged.")
@@ -134,7 +136,7 @@ class Settings(BaseSettings):
     def _parse_pairs(cls, value: Any) -> Any:
         return _pairs(value)
 
-    @field_validator("image_pull_secrets", mode="before")
+    @field_validator("image_pull_secrets", "allowed_hosts", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return _names(value)
@@ -154,6 +156,14 @@ class Settings(BaseSettings):
     @property
     def dev(self) -> bool:
         return self.application_mode == "dev"
+
+    @property
+    def listens_locally(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.listen_address).is_loopback
+        except ValueError:
+            return self.listen_address == "localhost"
 
 
 def load(overrides: Mapping[str, str] | None = None) -> Settings:
@@ -185,6 +195,8 @@ def check_for_service(settings: Settings) -> list[str]:
         raise Misconfigured(" ".join(problems))
     warnings = [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in _near_misses(os.environ)]
     key = settings.secret_key.get_secret_value() if settings.secret_key else ""
+    if not settings.listens_locally and settings.auth_users_file is None:
+        warnings.append("Whoever reaches LISTEN_ADDRESS can run jobs: keep it to pfcon, or set AUTH_USERS_FILE.")
     if not settings.dev and len(key) < 16:
         warnings.append("SECRET_KEY is short: use at least 16 random characters.")
     runtime = {"local": settings.local_runtime, "slurm": settings.slurm_runtime}.get(settings.container_env)

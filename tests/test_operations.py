@@ -102,6 +102,27 @@ def test_a_browser_posts_and_deletes_for_no_other_website(
     assert deleted.status_code == (204 if code == 201 else 403)
 
 
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [("evil.example:5010", 403), ("evil.example", 403), ("localhost:1", 200), ("[::1]:80", 200), ("10.1.2.3", 200),
+     ("pman.test", 200), ("localhost.evil.example", 403), ("[", 200)],
+)  # fmt: skip
+def test_a_website_cannot_turn_its_name_on_a_local_pman(rig: Rig, host: str, code: int) -> None:
+    server = rig.start(ALLOWED_HOSTS="pman.test")
+    assert server.call("GET", headers={"Host": host}).status_code == code
+    answer = server.call("POST", json=rig.request("rebound", "true"), headers={"Host": host})
+    assert answer.status_code == (201 if code == 200 else 403)
+
+
+def test_a_pman_that_others_reach_or_that_asks_for_users_goes_by_any_name(rig: Rig, users_file: Path) -> None:
+    open_to_all = rig.start(LISTEN_ADDRESS="0.0.0.0")
+    assert open_to_all.call("GET", headers={"Host": "pman:5005"}).status_code == 200
+    assert "Whoever reaches LISTEN_ADDRESS can run jobs" in open_to_all.log.read_text()
+    with_users = rig.start(AUTH_USERS_FILE=str(users_file))
+    auth = ("chris", PASSWORD.encode())
+    assert with_users.call("GET", headers={"Host": "pman:5005"}, auth=auth).status_code == 200
+
+
 def test_listing_from_a_job_that_is_gone(server: Server) -> None:
     answer = server.call("GET", "jobs/", params={"after": "gone", "state": "started"})
     assert (answer.status_code, set(answer.json()["message"])) == (400, {"after"})
@@ -183,7 +204,7 @@ def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> Non
 
 
 def test_a_killed_supervisor_frees_the_port(rig: Rig) -> None:
-    server = rig.start(SERVER_PROCESSES="2", HOST="::1")
+    server = rig.start(SERVER_PROCESSES="2", LISTEN_ADDRESS="::1")
     wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     server.kill()
