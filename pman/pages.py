@@ -37,7 +37,9 @@ class TracedTemplate(jinja2.Template):
     @classmethod
     def from_code(cls, *args: Any, **kwargs: Any) -> jinja2.Template:
         template = super().from_code(*args, **kwargs)
-        template.blocks = {name: _traced(name, block) for name, block in template.blocks.items()}
+        for name, block in template.blocks.items():
+            traced = template.blocks[name] = _traced(name, block)
+            block.__globals__[block.__name__] = traced  # which super() looks for among the blocks
         return template
 
 

@@ -12,12 +12,14 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import waitress
 from waitress.channel import HTTPChannel
@@ -36,6 +38,9 @@ IDLE_SECONDS = 60
 BACKLOG = 1024
 CANNOT_START = 2
 RESPAWN_SECONDS = 1.0  # a server process that dies younger than that is replaced only then
+# What werkzeug's reloader and its parent process tell each other.
+RELOADED = "WERKZEUG_RUN_MAIN"
+RELOAD = 3
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -86,8 +91,18 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for host, port in getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]:
-        log.info("listening on http://%s:%s", host, port)
+        log.info("listening on %s", _url(host, port))
     server.run()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listener(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.listen_address else socket.AF_INET
+    address = (settings.listen_address, settings.port)
+    return _listen(settings, lambda: socket.create_server(address, family=family, backlog=BACKLOG))
 
 
 def _listen(settings: Settings, attempt: Callable[[], T]) -> T:
@@ -99,14 +114,44 @@ def _listen(settings: Settings, attempt: Callable[[], T]) -> T:
 
 
 def _serve_with_reload(settings: Settings) -> None:
+    """Flask's development server; a change of code starts it anew, templates reload by themselves."""
+    if RELOADED not in os.environ:
+        _restart_on_change(settings)
     from pman import app
 
     app.set_up_logging(settings)
-    application = app.create_app(settings)
-    log.info("listening on http://%s:%s", settings.listen_address, settings.port)
-    application.run(
-        settings.listen_address, settings.port, use_reloader=True, threaded=True
-    )  # templates reload by themselves
+    app.create_app(settings).run(settings.listen_address, settings.port, use_reloader=True, threaded=True)
+
+
+def _restart_on_change(settings: Settings) -> NoReturn:
+    """In place of werkzeug's own parent process, which ends for good when code is saved that cannot be imported."""
+    from pman import app
+
+    app.set_up_logging(settings)
+    listener = _listener(settings)
+    log.info("listening on %s", _url(*listener.getsockname()[:2]))
+    command, fd = [sys.executable, *sys.orig_argv[1:]], listener.fileno()
+    env = os.environ | {RELOADED: "true", "WERKZEUG_SERVER_FD": str(fd)}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    served = False
+    while True:
+        before = _newest_source()
+        with subprocess.Popen(command, env=env, pass_fds=(fd,)) as child:
+            try:
+                code = child.wait()
+            finally:
+                child.terminate()
+        if code != RELOAD and (not served or code in (0, -signal.SIGINT)):
+            sys.exit(code)
+        served = True
+        while code != RELOAD and _newest_source() == before:
+            time.sleep(0.2)
+
+
+def _newest_source() -> float:
+    """When one of pman's modules was last saved."""
+    return max(path.stat().st_mtime for path in Path(__file__).parent.rglob("*.py"))
 
 
 def _supervise(settings: Settings) -> None:
@@ -114,9 +159,7 @@ def _supervise(settings: Settings) -> None:
     from pman import app
 
     app.set_up_logging(settings)
-    family = socket.AF_INET6 if ":" in settings.listen_address else socket.AF_INET
-    address = (settings.listen_address, settings.port)
-    listener = _listen(settings, lambda: socket.create_server(address, family=family, backlog=BACKLOG))
+    listener = _listener(settings)
     children: dict[int, float] = {}
     stopping = False
 
@@ -139,6 +182,8 @@ def _supervise(settings: Settings) -> None:
     failed = False
     while children:
         pid, status = os.wait()
+        if pid not in children:  # as process 1 of a container this one gets everybody's orphans
+            continue
         age_seconds = time.monotonic() - children.pop(pid)
         if os.waitstatus_to_exitcode(status) == CANNOT_START and not stopping:
             failed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 
+from pman import job, overlay, pages, render, settings, site
 from tests.rig import ROOT, Rig, Server, running, wait_for
 from tests.test_local import local_rig
 
@@ -257,17 +259,14 @@ def test_dev_mode_reloads_templates(tmp_path: Path) -> None:
     body = '{% extends "shipped/local/job.sh.j2" %}{% block prologue %}echo WORD > "$outgoing/word"{% endblock %}'
     template.write_text(body.replace("WORD", "before"))
     with running(local_rig(tmp_path)) as rig:
-        server = rig.start(APPLICATION_MODE="dev", TEMPLATES_DIR=str(overlay), PORT=str(free_port()))
+        server = rig.start(APPLICATION_MODE="dev", TEMPLATES_DIR=str(overlay))
         template.write_text(body.replace("WORD", "after"))
-        written = iter(range(100))
+        written = itertools.count()
 
         def changed() -> bool:
             jid = f"reload-{next(written)}"
-            try:
-                server.post(rig.request(jid, "true"))
-                server.wait_final(jid)
-            except requests.ConnectionError:
-                return False  # the reloader restarts the server
+            server.post(rig.request(jid, "true"))
+            server.wait_final(jid)
             return (rig.outgoing(jid) / "word").read_text() == "after\n"
 
         wait_for(changed, 10, "the changed template")
@@ -302,3 +301,17 @@ def test_the_playground_renders_what_the_service_submits(server: Server) -> None
         text = "".join(part for _, part in found["parts"]["spec"])
         assert "\0" not in text
         assert "simplefsapp" in text
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples" / "sites").iterdir() if path.is_dir()))
+def test_a_traced_rendering_of_an_overlay_is_its_rendering(name: str) -> None:
+    """Of examples that call super(), too."""
+    directory = ROOT / "examples" / "sites" / name
+    given = settings.read_file(directory / "settings.env") | {"TEMPLATES_DIR": str(directory), "STOREBASE": "/store"}
+    config = settings.load(given)
+    plain, tracer = render.Renderer(config), render.Renderer(config, pages.TracedTemplate)
+    made = job.make_job(job.validate(site.PLAIN), config)
+    for target in overlay.Overlay(plain, directory).targets():
+        parts = pages.segments(tracer.render(made, target).text)
+        assert "".join(text for _, text in parts) == plain.render(made, target).text
+        assert len({block for block, _ in parts}) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,6 @@ import pytest
 import requests
 
 from tests.rig import HEEDING_INTERRUPTS, ROOT, running, wait_for
-from tests.test_http import free_port
 from tests.test_local import gone, local_rig
 
 BASH = (b"#!/usr/bin/env bash", b"# shellcheck")
@@ -71,27 +71,45 @@ def test_ctrl_c_ends_what_run_examples_started(tmp_path: Path) -> None:
 
 
 def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None:
+    """Also after code was saved that cannot be imported."""
     source = tmp_path / "source"
     for name in ("pman", "templates"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "store").mkdir()
-    port = free_port()
-    env = {**os.environ, "PYTHONPATH": str(source), "APPLICATION_MODE": "dev", "PORT": str(port)}
-    env |= {"STOREBASE": str(tmp_path / "store"), "LOCAL_STATE_DIR": str(tmp_path / "state"), "CONTAINER_ENV": "local"}
+    env = {**os.environ, "PYTHONPATH": str(source), "APPLICATION_MODE": "dev", "PORT": "0", "CONTAINER_ENV": "local"}
+    env |= {"STOREBASE": str(tmp_path / "store"), "LOCAL_STATE_DIR": str(tmp_path / "state")}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "pman", "serve"], cwd=source, env=env, stderr=log, stdout=log)
     try:
 
+        def said(pattern: str) -> str:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            found = re.search(pattern, (tmp_path / "log").read_text())
+            return found[1] if found else ""
+
+        url = wait_for(lambda: said(r"listening on (http://[\w.:]+)"), 30, "the development server")
+
         def version() -> str:
             try:
-                return str(requests.get(f"http://127.0.0.1:{port}/api/v1/", timeout=10).json()["server_version"])
-            except requests.ConnectionError:
-                return ""
+                return str(requests.get(f"{url}/api/v1/", timeout=10).json()["server_version"])
+            except (requests.RequestException, ValueError):
+                return ""  # just being restarted
 
-        wait_for(version, 30, "the development server")
+        def rendered() -> str:
+            request = (ROOT / "examples/copy-and-hash.json").read_text()
+            answer = requests.post(f"{url}/render", json={"target": "swarm", "request": request}, timeout=10)
+            return answer.text
+
+        wait_for(version, 30, "an answer")
+        template = source / "templates" / "swarm" / "service.yaml.j2"
+        template.write_text(template.read_text() + "# changed\n")
+        wait_for(lambda: "# changed" in rendered(), 10, "the changed template")
         code = source / "pman" / "__init__.py"
-        code.write_text(code.read_text().replace('__version__ = "', '__version__ = "changed-'))
+        good = code.read_text()
+        code.write_text("def broken(:\n")
+        wait_for(lambda: said("(SyntaxError)"), 10, "the complaint about the code")
+        code.write_text(good.replace('__version__ = "', '__version__ = "changed-'))
         wait_for(lambda: version().startswith("changed-"), 10, "the changed code")
     finally:
         process.terminate()
-        process.wait(15)
+        assert process.wait(15) == 0
