@@ -84,7 +84,10 @@ def delete(jid: str) -> tuple[str, int]:
 
 @blueprint.get("/api/v1/jobs/")
 def listing() -> tuple[dict[str, object], int]:
-    """The newest MAX_LISTED jobs, in pages: `limit` jobs in `state` that come behind the jid `after`."""
+    """The newest MAX_LISTED jobs, in pages: `limit` jobs in `state` that come behind the jid `after`.
+
+    `truncated`: there are older jobs, which no page shows.
+    """
     s = service()
     limit = _number("limit", 100, MAX_LISTED)
     wanted, after = flask.request.args.get("state"), flask.request.args.get("after")
@@ -93,7 +96,8 @@ def listing() -> tuple[dict[str, object], int]:
         bad["state"] = f"must be one of {', '.join(JobState)}."
     if bad:
         raise BadRequest(bad)
-    jobs = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED))
+    found = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED + 1))
+    jobs = found[:MAX_LISTED]
     behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
     if after and not behind:  # deleted since: to begin again without a word would show jobs twice
         raise BadRequest({"after": "is no job that is listed; begin again without it."})
@@ -101,6 +105,7 @@ def listing() -> tuple[dict[str, object], int]:
     page: dict[str, object] = {
         "jobs": [job.to_json() for job in rest[:limit]],
         "next": rest[limit - 1].jid if len(rest) > limit else "",
+        "truncated": len(found) > MAX_LISTED,
     }
     return page, 200
 

@@ -14,18 +14,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote, urlsplit
 
 import click
+
+from pman.job import RESERVED_JIDS
 
 DEFAULT_URL = "http://127.0.0.1:5010"
 POLL_SECONDS = 0.5
 HTTP_SECONDS = 100  # what pfcon allows
+PATIENCE_SECONDS = 60.0  # how long waiting goes on while no pman answers, as during its restart
 TIMED_OUT = 124  # as timeout(1)
+UNKNOWN = 125  # what became of the job is not known; docker run says so too
 INTERRUPTED = 130  # as a shell says for SIGINT
 _FINAL = ("finishedSuccessfully", "finishedWithError")
 _COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the service's own JSON.")
+
+
+class NoAnswer(click.ClickException):
+    """No pman, or one that cannot answer now."""
 
 
 class Service:
@@ -35,29 +44,53 @@ class Service:
         import requests
 
         self._requests = requests
-        base = os.environ.get("PMAN_URL", DEFAULT_URL).rstrip("/")
+        base = (os.environ.get("PMAN_URL") or DEFAULT_URL).rstrip("/")
         self._base = base if base.endswith("/api/v1") else f"{base}/api/v1"
+        self._session = requests.Session()
+        self._session.trust_env = not re.search(r"//([^/]*@)?(localhost|127\.|\[::1])", base)  # no proxy leads there
 
     def call(self, method: str, path: str = "", **kwargs: Any) -> Any:
         """The decoded answer. Ends the command with the service's own sentence when it is an error."""
         url = f"{self._base}/{path}"
         try:
-            answer = self._requests.request(method, url, timeout=HTTP_SECONDS, **kwargs)
-        except self._requests.RequestException as error:
+            answer = self._session.request(method, url, timeout=HTTP_SECONDS, **kwargs)
+        except (self._requests.ConnectionError, self._requests.Timeout):
+            raise NoAnswer(f"no pman answers at PMAN_URL={_without_password(self._base)}.") from None
+        except (self._requests.RequestException, ValueError):  # their words may repeat a password
             raise click.ClickException(
-                f"no pman answers at PMAN_URL={_without_password(self._base)}: {error}"
+                f"PMAN_URL={_without_password(self._base)} is no address such as {DEFAULT_URL}."
             ) from None
         if answer.ok:
             return answer.json() if answer.content else None
-        raise click.ClickException(_sentence(answer))
+        raise (NoAnswer if answer.status_code == 503 else click.ClickException)(_sentence(answer))
 
-    def job(self, jid: str, **params: Any) -> dict[str, str]:
-        job: dict[str, str] = self.call("GET", f"{jid}/", params=params)
-        return job
+    def in_time(self, method: str, path: str = "", **kwargs: Any) -> Any:
+        """As `call`, also when pman answers only after a while. For what may be repeated: pman's POST may, too."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self.call(method, path, **kwargs)
+            except NoAnswer:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+
+
+def _path(jid: str) -> str:
+    return f"{quote(jid.lstrip('/'), safe='')}/"
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
+    """Whatever stands before the last @ may be a secret, also where the whole is no URL."""
+    head, at, host = url.rpartition("@")
+    return url if not at else f"{urlsplit(head).scheme or 'http'}://{host}" if "//" in head else host
+
+
+def _jid(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    for jid in value if isinstance(value, tuple) else (value,):
+        if jid is not None and (not jid.strip("/") or jid in RESERVED_JIDS):
+            raise click.BadParameter(f"{jid!r} is no job.")
+    return value
 
 
 def _sentence(answer: Any) -> str:
@@ -68,7 +101,7 @@ def _sentence(answer: Any) -> str:
     return "; ".join(f"{k}: {v}" for k, v in message.items()) if isinstance(message, dict) else str(message)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command()
 @click.argument("image")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
@@ -92,27 +125,45 @@ def run(
     """Run COMMAND in IMAGE and wait: `pman run IMAGE --in DIR --out DIR -- COMMAND...`.
 
     The command gets /share/incoming (with --in) and /share/outgoing as its last arguments. The directories are used
-    in place where they are below STOREBASE; others are copied into the store and back. The job's exit code is passed
-    on: 124 at its time limit, 1 when there is none.
+    in place where they are below STOREBASE; others are copied into the store and back, and the copies are removed.
+    The job's exit code is passed on: 128 and a signal's number, 124 at its time limit, 1 when there is none, and 125
+    when it cannot be known.
     """
     service, store = Service(), _store()
     jid = jid or f"run-{secrets.token_hex(6)}"
+    copies = store / f"run-{secrets.token_hex(8)}"
     request: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
     request |= {"jid": jid, "image": image, "entrypoint": list(command), "args": [], "auid": _user()}
     request |= {"type": "ds" if incoming else "fs", "env": list(fields["env"])}
-    request["input_dir"] = _into_store(store, incoming, f"key-{jid}/incoming")
-    request["output_dir"] = _below(store, outgoing) or f"key-{jid}/outgoing"
-    (store / request["output_dir"]).mkdir(parents=True, exist_ok=True)
-    with _interruptible(jid):
-        service.call("POST", json=request)
+    service.call("GET")  # a pman that is not there is noticed before anything is copied
+    try:
+        request["input_dir"] = _into_store(store, incoming, copies / "incoming")
+        request["output_dir"] = _in_place(store, outgoing, copies / "outgoing")
+        service.in_time("POST", json=request)
+    except NoAnswer:
+        raise  # pman may have the job all the same
+    except click.ClickException:
+        shutil.rmtree(copies, ignore_errors=True)
+        raise
+    with _watching(jid):
         job = _follow(service, jid)
-    if outgoing and not _below(store, outgoing):
-        shutil.copytree(store / request["output_dir"], outgoing, dirs_exist_ok=True)
-    _finish(service, job, as_json, delete=not keep)
+        if outgoing and not _below(store, outgoing):
+            _copy(copies / "outgoing", outgoing)
+    if not keep:
+        _forget(service, jid, copies)
+    _finish(job, as_json)
+
+
+def _forget(service: Service, jid: str, copies: Path) -> None:
+    try:
+        service.in_time("DELETE", _path(jid))
+        shutil.rmtree(copies, ignore_errors=True)
+    except click.ClickException as error:  # the job's own end counts for more
+        error.show()
 
 
 def _store() -> Path:
-    if "STOREBASE" not in os.environ:
+    if not os.environ.get("STOREBASE"):
         raise click.ClickException("set STOREBASE to pman's store as this machine sees it, or use `pman submit`.")
     return Path(os.environ["STOREBASE"]).resolve()
 
@@ -121,39 +172,57 @@ def _user() -> str:
     return os.environ.get("USER") or "nobody"
 
 
-def _below(store: Path, directory: Path | None) -> str | None:
-    path = directory.resolve() if directory else store
-    return str(path.relative_to(store)) if path != store and path.is_relative_to(store) else None
+def _below(store: Path, directory: Path) -> bool:
+    path = directory.resolve()
+    return path != store and path.is_relative_to(store)
 
 
-def _into_store(store: Path, directory: Path | None, place: str) -> str:
-    if found := _below(store, directory):
-        return found
-    if directory:
-        shutil.copytree(directory, store / place, dirs_exist_ok=True)
-    (store / place).mkdir(parents=True, exist_ok=True)
+def _in_place(store: Path, directory: Path | None, copy: Path) -> str:
+    """`directory`, or its copy where it is not below the store, relative to the store; made where it is missing."""
+    used = directory.resolve() if directory and _below(store, directory) else copy
+    try:
+        used.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"{used} cannot be made: {error.strerror}.") from None
+    return str(used.relative_to(store))
+
+
+def _into_store(store: Path, directory: Path | None, copy: Path) -> str:
+    if directory and store.is_relative_to(directory.resolve()):
+        raise click.ClickException(f"the store {store} is in {directory}, which cannot be copied into it.")
+    place = _in_place(store, directory, copy)
+    if directory and not _below(store, directory):
+        _copy(directory, copy)
     return place
 
 
-def _finish(service: Service, job: dict[str, str], as_json: bool, delete: bool) -> None:
+def _copy(source: Path, target: Path) -> None:
+    """Links stay links: what a job points one at is not for the eyes of whoever copies."""
+    try:
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise click.ClickException(f"{source} cannot be copied to {target}: {error}") from None
+
+
+def _finish(job: dict[str, str], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(job))
     else:
-        click.echo(job["logs"], nl=bool(job["logs"]) and not job["logs"].endswith("\n"))
+        sys.stdout.write(job["logs"] if job["logs"].endswith("\n") or not job["logs"] else job["logs"] + "\n")
         _state_line(job)
-    if delete:
-        service.call("DELETE", f"{job['jid']}/")
     sys.exit(exit_code(job))
 
 
 def exit_code(job: dict[str, str]) -> int:
-    """0 for success, the job's own exit code where its message names one, 124 at the time limit, else 1."""
+    """0 for success, 124 at the time limit, the job's own exit code or signal where its message names one, else 1."""
     if job["status"] == "finishedSuccessfully":
         return 0
-    if "time limit" in job["message"]:
+    if re.search(r"\b(ended by|ran into|reached) (its|the) time limit\b", job["message"]):
         return TIMED_OUT
-    found = re.search(r"exit code (\d+)", job["message"])
-    return int(found[1]) % 256 or 1 if found else 1
+    if found := re.search(r"\bexit code (\d+)", job["message"]):
+        return int(found[1]) % 256 or 1
+    found = re.search(r"\bended by signal (\d+)", job["message"])
+    return 128 + int(found[1]) if found else 1
 
 
 def _state_line(job: dict[str, str]) -> None:
@@ -162,19 +231,28 @@ def _state_line(job: dict[str, str]) -> None:
 
 
 @contextmanager
-def _interruptible(jid: str) -> Iterator[None]:
-    """Ctrl-C ends the waiting, not the job."""
+def _watching(jid: str) -> Iterator[None]:
+    """What ends the watching (Ctrl-C, an error) does not end the job."""
+    what_goes_on = f"{jid} goes on: `pman wait {jid}` waits for it, `pman delete {jid}` ends it."
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\n{jid} goes on: `pman wait {jid}` waits for it, `pman delete {jid}` ends it.", err=True)
+        click.echo(f"\n{what_goes_on}", err=True)
         sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if isinstance(error, NoAnswer):
+            click.echo(what_goes_on, err=True)
+        sys.exit(UNKNOWN)
 
 
 def _follow(service: Service, jid: str) -> dict[str, str]:
     """Poll until the job has ended; on a terminal, say how it goes."""
     began = time.monotonic()
-    while (job := service.job(jid))["status"] not in _FINAL:
+    while True:
+        job: dict[str, str] = service.in_time("GET", _path(jid))
+        if job["status"] in _FINAL:
+            break
         if sys.stderr.isatty():
             seconds = int(time.monotonic() - began)
             click.echo(f"\r\033[K{jid}  {job['status']}  {seconds} s  {job['message'][:80]}", nl=False, err=True)
@@ -195,11 +273,11 @@ def submit(request_file: IO[bytes], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("jid")
+@click.argument("jid", callback=_jid)
 @as_json
 def status(jid: str, as_json: bool) -> None:
     """Show what became of a job."""
-    _show(Service().job(jid, tail=0), as_json)
+    _show(Service().call("GET", _path(jid), params={"tail": 0}), as_json)
 
 
 def _show(job: dict[str, str], as_json: bool) -> None:
@@ -213,22 +291,27 @@ def _show(job: dict[str, str], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("jid")
+@click.argument("jid", callback=_jid)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("-n", "--tail", type=click.IntRange(0), help="At most so many lines.")
 def logs(jid: str, follow: bool, tail: int | None) -> None:
-    """Print the end of a job's output."""
+    """Print the end of a job's output, with -f also what comes after it."""
     service, shown = Service(), list[str]()
-    params = {} if tail is None else {"tail": tail}
+    job = service.call("GET", _path(jid), params={} if tail is None else {"tail": tail})
     while True:
-        job = service.job(jid, **params)
-        lines = job["logs"].splitlines(keepends=True)
+        over = not follow or job["status"] in _FINAL
+        lines = re.findall(r"[^\n]*\n|[^\n]+", job["logs"])
+        if not over and lines and not lines[-1].endswith("\n"):
+            lines.pop()  # until the rest of it is there
         for line in _new_lines(shown, lines):
-            click.echo(line, nl=not line.endswith("\n"))
-        if not follow or job["status"] in _FINAL:
+            sys.stdout.write(line)
+        sys.stdout.flush()
+        if over:
             return
         shown = lines
         time.sleep(POLL_SECONDS)
+        with _watching(jid):
+            job = service.in_time("GET", _path(jid))
 
 
 def _new_lines(old: list[str], new: list[str]) -> list[str]:
@@ -240,12 +323,12 @@ def _new_lines(old: list[str], new: list[str]) -> list[str]:
 
 
 @click.command()
-@click.argument("jid")
+@click.argument("jid", callback=_jid)
 @as_json
 def wait(jid: str, as_json: bool) -> None:
     """Wait until a job has ended, and pass its exit code on."""
     service = Service()
-    with _interruptible(jid):
+    with _watching(jid):
         job = _follow(service, jid)
     if as_json:
         click.echo(json.dumps(job))
@@ -255,21 +338,28 @@ def wait(jid: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("jids", metavar="JID...", nargs=-1, required=True)
+@click.argument("jids", metavar="JID...", nargs=-1, required=True, callback=_jid)
 def delete(jids: tuple[str, ...]) -> None:
     """End jobs where they run, and forget them."""
-    service = Service()
+    service, failed = Service(), False
     for jid in jids:
-        service.call("DELETE", f"{jid}/")
+        try:
+            service.call("DELETE", _path(jid))
+        except click.ClickException as error:
+            failed = True
+            error.show()
+    if failed:
+        sys.exit(1)
 
 
 @click.command("list")
 @click.option("--state", help="Only jobs in this state.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="At most so many.")
+@click.option("--after", metavar="JID", help="Only jobs that come behind this one.")
 @as_json
-def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
+def list_jobs(as_json: bool, **params: Any) -> None:
     """List pman's jobs, newest first."""
-    page = Service().call("GET", "jobs/", params={"limit": limit} | ({"state": state} if state else {}))
+    page = Service().call("GET", "jobs/", params={name: value for name, value in params.items() if value is not None})
     if as_json:
         click.echo(json.dumps(page))
         return
@@ -277,4 +367,6 @@ def list_jobs(state: str | None, limit: int, as_json: bool) -> None:
         shown = click.style(f"{job['status']:<21}", fg=_COLORS.get(job["status"], "yellow"))
         click.echo(f"{job['jid']:<28} {shown} {job['timestamp'][:19]:<20} {job['image']:<40} {job['message']}".rstrip())
     if page["next"]:
-        click.echo("there are more: raise --limit", err=True)
+        click.echo(f"there are more: --after {page['next']}", err=True)
+    elif page["truncated"]:
+        click.echo("there are older jobs, which are not listed", err=True)

@@ -86,7 +86,11 @@ def _schemas() -> dict[str, Any]:
     about = {name: {"type": "string"} for name in ("server_version", "container_env", "storage_type")}
     sentences = {"type": "object", "additionalProperties": {"type": "string"}}
     message = {"oneOf": [{"type": "string"}, sentences], "description": "a sentence, or one for each wrong field"}
-    page = {"jobs": {"type": "array", "items": _ref("Job")}, "next": {"type": "string"}}
+    page = {
+        "jobs": {"type": "array", "items": _ref("Job")},
+        "next": {"type": "string"},
+        "truncated": {"type": "boolean"},
+    }
     return {
         "Job": _object(fields | {"status": status}),
         "About": _object(about),

@@ -15,7 +15,7 @@ import flask
 import jinja2
 
 from pman import __version__, metrics
-from pman.api import MAX_LISTED, Service, service
+from pman.api import Service, service
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
 from pman.render import TARGETS, Renderer
@@ -73,11 +73,11 @@ def jobs() -> flask.Response:
     s, listed, problem = service(), list[JobStatus](), ""
     try:
         s.backend.ping()
-        listed = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED))
+        listed = metrics.ask("jobs", lambda: s.backend.jobs(SHOWN + 1))
     except PmanError as error:
         problem = str(error)
     rows = [(job, _age(job)) for job in listed[:SHOWN]]
-    return _page("jobs.html", jobs=rows, total=len(listed), problem=problem)
+    return _page("jobs.html", jobs=rows, more=len(listed) > SHOWN, problem=problem)
 
 
 @blueprint.get("/jobs/<jid>/")

@@ -120,7 +120,7 @@ class Rig:
 
         def address() -> str:
             assert process.poll() is None, log.read_text()
-            found = re.search(r"listening on (http://[\w.:]+)", log.read_text())
+            found = re.search(r"listening on (http://[\w.:\[\]]+)", log.read_text())
             return found[1] if found else ""
 
         server = Server("", process, log)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import HEEDING_INTERRUPTS, ROOT, Rig, Server, running
+from pman import client
+from tests.rig import HEEDING_INTERRUPTS, OUT, ROOT, Rig, Server, running
 from tests.test_local import local_rig
 
 
@@ -78,8 +79,97 @@ def test_run_uses_directories_of_the_store_in_place(pman: Pman, rig: Rig) -> Non
 
 def test_exit_codes_are_passed_on(pman: Pman) -> None:
     assert pman("run", "localhost/x:1", "--", "sh", "-c", "exit 7").returncode == 7
-    killed = pman("run", "localhost/x:1", "--", "sh", "-c", "kill -9 $$")
-    assert killed.returncode not in (0, 7)
+    assert pman("run", "localhost/x:1", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    assert pman("run", "localhost/x:1", "--", "sh", "-c", "exit 130").returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("The job ran into its time limit of 5 minutes.", 124),
+        ("The job reached its time limit of 5 min.", 124),
+        ("The job was ended by its time limit (exit code 124).", 124),
+        ("ended by the time limit of 1 min", 124),
+        ("SLURM refused the job: sbatch: error: Requested time limit is invalid (missing or exceeds some limit)", 1),
+        ("The job ended with exit code 7.", 7),
+        ("Worker 2 ended with exit code 255.", 255),
+        ("The job exceeded its memory limit of 64 MiB (out of memory, exit code 137).", 137),
+        ("The job was ended by signal 9.", 137),
+        ("SLURM lost the job: it was cancelled before it ran, or killed.", 1),
+    ],
+)  # fmt: skip
+def test_what_backends_say_becomes_an_exit_code(message: str, code: int) -> None:
+    assert client.exit_code({"status": "finishedWithError", "message": message}) == code
+
+
+def test_run_leaves_nothing_in_the_store(pman: Pman, rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    before = sorted(rig.store.iterdir())
+    words = ("--in", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--", "true")
+    assert pman("run", "localhost/x:1", *words).returncode == 0
+    assert pman("run", "not an image", *words).returncode == 1
+    assert sorted(rig.store.iterdir()) == before
+
+
+def test_links_of_a_job_are_not_followed(pman: Pman, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("not for jobs")
+    script = f'ln -s {tmp_path}/secret "$1/secret"; ln -s /no/where "$1/dangling"; exit 3'
+    done = pman("run", "localhost/x:1", "--out", str(tmp_path / "out"), "--", "sh", "-c", script, "sh")
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "out" / "secret").is_symlink()
+    assert (tmp_path / "out" / "dangling").is_symlink()
+
+
+def test_run_says_what_is_wrong_with_directories(pman: Pman, rig: Rig, tmp_path: Path) -> None:
+    holds_the_store = pman("run", "localhost/x:1", "--in", str(rig.store.parent), "--", "true")
+    assert holds_the_store.returncode == 1
+    assert "cannot be copied into it" in holds_the_store.stderr
+    nowhere = pman("run", "localhost/x:1", "--", "true", STOREBASE="/proc/no-store")
+    assert (nowhere.returncode, "cannot be made" in nowhere.stderr) == (1, True)
+    unset = pman("run", "localhost/x:1", "--", "true", STOREBASE="")
+    assert (unset.returncode, "set STOREBASE" in unset.stderr) == (1, True)
+    typo = pman("run", "--memroy", "5", "localhost/x:1", "--", "true")
+    assert (typo.returncode, "--memory" in typo.stderr) == (2, True)
+
+
+def test_waiting_outlives_a_restart_of_pman(tmp_path: Path) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start()
+        pman = Pman(server, rig)
+        go = tmp_path / "go"
+        script = f"until [ -e {go} ]; do sleep 0.05; done; exit 4"
+        command = [sys.executable, "-m", "pman", "run", "localhost/x:1", "--jid", "long", "--", "sh", "-c", script]
+        with subprocess.Popen(command, env=pman.env, stderr=subprocess.PIPE, text=True) as process:
+            server.wait_state("long", "started")
+            server.kill()
+            again = rig.start(PORT=server.url.rpartition(":")[2])
+            go.touch()
+            errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 4, errors
+        assert again.get("long").status_code == 404
+
+
+def test_following_shows_whole_lines_once(pman: Pman, server: Server, rig: Rig) -> None:
+    begin = r"printf 'first\na\rb'; " + 'until [ -e "$out/go" ]; do sleep 0.05; done; '
+    server.post(rig.request("lines", OUT + begin + r"printf 'c\n\033[1mbold\n'; yes | head -60"))
+    command = [sys.executable, "-m", "pman", "logs", "-f", "-n", "10", "lines"]
+    with subprocess.Popen(command, env=pman.env, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"first\n"
+        (rig.outgoing("lines") / "go").touch()
+        assert process.communicate(timeout=60)[0] == b"a\rbc\n\x1b[1mbold\n" + b"y\n" * 60
+    assert process.returncode == 0
+
+
+def test_jids_are_taken_literally(pman: Pman, server: Server, rig: Rig) -> None:
+    server.post(rig.request("kept", "true"))
+    for jid in ("../v1/kept", "kept?x=1", "kept#part", "no-such-job"):
+        assert pman("delete", jid).returncode == 1, jid
+    assert server.get("kept").status_code == 200
+    for jid in ("", "/", "jobs"):
+        assert (pman("status", jid).returncode, pman("wait", jid).returncode) == (2, 2)
+    assert pman("delete", "no-such-job", "kept").returncode == 1
+    assert server.get("kept").status_code == 404
 
 
 def test_a_day_with_a_job(pman: Pman, rig: Rig) -> None:
@@ -109,6 +199,21 @@ def test_errors_are_sentences(pman: Pman) -> None:
     assert nobody.returncode == 1
     assert "no pman answers" in nobody.stderr
     assert "hunter2" not in nobody.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["user:hunter2@127.0.0.1:9", "http://user:hunter2@host:99999", "htp://user:hunter2@host", "http://u:hunter2/x@h:9"],
+)
+def test_no_error_repeats_a_password(pman: Pman, url: str) -> None:
+    done = pman("list", PMAN_URL=url)
+    assert done.returncode == 1
+    assert "hunter2" not in done.stderr
+    assert "PMAN_URL=" in done.stderr
+
+
+def test_no_proxy_comes_before_a_pman_of_this_machine(pman: Pman) -> None:
+    assert pman("list", http_proxy="http://127.0.0.1:9").returncode == 0
 
 
 def test_ctrl_c_ends_the_waiting_and_says_what_goes_on(pman: Pman, server: Server) -> None:
