@@ -130,7 +130,7 @@ def healthz() -> Reply:
 def readyz() -> Reply:
     """The backend can take jobs, or 503 and why not."""
     try:
-        service().backend.ping()
+        metrics.ask_once("ping", service().backend.ping)
     except PmanError as error:
         return {"message": str(error)}, 503
     return {"status": "ready"}, 200

@@ -6,6 +6,7 @@ import functools
 import ipaddress
 import json
 import logging
+import os
 import re
 import secrets
 import threading
@@ -43,7 +44,7 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.register_blueprint(blueprint)
     app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
-    if config.listens_locally and users is None:
+    if config.allowed_hosts or (config.listens_locally and users is None):
         app.before_request(functools.partial(_refuse_other_names, frozenset({"", "localhost", *config.allowed_hosts})))
     _limit_concurrency(app, config.max_concurrent_requests)
     app.before_request(_authenticate)
@@ -112,7 +113,7 @@ def _authenticate() -> flask.Response | None:
     given = credentials(flask.request.headers.get("Authorization", ""))
     if given and service.users.allow(*given):
         return None
-    log.warning("authentication failed", extra={"fields": {"request_id": flask.g.request_id}})
+    log.warning("authentication failed", extra={"fields": {"client": flask.request.remote_addr}})
     challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}
     return _plain("A user and a password are needed.", 401, challenge)
 
@@ -139,15 +140,13 @@ def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:
 def _end(response: flask.Response) -> flask.Response:
     response.headers["X-Request-ID"] = flask.g.request_id
     fields = {
-        "request_id": flask.g.request_id,
         "method": flask.request.method,
         "path": flask.request.path,
         "status": response.status_code,
         "ms": round((time.monotonic() - flask.g.started_at) * 1000, 1),
-        "jid": flask.g.get("jid", ""),
     }
     route = flask.request.url_rule.rule if flask.request.url_rule else "unknown"
-    metrics.REQUESTS.labels(route, str(response.status_code)).inc()
+    metrics.REQUESTS.labels(route, _known_method(), str(response.status_code)).inc()
     log.info("request", extra={"fields": fields})
     return response
 
@@ -156,7 +155,7 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
     """Every error as JSON with `message`. A stack trace goes to the log, never out."""
     if isinstance(error, PmanError):
         level = logging.ERROR if error.http_status >= 500 else logging.INFO
-        log.log(level, "%s", error, extra={"fields": {"request_id": flask.g.request_id, "detail": error.detail[:4096]}})
+        log.log(level, "%s", error, extra={"fields": {"detail": error.detail[:4096]}})
         return flask.jsonify(message=error.message), error.http_status
     if isinstance(error, RequestEntityTooLarge):
         return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
@@ -165,12 +164,27 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
         if allowed := getattr(error, "valid_methods", None):
             response.headers["Allow"] = ", ".join(allowed)
         return response, error.code or 500
-    log.exception("unexpected error", extra={"fields": {"request_id": flask.g.request_id}})
+    log.exception("unexpected error")
     return flask.jsonify(message="pman met an unexpected error; its log says more under this request's id."), 500
 
 
+def _of_request() -> dict[str, str]:
+    if not flask.has_request_context() or "request_id" not in flask.g:
+        return {}
+    return {"request_id": flask.g.request_id, "jid": flask.g.get("jid", ""), "pid": str(os.getpid())}
+
+
+def _known_method() -> str:
+    """A label's values must be few, whatever is sent."""
+    method = flask.request.method
+    return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
+
+
 class LineFormatter(logging.Formatter):
-    """One line per record, as `key=value` text or as JSON; line breaks in values are escaped."""
+    """One line per record, as `key=value` text or as JSON; line breaks in values are escaped.
+
+    Every line that is written while a request is served names it and its jid.
+    """
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -182,6 +196,7 @@ class LineFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **_of_request(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import threading
@@ -18,6 +19,7 @@ _LINE = re.compile(r"(?P<user>[^:\s]+):(?P<hash>\$2[aby]\$\d\d\$[./A-Za-z0-9]{53
 # What an unknown user's password is compared with where the file is empty.
 _NOBODY = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(10))
 MAX_REMEMBERED = 1000
+log = logging.getLogger(__name__)
 
 
 class Users:
@@ -39,7 +41,7 @@ class Users:
         seen = hmac.digest(self._key, stored + b"\0" + user.encode() + b"\0" + password.encode(), hashlib.sha256)
         if stored and seen in self._verified:
             return True
-        another = next(iter(self._hashes.values()), _NOBODY)  # takes as long, so that the time tells nothing
+        another = max(self._hashes.values(), key=_cost, default=_NOBODY)  # takes as long: the time tells nothing
         right = bcrypt.checkpw(password.encode()[:72], stored or another)
         if not (stored and right):
             return False
@@ -55,9 +57,14 @@ class Users:
         with self._lock:
             try:
                 self._hashes = read_users(self._path)
-            except Misconfigured:
+            except Misconfigured as error:
+                log.error("nobody is let in: %s", error)
                 self._hashes = {}
             self._stamp = stamp
+
+
+def _cost(stored: bytes) -> bytes:
+    return stored.split(b"$")[2]
 
 
 def credentials(header: str) -> tuple[str, str] | None:

@@ -109,6 +109,7 @@ Text = Annotated[str, Field(strict=True), AfterValidator(_text)]
 Argument = Annotated[Text, AfterValidator(_argument)]
 StorePath = Annotated[Text, AfterValidator(_relative)]
 
+EnvEntry = Annotated[Text, AfterValidator(_env_entry), Field(json_schema_extra={"pattern": f"^{_ENV_NAME.pattern}="})]
 Item = TypeVar("Item")
 # One sentence a field: an error for each of the two million wrong items that a body may hold would take 2 GiB.
 Items = Annotated[list[Item], FailFast()]
@@ -122,7 +123,8 @@ class JobRequest(BaseModel):
 
     jid: Annotated[Text, AfterValidator(_jid)] = Field(
         description="1 to 200 characters without / ? # %, white space or control characters, "
-        "and not one of . .. jobs openapi.json"
+        "and not one of . .. jobs openapi.json",
+        json_schema_extra={"pattern": r"^/*[^/?#%\s\u0000-\u0020\u007f-\u00a0]{1,200}$"},
     )
     args: Items[Argument] = Field(description="a list of strings, which may be empty")
     args_path_flags: Items[Text] = Field([], description="a list of those flags in args that a path follows")
@@ -136,13 +138,15 @@ class JobRequest(BaseModel):
     )
     gpu_limit: Integer = Field(strict=True, ge=0, le=1024, description="an integer from 0 to 1024")
     image: Annotated[Text, AfterValidator(_image)] = Field(
-        description="an OCI image reference such as docker.io/fnndsc/pl-simpledsapp:2.1.0"
+        description="an OCI image reference such as docker.io/fnndsc/pl-simpledsapp:2.1.0",
+        json_schema_extra={"pattern": f"^{_IMAGE.pattern.replace('?P<name>', '?:')}$"},
     )
     entrypoint: Annotated[Items[Argument], AfterValidator(_entrypoint)] = Field(
-        description="a list of strings, of which the first names a program, has no = and does not begin with -"
+        description="a list of strings, of which the first names a program, has no = and does not begin with -",
+        json_schema_extra={"minItems": 1, "prefixItems": [{"type": "string", "pattern": "^[^-=][^=]*$"}]},
     )
     type: Literal["ds", "fs", "ts"] = Field(description="one of ds, fs, ts")
-    env: Items[Annotated[Text, AfterValidator(_env_entry)]] = Field(
+    env: Items[EnvEntry] = Field(
         [],
         description="a list of NAME=value strings, NAME made of letters, digits and _ and not beginning with a digit",
     )

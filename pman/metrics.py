@@ -14,7 +14,7 @@ from pman.errors import PmanError
 
 T = TypeVar("T")
 
-REQUESTS = Counter("pman_http_requests", "HTTP requests answered.", ["route", "code"])
+REQUESTS = Counter("pman_http_requests", "HTTP requests answered.", ["route", "method", "code"])
 BACKEND_SECONDS = Histogram("pman_backend_seconds", "Time of one call of the backend.", ["operation"])
 BACKEND_ERRORS = Counter(
     "pman_backend_errors", "Calls of the backend that failed, each attempt.", ["operation", "error"]
@@ -24,7 +24,7 @@ SUBMITTED = Counter("pman_jobs_submitted", "Submissions by outcome.", ["outcome"
 
 
 def ask(operation: str, function: Callable[[], T]) -> T:
-    """`function()` under the retry policy, measured as `operation`."""
+    """`function()` under the retry policy, each attempt measured as `operation`."""
     attempts = 0
 
     def attempt() -> T:
@@ -32,17 +32,22 @@ def ask(operation: str, function: Callable[[], T]) -> T:
         attempts += 1
         if attempts > 1:
             RETRIES.labels(operation).inc()
-        began = time.perf_counter()
-        try:
-            return function()
-        except Exception as error:
-            if not isinstance(error, PmanError) or error.http_status >= 500:
-                BACKEND_ERRORS.labels(operation, type(error).__name__).inc()
-            raise
-        finally:
-            BACKEND_SECONDS.labels(operation).observe(time.perf_counter() - began)
+        return ask_once(operation, function)
 
     return retry.call(attempt)
+
+
+def ask_once(operation: str, function: Callable[[], T]) -> T:
+    """`function()`, measured as `operation`."""
+    began = time.perf_counter()
+    try:
+        return function()
+    except Exception as error:
+        if not isinstance(error, PmanError) or error.http_status >= 500:
+            BACKEND_ERRORS.labels(operation, type(error).__name__).inc()
+        raise
+    finally:
+        BACKEND_SECONDS.labels(operation).observe(time.perf_counter() - began)
 
 
 def text() -> bytes:

@@ -72,7 +72,7 @@ def jobs() -> flask.Response:
     """The backend with its health, and the newest jobs."""
     s, listed, problem = service(), list[JobStatus](), ""
     try:
-        s.backend.ping()
+        metrics.ask_once("ping", s.backend.ping)
         listed = metrics.ask("jobs", lambda: s.backend.jobs(SHOWN + 1))
     except PmanError as error:
         problem = str(error)

@@ -110,6 +110,21 @@ def test_request_ids(server: Server) -> None:
     assert any(line.get("request_id") == "pfcon-42.a" and line.get("status") == 200 for line in lines)
 
 
+def test_the_log_follows_a_job_from_post_to_delete(server: Server, rig: Rig) -> None:
+    headers = {"X-Request-ID": "trace-1"}
+    server.call("POST", json=rig.request("traced", "true", colour="blue"), headers=headers)
+    server.call("POST", json=rig.request("traced", "false"), headers=headers)
+    server.wait_final("traced")
+    server.delete("traced")
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    of_job = [line for line in lines if line.get("jid") == "traced"]
+    served = [(line["method"], line["status"]) for line in of_job if line["message"] == "request"]
+    assert (served[0], served[1], served[-1]) == (("POST", 201), ("POST", 409), ("DELETE", 204))
+    assert ("GET", 200) in served
+    conflict = next(line for line in of_job if "another job" in line["message"])
+    assert (conflict["request_id"], conflict["level"]) == ("trace-1", "INFO")
+
+
 def test_secrets_never_reach_the_log(server: Server, rig: Rig) -> None:
     server.post(rig.request("secret", "true", env=["TOKEN=hunter2"]))
     server.post(rig.request("secret", "true", env=["TOKEN=hunter2", "hunter2"]))
