@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -45,6 +47,15 @@ def test_systemd_unit() -> None:
     assert set(parser.sections()) == {"Unit", "Service", "Install"}
     assert parser["Service"]["ExecStart"].endswith("/bin/pman serve")
     assert parser["Service"]["KillMode"] == "process"  # jobs of the embedded backend outlive pman
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "pman.service"
+    unit.write_text((ROOT / "deploy/pman.service").read_text().replace("/opt/pman/bin/pman", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    about_it = [line for line in done.stderr.splitlines() if "pman.service" in line and "slurmctld" not in line]
+    assert (done.returncode, about_it) == (0, [])
 
 
 def test_dockerfile_names_files_that_exist() -> None:

@@ -22,7 +22,7 @@ from schemathesis import checks
 
 from tests.rig import Rig, Server, running, wait_for
 from tests.test_http import refused_start
-from tests.test_local import local_rig
+from tests.test_local import gone, local_rig
 
 PASSWORD = "correct horse: battery \u00e4"
 
@@ -213,11 +213,12 @@ def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> Non
 
 
 def test_a_killed_supervisor_frees_the_port(rig: Rig) -> None:
-    server = rig.start(SERVER_PROCESSES="2", LISTEN_ADDRESS="::1")
+    address = "::1" if Path("/proc/net/if_inet6").exists() else "127.0.0.1"
+    server = rig.start(SERVER_PROCESSES="2", LISTEN_ADDRESS=address)
     wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     server.kill()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20, "the children to end")
+    wait_for(lambda: all(gone(int(pid)) for pid in children), 20, "the children to end")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

@@ -137,6 +137,12 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         assert "REQUEST" in rendered
         user = out([*docker, "exec", container, "python3", "-c", "import os; print(os.getuid())"]).strip()
         assert user == "10001"
+        job = ["--env", "PMAN_URL=http://127.0.0.1:5005", "--env", "STOREBASE=/tmp", container]
+        for code in (3, 4):  # what a job leaves becomes a child of process 1, pman's supervisor
+            words = ["pman", "run", "localhost/x:1", "--", "sh", "-c", f"exit {code}"]
+            ended = subprocess.run([*docker, "exec", *job, *words], capture_output=True, text=True, check=False)
+            assert ended.returncode == code, ended.stderr
+        assert state()["Health"]["Status"] == "healthy"
     finally:
         out([*docker, "rm", "--force", container])
 

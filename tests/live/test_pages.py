@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import bcrypt
 import pytest
 import requests
 from selenium import webdriver
@@ -32,14 +34,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 @pytest.fixture(scope="module")
-def server(rig: Rig) -> Server:
+def server(rig: Rig) -> Iterator[Server]:
     server = rig.start()
     server.post(rig.request("brain-7", 'echo "<b>not bold</b>"; echo fine'))
     server.post(rig.request("brain-8", "exit 3"))
     for jid in ("brain-7", "brain-8"):
         server.wait_final(jid)
     server.post(rig.request("brain-9", "sleep 300"))
-    return server
+    yield server
+    server.delete("brain-9")
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +77,39 @@ def no_errors(browser: webdriver.Chrome) -> None:
     assert [entry for entry in entries if "favicon" not in entry["message"]] == []
 
 
+def rows(browser: webdriver.Chrome) -> dict[str, str]:
+    """jid -> row, read at once: the page loads itself again every few seconds."""
+    texts: list[str] = browser.execute_script(
+        "return [document.getElementById('health'), ...document.querySelectorAll('tbody tr')].map(e => e.innerText)"
+    )
+    assert "can take jobs" in texts[0]
+    return {text.split()[0]: text for text in texts[1:]}
+
+
+def test_dark_pages_for_users(browser: webdriver.Chrome, server: Server, rig: Rig, tmp_path: Path) -> None:
+    """Text is light on dark where the system is dark; a browser asks for the password that AUTH_USERS_FILE wants."""
+    users = tmp_path / "users"
+    users.write_bytes(b"chris:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)) + b"\n")
+    url = rig.start(AUTH_USERS_FILE=str(users)).url
+    assert requests.get(f"{url}/", timeout=30).status_code == 401
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    browser.get(url.replace("//", "//chris:secret@") + "/")
+    assert rows(browser)
+    colors: list[str] = browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+    )
+    light, back = (sum(int(part) for part in re.findall(r"\d+", color)[:3]) for color in colors)
+    assert light > 600
+    assert back < 150
+    browser.save_screenshot(str(tmp_path / "dark.png"))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_jobs(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
     browser.get(f"{server.url}/")
-    assert "can take jobs" in browser.find_element(By.ID, "health").text
-    states = {
-        row.find_elements(By.TAG_NAME, "td")[0].text: row.text
-        for row in browser.find_elements(By.CSS_SELECTOR, "tbody tr")
-    }
+    states = rows(browser)
     assert list(states) == ["brain-9", "brain-8", "brain-7"]
     assert "started" in states["brain-9"]
     assert "exit code 3" in states["brain-8"]
