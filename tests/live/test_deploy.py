@@ -20,8 +20,8 @@ from tests.rig import ROOT, wait_for
 
 pytestmark = pytest.mark.live("swarm")
 SETTINGS = {"SECRET_KEY": "x" * 20, "STOREBASE": "/data/store", "PMAN_CROMWELL_ROOT": "/data/cromwell"}
-# What the Dockerfile's RUN lines and HEALTHCHECK call, beside Python.
-PROGRAMS = ("sh", "mkdir", "env", "bash")
+# What the Dockerfile and jobs of the embedded backend call, beside Python.
+PROGRAMS = ("sh", "mkdir", "env", "bash", "ln", "rm", "mv", "sleep", "uname", "cat")
 
 
 @pytest.fixture(scope="module")
