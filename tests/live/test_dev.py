@@ -16,6 +16,7 @@ from tests.rig import ROOT, wait_for
 from tests.test_http import free_port
 
 ENGINES = {
+    "": "",  # the embedded backend
     "slurm": "slurm",
     "cromwell": "slurm",
     "swarm": "swarm",
@@ -26,19 +27,19 @@ ENGINES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.live(engine)) for name, engine in ENGINES.items()]
+    "name", [pytest.param(name, marks=pytest.mark.live(engine) if engine else ()) for name, engine in ENGINES.items()]
 )
 def test_dev_and_smoke(name: str, tmp_path: Path) -> None:
-    engine = development(ENGINES[name])
+    engine = development(ENGINES[name]) if name else {}
     port = free_port()
     store = tmp_path / "store"
     store.mkdir()
     env = {**os.environ, "PORT": str(port), "STOREBASE": str(store), "SLURM_STATE_DIR": str(tmp_path / "jobs")}
     with (tmp_path / "log").open("wb") as log:
+        command = [str(ROOT / "scripts/dev"), *(("--on", name) if name else ())]
         process = subprocess.Popen(
-            [str(ROOT / "scripts/dev"), "--on", name], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
+            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         url = f"http://127.0.0.1:{port}"
 
