@@ -67,7 +67,7 @@ def run(script: str, shell: str = "bash", *arguments: str, **environment: str) -
 
 def supervised(text: str, index: int = 0) -> str:
     """A script of `local` or `slurm` that runs one worker and nothing else."""
-    functions = re.sub(r"(?ms)^# First stage.*?^rm -f \"\.claim\.\$\$\"$", "", text)
+    functions = re.sub(r"(?ms)^# First stage.*?^  rm -f \"\.claim\.\$\$\"\nfi$", "", text)
     return re.sub(r"(?m)^supervise$", f"run_worker {index}", functions)
 
 

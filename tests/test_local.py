@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,10 +14,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
 
+from pman.job import Job
+from pman.render import Renderer, sample_job
+from pman.settings import LocalRuntime, load
 from tests.contract import Contract
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
@@ -24,6 +31,10 @@ def local_rig(directory: Path, **env: str) -> Rig:
     (directory / "store").mkdir()
     settings = {"CONTAINER_ENV": "local", "LOCAL_STATE_DIR": str(directory / "state"), **env}
     return Rig(settings, directory / "store", "localhost/none:1", directory, read_only_input=False, job_seconds=20)
+
+
+# A script that goes on until the test makes the file `go`.
+GATED = 'until [ -e "$out/go" ]; do sleep 0.1; done'
 
 
 class TestLocal(Contract):
@@ -80,16 +91,58 @@ class TestLocal(Contract):
         server.wait_state(jid, "started")
         claim = state_of(rig, jid) / "claim"
         mine = claim.read_text()
-        started, boot_id = mine.split()[2:]
+        started, boot_id = mine.split()[2:4]
         with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
             ticks = str(int(started) - 1) if boot == "this boot" else started
-            claim.write_text(f"{stranger.pid} {stranger.pid} {ticks} {boot_id if boot == 'this boot' else 'x'}\n")
+            boot_id = boot_id if boot == "this boot" else "x"
+            claim.write_text(f"{stranger.pid} {stranger.pid} {ticks} {boot_id} {os.uname().nodename}\n")
             if boot == "another boot":
                 assert server.get(jid).json()["status"] == "finishedWithError"
             assert server.delete(jid).status_code == 204
             assert stranger.poll() is None
             stranger.kill()
         subprocess.run(["pkill", "-KILL", "-s", mine.split()[0]], check=False)
+
+    def test_the_job_of_another_machine(self, server: Server, rig: Rig, jid: str) -> None:
+        """Two machines may have one home: what runs on the other one cannot be seen, so nothing is said of its end."""
+        request = rig.request(jid, OUT + GATED)
+        server.post(request)
+        server.wait_state(jid, "started")
+        claim = state_of(rig, jid) / "claim"
+        mine = claim.read_text()
+        claim.write_text(" ".join([*mine.split()[:3], "another-boot", "node7"]))
+        assert server.post(request).status_code == 201
+        job = server.get(jid).json()
+        assert (job["status"], job["message"]) == ("undefined", "The job belongs to the machine node7.")
+        answer = server.delete(jid)
+        assert (answer.status_code, "delete it there" in answer.json()["message"]) == (409, True)
+        claim.write_text(mine)
+        (rig.outgoing(jid) / "go").touch()
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+
+    def test_a_suspended_job_goes_on(self, server: Server, rig: Rig, jid: str) -> None:
+        """As SLURM suspends: TSTP to every process, STOP a moment later."""
+        server.post(rig.request(jid, OUT + 'echo up > "$out/up"; ' + GATED, time_limit_minutes=5))
+        wait_for((rig.outgoing(jid) / "up").exists, 10, "the job to run")
+        session = int((state_of(rig, jid) / "claim").read_text().split()[0])
+        for number, wanted in ((signal.SIGTSTP, any), (signal.SIGSTOP, all)):  # TSTP stops no orphaned process group
+            for pid in members(session):
+                os.kill(pid, number)
+            wait_for(lambda w=wanted: w(state(pid) == "T" for pid in members(session)), 10, "the job to stop")  # type: ignore[misc]
+            time.sleep(0.5)  # for what would be wrong to happen
+            assert server.get(jid).json()["status"] == "started"
+        for pid in members(session):
+            os.kill(pid, signal.SIGCONT)
+        (rig.outgoing(jid) / "go").touch()
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+
+    def test_a_limited_job_whose_script_was_killed(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, OUT + 'echo up > "$out/up"; ' + GATED, time_limit_minutes=5))
+        wait_for((rig.outgoing(jid) / "up").exists, 10, "the job to run")
+        os.kill(int((state_of(rig, jid) / "claim").read_text().split()[1]), signal.SIGKILL)
+        assert server.get(jid).json()["status"] == "started"
+        (rig.outgoing(jid) / "go").touch()
+        assert "without a result" in server.wait_final(jid, 20)["message"]
 
     def test_files_in_the_working_directory(self, server: Server, rig: Rig, jid: str) -> None:
         script = "echo mine | tee rc claim stdout.0 job.json; pwd"
@@ -155,6 +208,93 @@ class TestLocal(Contract):
         assert not [line for line in lines if line.startswith(("CROMWELL", "STOREBASE", "LOCAL_"))]
         server.stop()
 
+    def test_a_result_that_comes_between_two_looks(self, server: Server, rig: Rig, jid: str) -> None:
+        """The listing finds no claim, then the result of a job that was begun and ended in between."""
+        server.post(rig.request(jid, "true"))
+        server.wait_final(jid)
+        (state_of(rig, jid) / "claim").rename(state_of(rig, jid) / "claimed")
+        jobs = server.call("GET", "jobs/").json()["jobs"]
+        assert [job["status"] for job in jobs if job["jid"] == jid] == ["notstarted"]
+        (state_of(rig, jid) / "claimed").rename(state_of(rig, jid) / "claim")
+
+
+RUNTIMES = [runtime for runtime in get_args(LocalRuntime) if runtime != "none"]
+
+
+def rendered(directory: Path, target: str, workers: int = 2, **config: str) -> tuple[Job, str]:
+    """A job whose directories exist, and its script."""
+    for name in ("incoming", "outgoing"):
+        (directory / f"key-chris-jid-1/{name}").mkdir(parents=True)
+    loaded = load({"STOREBASE": str(directory), **config})
+    made = dataclasses.replace(sample_job(loaded), workers=workers)
+    return made, Renderer(loaded).render(made, target).text
+
+
+def run_with_stub(directory: Path, text: str, name: str, *arguments: str, **env: str) -> list[str]:
+    """The words that the script's first worker gives to the program of that name, which ends at once."""
+    stub = directory / "bin" / name
+    stub.parent.mkdir()
+    stub.write_text(f"#!/bin/bash\nprintf '%s\\0' \"$@\" > {directory}/said.$PMAN_WORKER_INDEX\n")
+    stub.chmod(0o755)
+    (directory / "job.sh").write_text(text)
+    environment = {"PATH": f"{directory}/bin:{os.environ['PATH']}", **env}
+    subprocess.run(["bash", "job.sh", *arguments], cwd=directory, env=environment, check=False, timeout=20)
+    said = directory / "said.0"
+    errors = "".join(path.read_text() for path in directory.glob("stderr.*"))
+    assert said.exists(), errors
+    return said.read_bytes().decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_gets_the_command(tmp_path: Path, runtime: str) -> None:
+    job, text = rendered(tmp_path, "local", LOCAL_RUNTIME=runtime)
+    words = run_with_stub(tmp_path, text, runtime_program(runtime), "claim", "1")
+    assert words[-len(job.argv) :] == list(job.argv)
+    assert (tmp_path / "rc").read_text() == "0 \n"
+    assert (tmp_path / "said.1").exists()
+
+
+@pytest.mark.parametrize("runtime", ["podman", "docker"])
+def test_what_a_killed_script_left_in_an_engine(tmp_path: Path, runtime: str) -> None:
+    """DELETE ends the containers, too. The stand-in for the engine's program runs until it is killed."""
+    program = tmp_path / "bin" / runtime
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/"$1"\n[ "$1" != run ] || exec sleep 600\n')
+    program.chmod(0o755)
+    with running(local_rig(tmp_path, LOCAL_RUNTIME=runtime)) as rig:
+        server = rig.start(PATH=f"{program.parent}:{os.environ['PATH']}")
+        server.post(rig.request("left", "true", number_of_workers=2))
+        wait_for(lambda: len(_text(tmp_path / "run").splitlines()) == 2, 10, "the workers")
+        for pid in members(int((state_of(rig, "left") / "claim").read_text().split()[0])):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert server.wait_final("left")["status"] == "finishedWithError"
+        assert not (tmp_path / "rm").exists()
+        assert server.delete("left").status_code == 204
+    assert (tmp_path / "kill").read_text() == "kill left-0 left-1\n"
+    assert (tmp_path / "rm").read_text() == "rm --force left-0 left-1\n"
+
+
+@pytest.mark.slow
+def test_the_time_of_a_suspended_job_does_not_count(tmp_path: Path) -> None:
+    _, text = rendered(tmp_path, "local", workers=1, TIMELIMIT_MINUTES="1")
+    script = "echo up; for i in {1..40}; do sleep 0.1; done"
+    text = re.sub(r"(?m)^time_limit_s=60$", "time_limit_s=10", text)
+    text = re.sub(r'(?m)^  set -- "\$@" env .*$', f"  set -- bash -c '{script}'", text)
+    (tmp_path / "job.sh").write_text(text)
+    with subprocess.Popen(["bash", "job.sh", "claim", "1"], cwd=tmp_path, start_new_session=True) as process:
+        wait_for(lambda: _text(tmp_path / "stdout.0"), 10, "the job to run")
+        for number, seconds in ((signal.SIGSTOP, 8.0), (signal.SIGCONT, 0.0)):
+            for pid in members(process.pid):
+                os.kill(pid, number)
+            time.sleep(seconds)
+        assert process.wait(20) == 0
+    assert (tmp_path / "rc").read_text() == "0 \n"
+
+
+def runtime_program(runtime: str) -> str:
+    return {"bubblewrap": "bwrap", "charliecloud": "ch-run"}.get(runtime, runtime)
+
 
 def test_a_state_directory_that_isgone(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
@@ -185,6 +325,24 @@ def state_of(rig: Rig, jid: str) -> Path:
     return Path(rig.env["LOCAL_STATE_DIR"], jid)
 
 
+def members(session: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    return [pid for pid in psutil.pids() if _fields(pid)[3:4] == [str(session)] and state(pid) != "Z"]
+
+
+def state(pid: int) -> str:
+    """The letter of proc_pid_stat(5); empty for a process that is gone."""
+    return "".join(_fields(pid)[:1])
+
+
+def _fields(pid: int) -> list[str]:
+    """From the third field on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
@@ -198,7 +356,4 @@ def _command(pid: int) -> bytes:
 
 def gone(pid: int) -> bool:
     """No such process, or nothing but its exit status."""
-    try:
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    return state(pid) in ("", "Z")

@@ -1,11 +1,12 @@
 """The embedded backend: jobs are processes of this machine, and a directory each is all there is to know of them.
 
 State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, besides what directories.py says:
-  claim        "SESSION SUPERVISOR START BOOT", linked by the one process that runs the job (or "deleted"): process ids,
-               the supervisor's start in clock ticks since that boot of the machine
+  claim        "SESSION SUPERVISOR START BOOT HOST", linked by the one process that runs the job (or "deleted"): process
+               ids, the supervisor's start in clock ticks since that boot of the machine of that name
   work.N       where worker N begins
   ended        made when no process of the job is left: its process ids mean nothing from then on
 The script is its own lock: it may be started any number of times and by anybody, but only one start wins the claim.
+Machines may share the directory (a home on NFS): each tells and deletes its own jobs only.
 What makes or removes a directory holds a lock on the jid, so that nobody removes a job other than the one it looked at.
 """
 
@@ -21,12 +22,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from pman import logs, retry
 from pman.backends import directories
 from pman.backends.directories import Record
 from pman.backends.local_processes import TOKEN, Claim, is_alive, kill_rest, runs
-from pman.errors import BackendError, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
+from pman.errors import BackendError, Conflict, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.render import Spec
 from pman.settings import Settings
@@ -110,8 +112,11 @@ class LocalBackend:
 
     def _status(self, record: Record) -> JobStatus:
         claim = _claim(record.directory)
+        if _runs_elsewhere(claim, record):
+            return directories.make_status(record, JobState.UNDEFINED, f"The job belongs to the machine {claim.host}.")
         alive = claim is not None and not _has_ended(record) and is_alive(claim, record.token)
-        result = directories.result(record.directory)  # read after `alive`: the script writes it before it ends
+        # read after `alive`: the script writes it before it ends; without a claim then, it was not begun then
+        result = directories.result(record.directory) if claim else None
         if claim and alive and result:
             alive = not kill_rest(claim, record.token)
         state = STATES[(claim is not None, alive, result is not None)]
@@ -150,15 +155,20 @@ def create(settings: Settings) -> LocalBackend:
     return LocalBackend(settings.local_state_dir or Path(home, "pman", "jobs"), settings.job_logs_max_kib * 1024)
 
 
+def _run_script(record: Record, *arguments: str) -> None:
+    """Raises subprocess.SubprocessError and OSError."""
+    subprocess.run(
+        ["bash", "job.sh", *arguments], cwd=record.directory, env=_ENVIRONMENT | {TOKEN: record.token},
+        start_new_session=True, timeout=START_SECONDS,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+
+
 def _start(record: Record) -> None:
     if (record.directory / "claim").exists():
         return
     try:
-        subprocess.run(
-            ["bash", "job.sh"], cwd=record.directory, env=_ENVIRONMENT | {TOKEN: record.token},
-            start_new_session=True, timeout=START_SECONDS,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
+        _run_script(record)
     except (subprocess.SubprocessError, OSError) as error:
         if not record.directory.exists():
             raise NotFound("The job was deleted while it was being started.") from None
@@ -171,7 +181,7 @@ def _claim(directory: Path) -> Claim | None:
         words = (directory / "claim").read_text().split()
     except FileNotFoundError:
         return None
-    return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3])
+    return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3], words[4])
 
 
 def _claim_as_deleted(directory: Path) -> bool:
@@ -202,18 +212,36 @@ def _note_end(record: Record) -> None:
         (record.directory / "ended").touch()
 
 
+def _runs_elsewhere(claim: Claim | None, record: Record) -> TypeGuard[Claim]:
+    return claim is not None and claim.is_elsewhere and not _has_ended(record)
+
+
 def _stop(record: Record) -> None:
-    """End every process of the job: the script's own orderly end first, KILL for what is left."""
+    """End every process of the job. Raises Conflict for the job of another machine."""
     claim = _claim(record.directory)
-    if claim is None or _has_ended(record):
+    if claim is None:
         return
+    if _runs_elsewhere(claim, record):
+        raise Conflict(
+            f"The job belongs to the machine {claim.host}: delete it there, or remove {record.directory} "
+            "once that machine is gone."
+        )
+    if not _has_ended(record):
+        _end_processes(claim, record.token)
+    if not (record.directory / "rc").exists():  # the script was killed before its own clean-up
+        with contextlib.suppress(subprocess.SubprocessError, OSError):
+            _run_script(record, "clean_up")
+
+
+def _end_processes(claim: Claim, token: str) -> None:
+    """The script's own orderly end first, KILL for what is left."""
     if runs(claim):
         with contextlib.suppress(ProcessLookupError):
             os.kill(claim.supervisor, signal.SIGTERM)
         if not retry.wait_until(lambda: not runs(claim), STOP_SECONDS, first_pause=0.005):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(claim.supervisor, signal.SIGKILL)
-    if not retry.wait_until(lambda: kill_rest(claim, record.token), STOP_SECONDS, first_pause=0.005):
+    if not retry.wait_until(lambda: kill_rest(claim, token), STOP_SECONDS, first_pause=0.005):
         raise Unreachable("The job's processes do not end.")
 
 

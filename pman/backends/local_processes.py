@@ -15,7 +15,7 @@ TOKEN = "PMAN_JOB_TOKEN"  # noqa: S105 - environment variable of a job's process
 
 
 class Claim(NamedTuple):
-    """Who runs a job: the session it began in and its supervisor.
+    """Who runs a job: the session it began in and its supervisor, on the machine of that host name.
 
     started_ticks: the supervisor's start, in clock ticks since the boot of the machine that `boot` identifies. It does
     not move when the clock is set, as a time of day (psutil's create_time) does.
@@ -25,6 +25,12 @@ class Claim(NamedTuple):
     supervisor: int
     started_ticks: int
     boot: str
+    host: str
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True for the job of another machine: what runs there cannot be seen from here."""
+        return self.boot != _boot() and self.host != os.uname().nodename
 
 
 class _Process(NamedTuple):
