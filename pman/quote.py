@@ -27,8 +27,11 @@ class Unwritable(ValueError):
 
 
 def sh(value: Any) -> str:
-    """A word of POSIX sh and bash. Numbers stay bare, booleans become true or false."""
-    return _bare(value) or shlex.quote(_text(value))
+    r"""A word of bash; of POSIX sh, too, without a carriage return. Numbers stay bare, booleans become true or false.
+
+    sbatch refuses a script with CR LF in it, so CR is written as $'\r'; shlex.quote has put it into single quotes.
+    """
+    return _bare(value) or shlex.quote(_text(value)).replace("\r", "'$'\\r''")
 
 
 def sbatch(value: Any) -> str:

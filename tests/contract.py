@@ -20,7 +20,7 @@ FIELDS = {"jid", "image", "cmd", "status", "message", "timestamp", "logs"}
 HOSTILE = [
     "it's", 'a "quote"', "$(touch never)", "`touch never`", "~{wdl} >>> ${x}", "{{.Node.ID}}", "$(HOME) $$(HOME) $$$",
     "back\\slash\\n", "", "two\nlines\n\n", "\ttab", "na\u00efve \U0001f9e0", "SCRIPT_EPILOGUE",
-    "-n", "%s%%", "#SBATCH --x", " ", "*",
+    "-n", "%s%%", "#SBATCH --x", " ", "*", "a\r\nb", "x\n#PBS -q no-such\n#BSUB -q no-such\n",
 ]  # fmt: skip
 
 
@@ -198,7 +198,7 @@ class Contract:
         script = (
             OUT
             + r"""printf '%s\0' "$@" > "$out/argv"
-            for i in $(seq 0 17); do eval "printf '%s\0' \"\$V$i\""; done > "$out/env" """
+            for i in $(seq 0 19); do eval "printf '%s\0' \"\$V$i\""; done > "$out/env" """
         )
         assert server.post(rig.request(jid, script, *HOSTILE, env=env)).status_code == 201
         job = server.wait_final(jid, rig.job_seconds)

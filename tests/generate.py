@@ -7,10 +7,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 HOSTILE = (
-    "", " ", "'", '"', "`", "\\", "\\\\", "\\n", "\n", "\n\n", "\r\n", "\r", "\t", "  two\n  lines\n",
+    "", " ", "'", '"', "`", "\\", "\\\\", "\\n", "\n", "\n\n", "\r\n", "a\r\nb", "\r", "\t", "  two\n  lines\n",
     "$x", "$$", "$(x)", "$(PMAN_WORKER_COUNT)", "$$(x)", "${x}", "~{x}", "~", "~root", ">>>", "<<<", "}",
     "{{.Node.ID}}", "{{", "}}", "{{{", '{{"{{"}}', "{% raw %}", "{# c #}", "%s", "%%", "%d%n", "-n", "--", "-e",
     "!", "!!", "#", "# c", ";", "&& true", "|", "*", "?", "[a]", "(", ")", "<", ">", "&amp;", "&", "<b>", "EOF",
+    "x\n#PBS -q no-such\n", "x\n#BSUB -q no-such\n",
     "SCRIPT_EPILOGUE", "SCRIPT_CLOSURE", "DOCKER_OUTPUT_DIR_LINK", "INSTANTIATED_COMMAND", "ENVIRONMENT_VARIABLES",
     "\\137", "\\055", "\x07", "\x1b[0m", "\x7f", "\x85", "\u2028", "\ufeff", "\u00e9", "e\u0301", "\U0001f9e0",
     "\uffff", "null", "yes", "0x10", "1e3", ": ", "- a", "? b", "@", "/share/incoming", "/share/incoming/x",

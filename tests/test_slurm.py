@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import fcntl
+import json
+import os
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,9 +19,10 @@ from hypothesis import strategies as st
 
 from pman import job, quote, render, settings
 from pman.backends import directories, slurm, slurm_commands, slurm_state
-from pman.errors import BackendError, BadRequest, Unreachable
+from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
 from pman.status import JobState
 from tests.generate import requests
+from tests.rig import wait_for
 
 # "JOB STATE CODES" of squeue(1), SLURM 22.05, and what https://slurm.schedmd.com/job_state_codes.html adds.
 DOCUMENTED = """BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING
@@ -122,6 +130,11 @@ def test_rows_of_squeue_and_sacct(tmp_path: Path) -> None:
         ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", 1, Unreachable),
         ("ssh: connect to host login1 port 22: No route to host", 255, Unreachable),
         ("sbatch: error: Batch job submission failed: Requested node configuration is not available", 1, BadRequest),
+        ("sbatch: error: Batch job submission failed: Slurm backup controller in standby mode", 1, Unreachable),
+        ("sbatch: error: If munged is up, restart it\nsbatch: error: Munge encode failed: x", 1, Unreachable),
+        ("sacct: error: Problem talking to the database: Connection refused", 1, Unreachable),
+        ("sbatch: error: invalid partition specified: standby", 1, BadRequest),
+        ("sbatch: error: invalid partition specified: munge-communication", 1, BadRequest),
     ],
 )  # fmt: skip
 def test_refusals_and_silence(tmp_path: Path, words: str, status: int, error: type[Exception]) -> None:
@@ -145,3 +158,215 @@ def test_ssh_gets_one_word_that_its_shell_takes_apart_again(words: list[str]) ->
     if words:
         printed = subprocess.run(["sh", "-c", line[2]], capture_output=True, check=True).stdout
         assert printed.split(b"\0")[:-1] == [word.encode() for word in words]
+
+
+class Fake:
+    """A SLURM of executables: `say(name, script)` is what that command does from now on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.here = directory
+        self.root = directory / "state"
+        fake(directory, "prefix", f'here={directory}; cd $here; shift 2; exec "$here/$@"')
+        self.say("squeue")
+        self.say("scancel")
+        self.say("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
+        self.say("sbatch", "echo x >> submitted; echo 10")
+        self.backend = slurm.SlurmBackend(self.root, slurm_commands.Commands([str(directory / "prefix")], 20), 1024)
+
+    def say(self, name: str, script: str = "") -> None:
+        fake(self.here, name, script)
+
+    def row(self, number: int, state: str, record: directories.Record) -> str:
+        """A line of squeue or sacct, as a command for the shell."""
+        return f"echo '{number}|{state}|N/A|{slurm_state.slurm_name(record)}|None'"
+
+    def submit(self, jid: str = "chris-jid-1") -> directories.Record:
+        self.backend.submit(named(jid), render.Spec("slurm", "#!/bin/bash\n"))
+        return directories.find(self.root, jid)
+
+    def submitted(self) -> int:
+        return len((self.here / "submitted").read_text().splitlines())
+
+
+def named(jid: str) -> job.Job:
+    return dataclasses.replace(render.sample_job(CONFIG), jid=jid, name=job.backend_name(jid), digest=jid)
+
+
+def claim(record: directories.Record, word: str) -> str:
+    """A command for the shell that takes the claim, as the script of the job does."""
+    return f"mv -T {record.directory}/attempt.* {record.directory}/claim.{word} 2>/dev/null"
+
+
+def run_shell(command: str) -> None:
+    subprocess.run(["sh", "-c", command], check=True)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Fake:
+    return Fake(tmp_path)
+
+
+@pytest.mark.parametrize("listing", [False, True])
+@pytest.mark.parametrize("earlier", ["FAILED", "PENDING"])
+def test_a_claim_that_is_younger_than_the_queue(engine: Fake, earlier: str, listing: bool) -> None:
+    """Two SLURM jobs of one attempt: the second one begins while SLURM tells of the first one."""
+    record = engine.submit()
+    first, second = engine.row(10, earlier, record), engine.row(11, "RUNNING", record)
+    engine.say("squeue", f"{first}; {claim(record, '11')} || {second}")
+    status = engine.backend.jobs(1)[0] if listing else engine.backend.status(record.jid)
+    assert status.state is JobState.STARTED
+
+
+def test_an_owner_that_only_the_accounts_know(engine: Fake) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "11"))
+    engine.say("squeue", engine.row(10, "FAILED", record))
+    engine.say("sacct", f"{engine.row(10, 'FAILED', record)}; {engine.row(11, 'OUT_OF_MEMORY', record)}")
+    assert "more memory" in engine.backend.status(record.jid).message
+
+
+@pytest.mark.parametrize("retry", ["POST", "GET"])
+def test_refused_because_an_earlier_sbatch_got_through(engine: Fake, retry: str) -> None:
+    assert slurm_state.create_directory(engine.root, named("j"), render.Spec("slurm", ""))
+    made = directories.find(engine.root, "j")
+    engine.say("sbatch", f"{claim(made, '77')}; echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    engine.say("squeue", f"[ ! -e {made.directory}/claim.77 ] || {engine.row(77, 'RUNNING', made)}")
+    if retry == "POST":
+        engine.submit("j")
+    else:
+        engine.backend.status("j")
+    assert engine.backend.status("j").state is JobState.STARTED
+    assert (made.directory / "slurm_id").read_text() == "77"
+
+
+def test_refused_for_good(engine: Fake) -> None:
+    engine.say("sbatch", "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    with pytest.raises(BadRequest, match="QOSMaxSubmit"):
+        engine.submit("j")
+    with pytest.raises(NotFound):
+        engine.backend.status("j")
+
+
+def test_a_directory_without_a_job(engine: Fake) -> None:
+    (engine.root / "chris-jid-1" / "x").mkdir(parents=True)
+    with pytest.raises(BackendError, match="in the way"):
+        engine.submit()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [("Slurm accounting storage is disabled", None), ("sacct: error: Unknown cluster", Unreachable)],
+)
+def test_accounts_that_do_not_answer(engine: Fake, words: str, error: type[Exception] | None) -> None:
+    """Nothing is judged by what the accounts could not say."""
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    engine.say("sacct", f"echo '{words}' >&2; exit 1")
+    if error:
+        with pytest.raises(error, match="Unknown cluster"):
+            engine.backend.status(record.jid)
+    else:
+        assert engine.backend.status(record.jid).state is JobState.FAILED
+
+
+@pytest.mark.parametrize(("age_seconds", "state"), [(60, JobState.STARTED), (7200, JobState.FAILED)])
+def test_a_runaway_record_of_the_accounts(engine: Fake, age_seconds: float, state: JobState) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    path = record.directory / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": time.time() - age_seconds}))
+    engine.say("sacct", engine.row(10, "RUNNING", record))
+    assert engine.backend.status(record.jid).state is state
+
+
+def test_a_slow_delete_keeps_nobody_waiting(engine: Fake) -> None:
+    ending, other = engine.submit("ending"), engine.submit("other")
+    run_shell(claim(other, "11"))
+    still = f"[ -e {engine.here}/gone ] || {engine.row(10, 'RUNNING', ending)}"
+    engine.say("squeue", f"sleep 0.2; {still}; {engine.row(11, 'RUNNING', other)}")
+    engine.say("scancel", f"touch {engine.here}/cancelled")
+    with ThreadPoolExecutor(1) as pool:
+        delete = pool.submit(engine.backend.delete, "ending")
+        wait_for((engine.here / "cancelled").exists, 10, "the DELETE to be at work")
+        looks, deadline = 0, time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert engine.backend.status("other").state is JobState.STARTED
+            looks += 1
+        (engine.here / "gone").touch()
+        delete.result(30)
+    assert looks > 20
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
+def test_a_result_before_slurm_has_cleaned_up(engine: Fake, state: str) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    slurm_state.write(record.directory / "rc", "0 \n")
+    engine.say("squeue", engine.row(10, state, record))
+    assert engine.backend.status(record.jid).state is JobState.STARTED
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "message"),
+    [
+        ("FAILED", "3 \n", "The job ended with exit code 3."),
+        ("CANCELLED", "143 ended by a signal\n", "The job was cancelled in SLURM."),
+        ("SUSPENDED", "3 \n", "The job ended with exit code 3."),  # old enough that SLURM's state does not matter
+        ("NODE_FAIL", "0 \n", ""),
+    ],
+)
+def test_whose_explanation_counts(engine: Fake, state: str, said: str, message: str) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    slurm_state.write(record.directory / "rc", said)
+    os.utime(record.directory / "rc", (0, 0))
+    engine.say("squeue", engine.row(10, state, record))
+    status = engine.backend.status(record.jid)
+    assert (status.state is JobState.SUCCEEDED, status.message) == (said == "0 \n", message)
+
+
+@pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SPECIAL_EXIT"])
+def test_a_job_that_ran_and_is_held(engine: Fake, state: str) -> None:
+    record = engine.submit()
+    engine.say("squeue", engine.row(10, state, record))
+    assert engine.backend.status(record.jid).state is JobState.NOT_STARTED
+    run_shell(claim(record, "10"))
+    status = engine.backend.status(record.jid)
+    assert (status.state, "held in SLURM" in status.message) == (JobState.FAILED, True)
+
+
+def test_a_delete_that_was_interrupted(engine: Fake) -> None:
+    record = engine.submit()
+    assert slurm_state.close(record, slurm_state.DELETED) is None
+    with pytest.raises(NotFound):
+        engine.backend.status(record.jid)
+    assert engine.backend.jobs(10) == []
+    assert engine.submit().token != record.token
+    assert engine.submitted() == 2
+
+
+def test_a_verdict_that_was_interrupted(engine: Fake) -> None:
+    """Killed between shutting the attempt and writing down that it is lost."""
+    record = engine.submit()
+    assert slurm_state.close(record, slurm_state.LOST) is None
+    assert "never began" in engine.backend.status(record.jid).message
+    assert engine.submit() == record
+    assert engine.submitted() == 1
+
+
+def test_a_listing_beside_a_delete(engine: Fake) -> None:
+    """Its files go while they are read."""
+    gone, left = engine.submit("gone"), engine.submit("left")
+    (gone.directory / "slurm_id").unlink()
+    (gone.directory / "slurm_id").symlink_to("nowhere")
+    engine.say("squeue", engine.row(10, "PENDING", left))
+    assert [status.jid for status in engine.backend.jobs(10)] == ["left"]
+
+
+def test_a_state_directory_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(Misconfigured, match=r"must be on a file system with flock: No locks available\."):
+        Fake(tmp_path)

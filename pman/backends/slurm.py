@@ -15,23 +15,26 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pman import logs
+from pman import logs, retry
 from pman.backends import directories
 from pman.backends.directories import Record, discard, find, make_status, newest
 from pman.backends.slurm_commands import QUEUE_AGE_SECONDS, Commands, Queue, SlurmJob
 from pman.backends.slurm_state import (
+    DELETED,
+    LOST,
     Busy,
     Files,
     close,
     create_directory,
     locked,
     read_files,
+    require_locks,
     settle,
     slurm_name,
     stored,
     write,
 )
-from pman.errors import BadRequest, Conflict, Misconfigured, NotFound, Unreachable, jid_taken
+from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.render import Spec
 from pman.settings import Settings
@@ -72,8 +75,12 @@ STATES: dict[str, tuple[JobState, str]] = {
     "TIMEOUT": (JobState.FAILED, "The job was ended by its time limit."),
     "UPDATE_DB": (JobState.STARTED, ""),
 }
+# States that a job which has run cannot leave again: its script would end with exit code 75.
+HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
 END_SECONDS = 20.0  # the script allows its processes 10 s between TERM and KILL
 RESULT_SETTLES_SECONDS = 60.0  # SLURM knows within this time that the script has ended
+ACCOUNTS_LAG_SECONDS = 3600.0  # the accounts know within this time of a job's submission what squeue has forgotten
+SUBMIT_TRIES = 100  # each but the last one met a DELETE
 _UNCLAIMED = "Its script did not begin: does every node see SLURM_STATE_DIR under the same path?"
 
 
@@ -87,20 +94,23 @@ class SlurmBackend:
         self._max_log_bytes = max_log_bytes
         try:
             directories.open_root(root)
+            require_locks(root)
         except OSError as error:
             raise Misconfigured(f"SLURM_STATE_DIR={root} cannot be made: {error.strerror}.") from None
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        while True:
+        for _ in range(SUBMIT_TRIES):
             fresh = not (self._root / job.name).is_dir() and create_directory(self._root, job, spec)
             with contextlib.suppress(NotFound):  # deleted since
                 return self._submit(find(self._root, job.jid), job.digest, fresh)
+        raise BackendError(f"{self._root / job.name} is in the way of a job; remove it.")
 
     def _submit(self, record: Record, digest: str, fresh: bool) -> JobStatus:
+        if (files := read_files(record)).closed == DELETED:  # by a pman that is at it, or was killed before it was done
+            self._delete(record)
+            raise NotFound("The job was deleted.")
         if record.digest != digest:
             raise jid_taken(record.jid)
-        if (files := read_files(record)).closed and not files.final:
-            raise Conflict(f"The job with jid {record.jid} is still being deleted.")
         if files.slurm_id is None:
             with locked(record, wait_seconds=2 * END_SECONDS):
                 try:
@@ -117,30 +127,47 @@ class SlurmBackend:
         Holds the lock. What a look cannot see, an sbatch that is still on its way, the claim keeps from running.
         """
         files = read_files(record)
-        if files.slurm_id or files.final:
+        if files.slurm_id or files.closed:
             return False
         fresh = False
-        known = files.claim or (look and next((job.id for job in self._ask([record])[slurm_name(record)]), None))
+        known = files.claim
+        if look and not known:
+            known = next((job.id for job in self._ask([(record, files)])[slurm_name(record)]), None)
         if not known:
-            script = (record.directory / "job.sh").read_text(encoding="utf-8")
-            options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}")
-            known, fresh = self._commands.sbatch(script, *options), True
+            known, fresh = self._sbatch(record)
         write(record.directory / "slurm_id", known)
         return fresh
 
-    def _ask(self, records: Sequence[Record]) -> dict[str, list[SlurmJob]]:
-        """The SLURM jobs of each attempt by its name: from squeue, from sacct once squeue has forgotten them."""
-        now = time.monotonic()
-        names = [slurm_name(record) for record in records]
-        jobs = {name: self._queue.jobs(name, now - QUEUE_AGE_SECONDS) or self._queue.jobs(name, now) for name in names}
-        if forgotten := [name for name in names if not jobs[name]]:
-            for job in self._commands.sacct(forgotten, min(record.created_at for record in records)):
-                jobs[job.name] = [*jobs[job.name], job]
+    def _sbatch(self, record: Record) -> tuple[str, bool]:
+        """The number of the SLURM job, and whether it is a new one."""
+        script = (record.directory / "job.sh").read_text(encoding="utf-8")
+        options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}", "--ignore-pbs")
+        try:
+            return self._commands.sbatch(script, *options), True
+        except BadRequest:  # also for the limit of jobs, which an earlier sbatch that got through may have used up
+            if earlier := close(record, LOST):
+                return earlier, False
+            raise
+
+    def _ask(self, asked: Sequence[tuple[Record, Files]]) -> dict[str, list[SlurmJob]]:
+        """The SLURM jobs of each attempt by its name: from squeue, also from sacct where it has forgotten the owner."""
+        now, jobs = time.monotonic(), {}
+        for record, files in asked:
+            name = slurm_name(record)
+            seen = self._queue.jobs(name, now - QUEUE_AGE_SECONDS)
+            jobs[name] = seen if _owner(files, seen) else self._queue.jobs(name, now)
+        forgotten = {slurm_name(r): r for r, files in asked if not _owner(files, jobs[slurm_name(r)])}
+        if forgotten:
+            for job in self._commands.sacct(list(forgotten), min(record.created_at for record in forgotten.values())):
+                if _ended(job) or time.time() - forgotten[job.name].created_at < ACCOUNTS_LAG_SECONDS:
+                    jobs[job.name] = [*jobs[job.name], job]
         return jobs
 
     def status(self, jid: str) -> JobStatus:
         record = find(self._root, jid)
         files = read_files(record)
+        if files.closed == DELETED:
+            raise no_such_job(jid)
         if files.final:
             return stored(record)
         if files.result and not files.result[0]:
@@ -148,23 +175,29 @@ class SlurmBackend:
         if files.unknown_to_slurm:
             return self._catch_up(record)
         try:
-            jobs = self._ask([record])[slurm_name(record)]
+            jobs = self._ask([(record, files)])[slurm_name(record)]
         except Unreachable:
             if files.result is None or _recent(files.result[2]):
                 raise
             jobs = []
-        return self._judge(record, jobs)
+        return self._judge(record, files, jobs)
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        found = [(record, read_files(record)) for record in newest(self._root, limit)]
-        jobs = self._ask([record for record, files in found if not (files.final or files.unknown_to_slurm)])
+        found = []
+        for record in newest(self._root, limit):
+            with contextlib.suppress(NotFound):
+                if (files := read_files(record)).closed != DELETED:
+                    found.append((record, files))
+        jobs = self._ask([entry for entry in found if not (entry[1].final or entry[1].unknown_to_slurm)])
         statuses = []
         for record, files in found:
             with contextlib.suppress(NotFound):  # deleted meanwhile
-                if files.unknown_to_slurm and not files.final:
+                if files.final:
+                    statuses.append(stored(record))
+                elif files.unknown_to_slurm:
                     statuses.append(make_status(record, JobState.NOT_STARTED))
                 else:
-                    statuses.append(stored(record) if files.final else self._judge(record, jobs[slurm_name(record)]))
+                    statuses.append(self._judge(record, files, jobs[slurm_name(record)]))
         return statuses
 
     def _catch_up(self, record: Record) -> JobStatus:
@@ -182,18 +215,21 @@ class SlurmBackend:
         assert files.result
         with contextlib.suppress(Unreachable):  # the result is there all the same
             jobs = self._queue.jobs(slurm_name(record), time.monotonic() - QUEUE_AGE_SECONDS)
-            if any(job.id == files.claim and job.state == "RUNNING" for job in jobs) and _recent(files.result[2]):
+            if any(job.id == files.claim and not _ended(job) for job in jobs) and _recent(files.result[2]):
                 return make_status(record, JobState.STARTED)  # the script is just leaving
         return settle(make_status(record, JobState.SUCCEEDED, "", files.result[2]))
 
-    def _judge(self, record: Record, jobs: list[SlurmJob]) -> JobStatus:
+    def _judge(self, record: Record, asked: Files, jobs: list[SlurmJob]) -> JobStatus:
+        """What becomes of the job whose directory said `asked`, whereupon SLURM said `jobs`."""
         files = read_files(record)  # again: SLURM was asked before, so what it saw end has left its files
+        if files.claim != asked.claim:  # perhaps by a SLURM job that is younger than SLURM's answer
+            return self._judge(record, files, self._ask([(record, files)])[slurm_name(record)])
         job = _owner(files, jobs)
         if files.result and (job is None or _ended(job) or not _recent(files.result[2])):
             code, reason, ended_at = files.result
             state = JobState.FAILED if code else JobState.SUCCEEDED
             return settle(make_status(record, state, _explain(code, reason, job), ended_at))
-        if files.claim is None and (job is None or _ended(job)) and not close(record):
+        if files.claim is None and (job is None or _ended(job)) and close(record, LOST):
             return make_status(record, JobState.STARTED)  # by a second SLURM job, at this moment
         if job is None:
             return settle(make_status(record, JobState.FAILED, _lost(record, files)))
@@ -209,7 +245,9 @@ class SlurmBackend:
         return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
-        record = find(self._root, jid)
+        self._delete(find(self._root, jid))
+
+    def _delete(self, record: Record) -> None:
         with locked(record, wait_seconds=2 * END_SECONDS):
             if not read_files(record).final:
                 self._end(record)
@@ -217,16 +255,19 @@ class SlurmBackend:
 
     def _end(self, record: Record) -> None:
         """Nothing of the job starts any more, and what runs of it ends."""
-        close(record)
-        deadline = time.monotonic() + END_SECONDS
-        jobs, cancelled = self._queue.jobs(slurm_name(record), time.monotonic()), set[str]()
-        while active := {job.id for job in jobs if not _ended(job)}:
+        close(record, DELETED)
+        cancelled = set[str]()
+
+        def ended() -> bool:
+            jobs = self._queue.jobs(slurm_name(record), time.monotonic())
+            active = {job.id for job in jobs if not _ended(job)}
             if new := sorted(active - cancelled):
                 self._commands.run("scancel", "--quiet", *new)
-                cancelled |= active
-            if time.monotonic() > deadline:
-                raise Unreachable(f"SLURM has not ended job {' '.join(sorted(active))} yet.")
-            jobs = self._queue.jobs(slurm_name(record), time.monotonic())
+                cancelled.update(new)
+            return not active
+
+        if not retry.wait_until(ended, END_SECONDS):
+            raise Unreachable(f"SLURM has not ended job {' '.join(sorted(cancelled))} yet.")
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
@@ -261,6 +302,8 @@ def _by_slurm(record: Record, files: Files, job: SlurmJob) -> JobStatus:
     state, message = STATES.get(job.state, (JobState.UNDEFINED, f"SLURM says {job.state}."))
     if state is JobState.UNDEFINED:
         log.warning("job %s is %s in SLURM", record.jid, job.state)
+    if files.claim == job.id and job.state in HELD:
+        return settle(make_status(record, JobState.FAILED, message))
     if not _ended(job):
         if state is JobState.NOT_STARTED and files.claim == job.id:
             state, message = JobState.STARTED, ""  # squeue is a moment behind
@@ -289,7 +332,7 @@ def _slurm_logs(record: Record, max_lines: int, max_bytes: int) -> Iterator[str]
 
 def _explain(code: int, reason: str, job: SlurmJob | None) -> str:
     """SLURM knows better than the script why a signal came; the script knows its own exit code."""
-    said = STATES.get(job.state, (None, ""))[1] if job else ""
+    said = STATES[job.state][1] if code and job and _ended(job) else ""
     return said or reason or explain_exit(code)
 
 

@@ -8,19 +8,24 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pman.backends.directories import TOKEN_DIGITS
 from pman.errors import BackendError, BadRequest, Unreachable
 
-# What SLURM's commands say when the same call may succeed later; anything else is a refusal.
+# What SLURM's commands say when the same call may succeed later; anything else is a refusal. All of it is of several
+# words: SLURM repeats what it refuses, and a partition may be called "standby".
 _TRANSIENT = re.compile(
-    r"unable to contact|socket timed out|connection refused|temporarily|connection failure|connect failure|standby"
-    r"|zero bytes|protocol authentication|munge|invalid auth|persistent connection|communication|timed out",
-    re.IGNORECASE,
+    r"unable to contact|contacting slurm|in standby mode|temporarily un(able|available)|zero bytes were"
+    r"|(timed out|connection refused|connection reset) |(timed out|connection refused|connection reset)$"
+    r"|(connection|connect|shutdown|send|receive) failure|protocol authentication error|authentication credential"
+    r"|munge (encode|decode) failed|persistent connection|problem talking to the database",
+    re.IGNORECASE | re.MULTILINE,
 )
 QUEUE_AGE_SECONDS = 1.0
 # pman's own environment holds secrets, and SBATCH_* would outweigh the template. The script drops the last two.
@@ -79,15 +84,20 @@ class Commands:
         raise Unreachable("sbatch did not say the number of the job.", detail=text)
 
     def sacct(self, names: Sequence[str], since: float) -> list[SlurmJob]:
-        """The jobs of those names in the accounts, [] also where SLURM keeps none. since: seconds since the epoch."""
+        """The jobs of those names in the accounts, [] also where SLURM keeps none. since: seconds since the epoch.
+
+        Raises Unreachable whenever the accounts do not answer, since what is not in them counts as lost.
+        """
         days = int(time.time() - since) // 86400 + 2  # a margin for clocks that differ
         try:
             text = self.run(
                 "sacct", "--allocations", "--noheader", "--parsable2", f"--name={','.join(names)}",
                 f"--starttime=now-{days}days", f"--format={_ACCOUNT_FIELDS}",
             )  # fmt: skip
-        except BadRequest:  # accounting storage is disabled
-            return []
+        except BadRequest as error:
+            if "accounting storage is disabled" in error.detail:
+                return []
+            raise Unreachable(f"SLURM's accounts do not answer: {error}", detail=error.detail) from None
         return [job for job in parse_rows(text) if job.name in names]
 
     def line(self, argv: Sequence[str]) -> list[str]:
@@ -100,36 +110,45 @@ class Commands:
         return [*self._prefix, *line]
 
 
+class _Seen(NamedTuple):
+    """What one call of squeue said, or why it did not. begun_at: of time.monotonic()."""
+
+    begun_at: float
+    jobs: Mapping[str, list[SlurmJob]] = MappingProxyType({})
+    error: str = ""
+
+
 class Queue:
     """What squeue says of this user's jobs: one call for all threads that ask within QUEUE_AGE_SECONDS."""
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
-        self._lock = threading.Lock()
-        self._begun_at = -QUEUE_AGE_SECONDS
-        self._jobs: dict[str, list[SlurmJob]] = {}
-        self._error = ""
+        self._lock = threading.Lock()  # of whoever runs squeue; nobody else waits for it, and nobody sleeps with it
+        self._seen = _Seen(-QUEUE_AGE_SECONDS)
 
     def jobs(self, name: str, begun_after: float) -> list[SlurmJob]:
         """The SLURM jobs of that name, as squeue saw them in a call begun after that time of time.monotonic()."""
-        with self._lock:
-            if self._begun_at < begun_after:
-                time.sleep(max(0.0, self._begun_at + QUEUE_AGE_SECONDS - time.monotonic()))
-                self._begun_at = time.monotonic()
-                self._read()
-            if self._error:
-                raise Unreachable(self._error)
-            return self._jobs.get(name, [])
+        while (seen := self._seen).begun_at < begun_after:
+            if (pause := seen.begun_at + QUEUE_AGE_SECONDS - time.monotonic()) > 0:
+                time.sleep(pause)
+                continue
+            with self._lock:
+                if self._seen is seen:
+                    self._seen = self._look()
+        if seen.error:
+            raise Unreachable(seen.error)
+        return seen.jobs.get(name, [])
 
-    def _read(self) -> None:
-        self._jobs, self._error = {}, ""
+    def _look(self) -> _Seen:
+        begun_at = time.monotonic()
         try:
             text = self._commands.run("squeue", "--me", "--noheader", "--states=all", f"--format={_QUEUE_FIELDS}")
         except (Unreachable, BadRequest, BackendError) as error:
-            self._error = str(error)
-            return
+            return _Seen(begun_at, error=str(error))
+        jobs: dict[str, list[SlurmJob]] = {}
         for job in parse_rows(text):
-            self._jobs.setdefault(job.name, []).append(job)
+            jobs.setdefault(job.name, []).append(job)
+        return _Seen(begun_at, jobs)
 
 
 def parse_rows(text: str) -> Iterator[SlurmJob]:

@@ -2,7 +2,8 @@
 
 State directory of a job, `<SLURM_STATE_DIR>/<name>/`, seen by pman and by the nodes, besides what directories.py says:
   lock            flock(2) of whoever submits or deletes the job
-  attempt.TOKEN   renamed to claim.ID by the SLURM job that runs it, to claim.deleted by DELETE: what starts later ends
+  attempt.TOKEN   renamed to claim.ID by the SLURM job that runs it; by pman to claim.deleted when a DELETE begins, to
+                  claim.lost where no SLURM job is left to run it: what starts later ends
   slurm_id        number of the submitted SLURM job, whose name is `<name>.<token>`
   slurm-ID.log    what SLURM itself and the script say
   ending          as rc, by the script, when it begins to end the job
@@ -12,12 +13,11 @@ State directory of a job, `<SLURM_STATE_DIR>/<name>/`, seen by pman and by the n
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
-import logging
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,31 +26,31 @@ from pathlib import Path
 
 from pman.backends import directories
 from pman.backends.directories import Record
-from pman.errors import NotFound, Unreachable
+from pman.errors import Misconfigured, NotFound, Unreachable
 from pman.job import Job
 from pman.render import Spec
 from pman.status import JobState, JobStatus
 
-log = logging.getLogger(__name__)
-CLOSED = "deleted"  # in place of the number of a SLURM job
+DELETED, LOST = "deleted", "lost"  # in place of the number of a SLURM job
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
     """What the state directory says: which SLURM job runs it (`claim`), what was submitted, how it ended.
 
-    closed: no SLURM job may take the claim any more. result: exit code, reason, time.
+    closed: DELETED or LOST where no SLURM job may take the claim any more. result: exit code, reason, time.
     """
 
     claim: str | None
-    closed: bool
+    closed: str | None
     slurm_id: str | None
     final: bool
     result: tuple[int, str, datetime] | None
 
     @property
     def unknown_to_slurm(self) -> bool:
-        return self.claim is None and self.slurm_id is None
+        """Not handed over yet."""
+        return self.claim is None and self.closed is None and self.slurm_id is None
 
 
 def create_directory(root: Path, job: Job, spec: Spec) -> bool:
@@ -67,11 +67,22 @@ def _verdict(record: Record) -> Path:
     return record.directory / f"final.{record.token}"
 
 
-def close(record: Record) -> bool:
-    """Take the claim, so that nothing ever starts this attempt; False when a SLURM job took it before."""
+def close(record: Record, why: str) -> str | None:
+    """Take the claim, so that nothing ever starts this attempt; the SLURM job that took it before, if one did."""
     with contextlib.suppress(FileNotFoundError):
-        (record.directory / f"attempt.{record.token}").rename(record.directory / f"claim.{CLOSED}")
-    return read_files(record).claim is None
+        (record.directory / f"attempt.{record.token}").rename(record.directory / f"claim.{why}")
+    return read_files(record).claim
+
+
+def require_locks(root: Path) -> None:
+    """Raises Misconfigured where files have no flock(2): two sbatch of one attempt could not be told apart."""
+    with tempfile.TemporaryFile(dir=root) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise Misconfigured(
+                f"SLURM_STATE_DIR={root} must be on a file system with flock: {error.strerror}."
+            ) from None
 
 
 class Busy(Unreachable):
@@ -101,9 +112,7 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        log.warning("the file system of SLURM_STATE_DIR has no flock: sbatch may run twice, the job still once")
+        raise Unreachable(f"The state directory of the job cannot be locked: {error.strerror}.") from error
     return True
 
 
@@ -117,7 +126,7 @@ def read_files(record: Record) -> Files:
         raise NotFound("There is no such job any more.") from None
     claim = next((name.removeprefix("claim.") for name in names if name.startswith("claim.")), None)
     result = directories.result(directory) if "rc" in names else None
-    closed = claim == CLOSED
+    closed = claim if claim in (DELETED, LOST) else None
     return Files(None if closed else claim, closed, slurm_id, _verdict(record).name in names, result)
 
 
