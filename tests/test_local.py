@@ -198,7 +198,7 @@ class TestLocal(Contract):
         assert set(deleted) <= {204, 404}
         server.delete(jid)
         second.stop()
-        assert not [pid for pid in psutil.pids() if str(rig.outgoing(jid)).encode() in _command(pid)]
+        assert not [pid for pid in psutil.pids() if str(rig.outgoing(jid)).encode() in command_line(pid)]
 
     def test_what_a_job_has_of_pmans_environment(self, rig: Rig, jid: str) -> None:
         server = rig.start(TMPDIR="/var/tmp", CROMWELL_AUTH_PASSWORD="hunter2", CROMWELL_AUTH_USER="x")
@@ -234,7 +234,8 @@ def run_with_stub(directory: Path, text: str, name: str, *arguments: str, **env:
     """The words that the script's first worker gives to the program of that name, which ends at once."""
     stub = directory / "bin" / name
     stub.parent.mkdir()
-    stub.write_text(f"#!/bin/bash\nprintf '%s\\0' \"$@\" > {directory}/said.$PMAN_WORKER_INDEX\n")
+    record = f"printf '%s\\0' \"$@\" > {directory}/said.$PMAN_WORKER_INDEX"
+    stub.write_text(f'#!/bin/bash\n[ "${{1-}}" = start ] || {record}\n')
     stub.chmod(0o755)
     (directory / "job.sh").write_text(text)
     environment = {"PATH": f"{directory}/bin:{os.environ['PATH']}", **env}
@@ -259,12 +260,12 @@ def test_what_a_killed_script_left_in_an_engine(tmp_path: Path, runtime: str) ->
     """DELETE ends the containers, too. The stand-in for the engine's program runs until it is killed."""
     program = tmp_path / "bin" / runtime
     program.parent.mkdir()
-    program.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/"$1"\n[ "$1" != run ] || exec sleep 600\n')
+    program.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/"$1"\n[ "$1" != start ] || exec sleep 600\n')
     program.chmod(0o755)
     with running(local_rig(tmp_path, LOCAL_RUNTIME=runtime)) as rig:
         server = rig.start(PATH=f"{program.parent}:{os.environ['PATH']}")
         server.post(rig.request("left", "true", number_of_workers=2))
-        wait_for(lambda: len(_text(tmp_path / "run").splitlines()) == 2, 10, "the workers")
+        wait_for(lambda: len(_text(tmp_path / "start").splitlines()) == 2, 10, "the workers")
         for pid in members(int((state_of(rig, "left") / "claim").read_text().split()[0])):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -347,7 +348,8 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _command(pid: int) -> bytes:
+def command_line(pid: int) -> bytes:
+    """Of a process that may be gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

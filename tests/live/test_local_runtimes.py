@@ -1,29 +1,31 @@
-"""The local backend with bubblewrap or Charliecloud around its jobs, also as a user without rights.
+"""The local backend with bubblewrap, Charliecloud or Podman around its jobs, also as a user without rights.
 
-Both come with `scripts/dev-slurm`, whose image is a directory with a root file system.
+The first two come with `scripts/dev-slurm`, whose image is a directory with a root file system.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import development
 from tests.contract import HOSTILE, Contract
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
-from tests.test_local import local_rig, state_of
-
-pytestmark = pytest.mark.live("slurm")
+from tests.test_local import GATED, command_line, local_rig, members, state_of
 
 
+@pytest.mark.live("slurm")
 class TestBubblewrap(Contract):
     @pytest.fixture(scope="class")
     @classmethod
@@ -68,6 +70,7 @@ def _shown(entry: Path) -> list[str]:
     return ["--dev-bind", str(entry), str(entry)]
 
 
+@pytest.mark.live("slurm")
 class TestCharliecloud:
     """An image reference is looked up in Charliecloud's storage directory. It has no read-only binds."""
 
@@ -124,3 +127,50 @@ class TestCharliecloud:
         assert server.wait_final("deleted")["status"] == "finishedSuccessfully"
         assert beats.stat().st_size == size
         assert rig.executions("deleted") == 1
+
+
+@pytest.mark.live("podman")
+class TestPodman(Contract):
+    """In the namespaces of what scripts/dev-podman starts."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        engine = development("podman")
+        run = Path(engine["PMAN_DEV_PODMAN_RUN"])
+        directory = tmp_path_factory.mktemp('it\'s "$x"')
+        process = (run / "pid/namespaces").read_text().split()[0]
+        enter = ["nsenter", "--target", process, "--net", "--mount", "--", "env"]
+        enter += [f"CONTAINERS_CONF={run}/containers.conf", f"CONTAINERS_STORAGE_CONF={run}/storage.conf"]
+        (directory / "bin").mkdir()
+        # --init needs catatonit, which is not everywhere; without it sh, being process 1, does not heed TERM
+        drop = 'for word; do shift; [ "$word" = --init ] || set -- "$@" "$word"; done'
+        program = directory / "bin" / "podman"
+        program.write_text(f'#!/bin/bash\n{drop}\nexec {shlex.join([*enter, shutil.which("podman") or ""])} "$@"\n')
+        program.chmod(0o755)
+        rig = local_rig(directory, LOCAL_RUNTIME="podman", PATH=f"{program.parent}:{os.environ['PATH']}")
+        with running(replace(rig, image=engine["PMAN_TEST_IMAGE"], read_only_input=True)) as rig:
+            yield rig
+
+    def test_the_environment_stands_in_no_arguments(self, server: Server, rig: Rig, jid: str) -> None:
+        """Which all users of the machine may read."""
+        script = OUT + 'echo "$TOKEN" > "$out/token"; ' + GATED
+        server.post(rig.request(jid, script, env=[f"TOKEN={jid}-hidden"]))
+        wait_for((rig.outgoing(jid) / "token").exists, rig.job_seconds, "the job to run")
+        lines = [command_line(pid) for pid in psutil.pids()]
+        (rig.outgoing(jid) / "go").touch()
+        assert any(jid.encode() in line for line in lines)
+        assert not [line for line in lines if f"{jid}-hidden".encode() in line]
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+
+    def test_what_a_killed_script_left(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, OUT + 'while :; do echo beat >> "$out/beats"; sleep 0.1; done'))
+        beats = rig.outgoing(jid) / "beats"
+        wait_for(beats.exists, rig.job_seconds, "the first beat")
+        for pid in members(int((state_of(rig, jid) / "claim").read_text().split()[0])):
+            os.kill(pid, signal.SIGKILL)
+        assert server.delete(jid).status_code == 204
+        size = beats.stat().st_size
+        server.post(rig.request(jid, "sleep 1"))
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert beats.stat().st_size == size

@@ -121,7 +121,9 @@ run_worker() {
     echo "a path must not hold a colon or a comma for podman" >&2
     exit 126 ;;
   esac
-  set -- podman run --rm --init --name chris-jid-7-"$PMAN_WORKER_INDEX" --entrypoint "" \
+  # in two steps, so that the values of the job's environment do not stand among a client's arguments while it runs
+  set -- sh -c '"$@" >/dev/null && exec podman start --attach "$0"' chris-jid-7-"$PMAN_WORKER_INDEX" \
+    podman create --rm --init --name chris-jid-7-"$PMAN_WORKER_INDEX" --entrypoint "" \
     --env PMAN_WORKER_INDEX --env PMAN_WORKER_COUNT \
     --volume "$incoming:/share/incoming:ro" --volume "$outgoing:/share/outgoing" --memory 512m --cpu-quota 150000 --device nvidia.com/gpu=all --env CUDA_VISIBLE_DEVICES "$image"
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
