@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -343,6 +344,27 @@ def test_a_delete_that_was_interrupted(engine: Fake) -> None:
     assert engine.backend.jobs(10) == []
     assert engine.submit().token != record.token
     assert engine.submitted() == 2
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_lock_is_closed_before_its_file_goes(engine: Fake, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """NFS keeps a file that is open, and with it the directory."""
+    removed, still_open = list[Path](), list[str]()
+
+    def look(path: Path, **_: object) -> None:
+        removed.append(path)
+        links = (Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd"))
+        still_open.extend(os.readlink(link) for link in links if link.is_symlink())
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    if refused:
+        engine.say("sbatch", "exit 1")
+        with pytest.raises(BadRequest):
+            engine.submit()
+    else:
+        engine.backend.delete(engine.submit().jid)
+    assert len(removed) == 1
+    assert not [path for path in still_open if path.startswith(str(removed[0]))]
 
 
 def test_a_verdict_that_was_interrupted(engine: Fake) -> None:

@@ -121,11 +121,23 @@ def newest(root: Path, limit: int) -> list[Record]:
 
 def discard(record: Record) -> None:
     """Take the directory away at once. Only for whoever holds the job's lock."""
+    remove(take_away(record))
+
+
+def take_away(record: Record) -> Path:
+    """`discard` without the time that it takes: what is returned is to be removed."""
     trash = Path(tempfile.mkdtemp(prefix=".trash-", dir=record.directory.parent))
     try:
         record.directory.rename(trash / "job")
-    finally:
-        shutil.rmtree(trash, ignore_errors=True)
+    except OSError:
+        trash.rmdir()
+        raise
+    return trash
+
+
+def remove(trash: Path) -> None:
+    """What take_away() returned. Errors leave it to open_root()."""
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def result(directory: Path) -> tuple[int, str, datetime] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pman import logs, retry
 from pman.backends import directories
-from pman.backends.directories import Record, discard, find, make_status, newest
+from pman.backends.directories import Record, find, make_status, newest, take_away
 from pman.backends.slurm_commands import QUEUE_AGE_SECONDS, Commands, Queue, SlurmJob
 from pman.backends.slurm_state import (
     DELETED,
@@ -112,12 +112,12 @@ class SlurmBackend:
         if record.digest != digest:
             raise jid_taken(record.jid)
         if files.slurm_id is None:
-            with locked(record, wait_seconds=2 * END_SECONDS):
+            with locked(record, wait_seconds=2 * END_SECONDS) as trash:
                 try:
                     if self._hand_over(record, look=not fresh):
                         return make_status(record, JobState.NOT_STARTED)
                 except BadRequest:
-                    discard(record)
+                    trash.append(take_away(record))
                     raise
         return self.status(record.jid)
 
@@ -248,10 +248,10 @@ class SlurmBackend:
         self._delete(find(self._root, jid))
 
     def _delete(self, record: Record) -> None:
-        with locked(record, wait_seconds=2 * END_SECONDS):
+        with locked(record, wait_seconds=2 * END_SECONDS) as trash:
             if not read_files(record).final:
                 self._end(record)
-            discard(record)
+            trash.append(take_away(record))
 
     def _end(self, record: Record) -> None:
         """Nothing of the job starts any more, and what runs of it ends."""

@@ -123,7 +123,7 @@ class Queue:
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
-        self._lock = threading.Lock()  # of whoever runs squeue; nobody else waits for it, and nobody sleeps with it
+        self._lock = threading.Lock()  # held while squeue runs; who waits for the next call does so without it
         self._seen = _Seen(-QUEUE_AGE_SECONDS)
 
     def jobs(self, name: str, begun_after: float) -> list[SlurmJob]:

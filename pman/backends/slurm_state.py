@@ -90,9 +90,12 @@ class Busy(Unreachable):
 
 
 @contextlib.contextmanager
-def locked(record: Record, wait_seconds: float) -> Iterator[None]:
-    """Alone with the job: the lock ends with its process. Raises NotFound when the job was deleted before."""
-    deadline = time.monotonic() + wait_seconds
+def locked(record: Record, wait_seconds: float) -> Iterator[list[Path]]:
+    """Alone with the job: the lock ends with its process. Raises NotFound when the job was deleted before.
+
+    What take_away() returned and is put into the list is removed afterwards: NFS keeps a file that is open.
+    """
+    deadline, trash = time.monotonic() + wait_seconds, list[Path]()
     try:
         with (record.directory / "lock").open("r+b") as file:
             while not _try_lock(file.fileno()):
@@ -101,9 +104,12 @@ def locked(record: Record, wait_seconds: float) -> Iterator[None]:
                 time.sleep(0.01)
             if not os.path.samestat(os.fstat(file.fileno()), (record.directory / "lock").stat()):
                 raise FileNotFoundError
-            yield
+            yield trash
     except FileNotFoundError:
         raise NotFound("There is no such job any more.") from None
+    finally:
+        for path in trash:
+            directories.remove(path)
 
 
 def _try_lock(fd: int) -> bool:

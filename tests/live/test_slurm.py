@@ -90,6 +90,16 @@ def slurm_jobs(rig: Rig, jid: str) -> list[str]:
     return [state for name, state in rows if name.rpartition(".")[0] == jid]
 
 
+def all_slurm_jobs(rig: Rig, jid: str) -> list[str]:
+    """As slurm_jobs, with those that only the accounts know."""
+    said = subprocess.run(
+        ["sacct", "-nXP", "-o", "JobName,State"],
+        env=os.environ | {"SLURM_CONF": rig.env["SLURM_CONF"]}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    rows = [line.split("|") for line in said.stdout.splitlines()]
+    return [state for name, state in rows if name.rpartition(".")[0] == jid] or slurm_jobs(rig, jid)
+
+
 def slurm_id(rig: Rig, jid: str) -> str:
     return Path(rig.env["SLURM_STATE_DIR"], jid, "slurm_id").read_text()
 
@@ -323,8 +333,29 @@ KILLED = {
 }
 
 
+def wait_for_the_queue(rig: Rig, jid: str, jobs: int) -> None:
+    def ended() -> bool:
+        states = all_slurm_jobs(rig, jid)
+        return len(states) == jobs and not {"PENDING", "RUNNING", "COMPLETING"} & set(states)
+
+    wait_for(ended, 30, f"the end of {jobs} jobs of SLURM")
+
+
 class TestKilled:
     """kill -9 of pman while it is handing the job to sbatch: exactly one job after the retry."""
+
+    @pytest.fixture(scope="class", params=["plain", "accounting"])
+    @classmethod
+    def shared(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        plain = request.param == "plain"
+        environment = development("slurm") if plain else request.getfixturevalue("accounting").environment
+        with running(slurm_rig(tmp_path_factory.mktemp("slurm-killed"), environment)) as rig:
+            yield rig
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pman(cls, shared: Rig) -> Server:
+        return shared.start()
 
     @pytest.mark.parametrize("retry", ["POST", "GET"])
     @pytest.mark.parametrize("when", list(KILLED))
@@ -350,10 +381,9 @@ class TestKilled:
             wait_for((here / "done").exists, 20, "the first sbatch")
         job = pman.wait_final(jid)
         assert job["status"] == "finishedSuccessfully", job
-        wait_for(lambda: not set(slurm_jobs(shared, jid)) & {"PENDING", "RUNNING", "COMPLETING"}, 30, "the queue")
+        wait_for_the_queue(shared, jid, 2 if when == "late" else 1)
         assert pman.get(jid).json() == job
         assert shared.executions(jid) == 1
-        assert len(slurm_jobs(shared, jid)) == (2 if when == "late" else 1)
 
     def test_deleted_while_sbatch_is_on_its_way(self, shared: Rig, pman: Server, tmp_path: Path, jid: str) -> None:
         here = tmp_path / "bin"
@@ -369,8 +399,7 @@ class TestKilled:
         (here / "go").touch()
         wait_for((here / "done").exists, 20, "the first sbatch")
         assert pman.wait_final(jid)["status"] == "finishedSuccessfully"
-        wait_for(lambda: not set(slurm_jobs(shared, jid)) & {"PENDING", "RUNNING", "COMPLETING"}, 30, "the queue")
-        assert len(slurm_jobs(shared, jid)) == 2
+        wait_for_the_queue(shared, jid, 2)
         assert shared.executions(jid) == 1
 
 
