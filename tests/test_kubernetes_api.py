@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from urllib3 import PoolManager
 from pman import retry, settings
 from pman.backends import kubernetes, kubernetes_api
 from pman.backends.kubernetes_api import Api, Endpoint
-from pman.errors import BackendError, Conflict, NotFound, TemplateError, TooLarge, Unreachable
+from pman.errors import BackendError, Conflict, Misconfigured, NotFound, TemplateError, TooLarge, Unreachable
 from pman.job import Job, make_job, validate
 from pman.render import Renderer, Spec
 from pman.status import JobState
@@ -24,6 +25,7 @@ from pman.status import JobState
 RECORDINGS = Path(__file__).parent / "recordings" / "kubernetes"
 CONFIG = settings.load({"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv/store", "JOB_NAMESPACE": "rec"})
 Answer = tuple[int, dict[str, str], Any]
+CUT: Answer = (0, {}, None)  # the connection, in place of an answer
 
 
 def recorded(name: str) -> Answer:
@@ -51,6 +53,9 @@ class Script:
                 script.headers.append(self.headers)
                 script.moments.append(time.monotonic())
                 status, headers, answer = script.answers.pop(0)
+                if not status:
+                    self.close_connection = True
+                    return
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 for name, value in ({"Content-Length": str(len(data))} | headers).items():
@@ -94,10 +99,13 @@ def job_and_spec(**fields: Any) -> tuple[Job, Spec]:
     return job, Renderer(CONFIG).render(job, "k8s")
 
 
+STARTED_AT = "2026-11-24T00:00:00Z"
+
+
 def created(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
     """What the API server answers for a Job that was just created from `spec`."""
     document: dict[str, Any] = json.loads(kubernetes._body(job, spec))
-    document["metadata"] |= {"uid": "u", "creationTimestamp": "2026-11-24T00:00:00Z", **metadata}
+    document["metadata"] |= {"uid": "u", "resourceVersion": "7", "creationTimestamp": STARTED_AT, **metadata}
     return document | {"status": {}}
 
 
@@ -199,26 +207,23 @@ def test_jobs_of_others_are_nobodys(script: Script, backend: kubernetes.Kubernet
 
 def test_delete_ends_this_very_object_and_its_pods(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec()
-    gone = {
-        "kind": "Status",
-        "code": 409,
-        "reason": "Conflict",
-        "message": "the UID in the precondition does not match",
-    }
-    script.answers = [(200, {}, created(job, spec)), (409, {}, gone)]
+    script.answers = [(200, {}, created(job, spec)), (409, {}, {"message": "the UID does not match"})]
     backend.delete("ok2")
     assert script.asked[1][2] == {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}
+
+
+def finished(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
+    states = json.loads((RECORDINGS / "job_states.json").read_text())
+    return created(job, spec, **metadata) | {"status": states["job_indexed"][-1]["status"]}
 
 
 def test_what_a_finished_job_costs(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     """One call more than its logs need: the Job itself."""
     job, spec = job_and_spec()
-    states = json.loads((RECORDINGS / "job_states.json").read_text())
-    finished = created(job, spec) | {"status": states["job_indexed"][-1]["status"]}
     pods = recorded("pods_list_running")
     for index, pod in enumerate(reversed(pods[2]["items"])):
         pod["metadata"]["labels"] |= {"batch.kubernetes.io/job-completion-index": str(index)}
-    script.answers = [(200, {}, finished), pods, (200, {}, b"zero\n"), (200, {}, b"one\n")]
+    script.answers = [(200, {}, finished(job, spec)), pods, (200, {}, b"zero\n"), (200, {}, b"one\n")]
     status = backend.status("ok2")
     assert status.state is JobState.SUCCEEDED
     assert backend.logs(status, 100) == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
@@ -233,6 +238,23 @@ def test_long_logs_take_little_memory(script: Script) -> None:
     assert api.tail("/log", {}, 10) == b"xxxxxxxend"
     assert [api.tail("/log", {}, 10), api.tail("/log", {}, 10)] == [b"", b""]
     pool.clear()
+
+
+def pods_of(job: Job, *places: tuple[int, str], begun: bool = True) -> list[dict[str, Any]]:
+    """Pods of a job at (index, node)."""
+    status = recorded("pods_list_running")[2]["items"][0]["status"]
+    waits = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+    return [
+        {
+            "metadata": {
+                "name": f"p{index}", "uid": f"p{index}", "creationTimestamp": STARTED_AT,
+                "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+            },
+            "spec": {"nodeName": node, "containers": [{"name": "job", "image": job.image}]},
+            "status": status if begun else waits,
+        }
+        for index, node in places
+    ]  # fmt: skip
 
 
 def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -267,3 +289,41 @@ def test_nobody_answers() -> None:
     backend = kubernetes.KubernetesBackend(Api(lambda: Endpoint("http://127.0.0.1:9", pool, dict)), CONFIG)
     with pytest.raises(Unreachable, match=r"http://127.0.0.1:9 cannot be reached: .*refused"):
         backend.status("ok2")
+
+
+def test_a_handshake_that_breaks_off_is_tried_again() -> None:
+    """It says nothing about the certificate."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connection.recv(4096)
+                connection.sendall(b"\x15\x03\x03\x00\x02\x02\x50")  # TLS alert: internal_error
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        pool = PoolManager()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        backend = kubernetes.KubernetesBackend(Api(lambda: Endpoint(url, pool, dict)), CONFIG)
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            backend.status("ok2")
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("text", ["a: [", "[]", "just words", "", "users: 7", "clusters: [7]", "\0"])
+def test_a_file_that_is_no_kubeconfig(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    # The client reads KUBECONFIG once, when it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(Misconfigured) as caught:
+        kubernetes_api.connect()
+    said = str(caught.value)
+    assert said.startswith("There is no Kubernetes cluster to talk to: ")
+    assert said.endswith(". KUBECONFIG must name a kubeconfig file.")
+    assert "\n" not in said

@@ -233,3 +233,14 @@ def test_errors_of_quota_and_overload() -> None:
     overload = to_error(429, {"message": "too many requests"}, "3")
     assert isinstance(overload, Unreachable)
     assert overload.retry_after_seconds == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'admission webhook "validation.gatekeeper.sh" denied the request: [no-root] containers cannot run as root',
+        'admission webhook "p.example.org" denied the request: team a cannot use resource limits above 4',
+    ],
+)
+def test_a_policy_that_says_cannot_is_no_missing_right(said: str) -> None:
+    assert type(to_error(403, {"message": said})) is Refused

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +21,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
+import yaml
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from pman import __version__
 from pman.errors import BackendError, BadRequest, Misconfigured, PmanError, Refused, TooLarge, Unreachable
@@ -33,6 +37,9 @@ DENIED_SECONDS = 0.7
 # https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0  # kubelet replaces the token's file well before the token expires
+# The words of RBAC (https://github.com/kubernetes/apiserver, handlers/responsewriters/errors.go). Quota and policies
+# answer 403 too, in words of their own, which may well hold "cannot".
+_DENIED = re.compile(r' cannot \w+ resource "')
 
 Object = dict[str, Any]
 
@@ -101,15 +108,15 @@ class Api:
                 method, url, body=data, headers=headers | dict(endpoint.credentials()), timeout=TIMEOUT,
                 retries=False, redirect=False, preload_content=not stream,
             )  # fmt: skip
-        except urllib3.exceptions.SSLError as error:
-            raise BackendError(
-                f"The certificate of {endpoint.url} is not the one that pman trusts: {error}."
-            ) from error
         except urllib3.exceptions.ReadTimeoutError:
             if stream:
                 raise
             raise Unreachable(f"The Kubernetes API server {endpoint.url} does not answer in time.") from None
         except urllib3.exceptions.HTTPError as error:
+            if _is_distrust(error):
+                raise BackendError(
+                    f"The certificate of {endpoint.url} is not the one that pman trusts: {error}."
+                ) from error
             raise Unreachable(
                 f"The Kubernetes API server {endpoint.url} cannot be reached: {_cause(error)}."
             ) from error
@@ -126,9 +133,9 @@ class Api:
 def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
     """The error for an answer of `status` whose body is the Kubernetes `Status` object `data`."""
     said = _sentence(data)
-    # The words of RBAC; quota and policies say 403 too. Transient: for a second after its start an API server does not
-    # know its roles yet, and denies everything in the same words (measured on 1.35).
-    denied = status == 403 and " cannot " in said
+    # Transient: for a second after its start an API server does not know its roles yet, and denies everything in the
+    # same words (measured on 1.35).
+    denied = status == 403 and _DENIED.search(said) is not None
     lost_namespace = data.get("details", {}).get("kind") == "namespaces"
     rows: list[tuple[bool, type[PmanError], str]] = [
         (denied, Unreachable, f"pman lacks a right on Kubernetes: {said}."),
@@ -154,7 +161,7 @@ def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
 def connect() -> Endpoint:
     """The cluster that this process runs in, else the one that KUBECONFIG (default ~/.kube/config) names.
 
-    Raises Misconfigured when there is neither.
+    Raises Misconfigured when there is neither, or a file that is none.
     """
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
     if host and port and (ACCOUNT / "token").is_file():
@@ -182,8 +189,12 @@ def _from_kubeconfig() -> Endpoint:
     configuration.connection_pool_maxsize = CONNECTIONS
     try:
         config.load_kube_config(client_configuration=configuration)
-    except config.ConfigException as error:
-        raise Misconfigured(f"There is no Kubernetes cluster to talk to: {error} Set KUBECONFIG.") from None
+    except (config.ConfigException, yaml.YAMLError, OSError, LookupError, TypeError, ValueError) as error:
+        # The last three: it trusts the file to have the shape that it expects.
+        said = " ".join(str(error).split()).rstrip(".")
+        raise Misconfigured(
+            f"There is no Kubernetes cluster to talk to: {said}. KUBECONFIG must name a kubeconfig file."
+        ) from None
 
     def credentials() -> Mapping[str, str]:
         settings = configuration.auth_settings().values()  # asks an exec plug-in again when its token has expired
@@ -222,6 +233,12 @@ def _sentence(data: Object) -> str:
 def _causes(data: Object) -> str:
     causes = data.get("details", {}).get("causes") or []
     return "; ".join(dict.fromkeys(f"{cause.get('field')}: {cause.get('message')}" for cause in causes))[:1000]
+
+
+def _is_distrust(error: urllib3.exceptions.HTTPError) -> bool:
+    """Whether the server's certificate was refused; a handshake that broke off is an SSLError too."""
+    cause = error.args[0] if isinstance(error, urllib3.exceptions.SSLError) and error.args else None
+    return isinstance(cause, (ssl.SSLCertVerificationError, CertificateError))
 
 
 def _cause(error: Exception) -> str:
