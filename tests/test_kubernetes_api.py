@@ -257,6 +257,38 @@ def pods_of(job: Job, *places: tuple[int, str], begun: bool = True) -> list[dict
     ]  # fmt: skip
 
 
+def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Of all jobs the newest are kept, and pods are asked for only where a Job does not say enough."""
+    job, spec = job_and_spec()
+
+    def listed(name: str, minute: int, status: dict[str, Any]) -> dict[str, Any]:
+        annotations = created(job, spec)["metadata"]["annotations"] | {kubernetes.JID: name}
+        made = f"2026-11-24T00:{minute:02}:00Z"
+        return created(job, spec, annotations=annotations, uid=name, creationTimestamp=made) | {"status": status}
+
+    condition = {"type": "Failed", "status": "True", "lastTransitionTime": STARTED_AT}
+    done, failed = finished(job, spec)["status"], {"conditions": [condition]}
+    pages = [[listed("a", 5, done), listed("b", 1, failed)], [listed("c", 9, failed), listed("d", 7, done)]]
+    pods = pods_of(job, (0, "n"), (1, "n"))
+    for pod, owner in zip(pods, ("a", "c"), strict=True):
+        pod["metadata"]["labels"] = {"batch.kubernetes.io/controller-uid": owner}
+    pods[1]["status"] = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."}
+
+    def page(items: list[dict[str, Any]], more: str = "") -> Answer:
+        return 200, {}, {"metadata": {"continue": more}, "items": items}
+
+    script.answers = [page(pages[0], "t/1=="), page(pages[1]), page(pods[:1], "u"), page(pods[1:])]
+    found = backend.jobs(3)
+    assert [(status.jid, status.state) for status in found] == [
+        ("c", JobState.FAILED), ("d", JobState.SUCCEEDED), ("a", JobState.SUCCEEDED),
+    ]  # fmt: skip
+    assert "Evicted" in found[0].message
+    assert all("limit=500" in path for _, path, _ in script.asked)
+    assert ["continue=t%2F1%3D%3D" in path for _, path, _ in script.asked] == [False, True, False, False]
+    script.answers = [page(pages[0][:1])]
+    assert [status.jid for status in backend.jobs(3)] == ["a"]
+
+
 def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec(number_of_workers=1)
     running = created(job, spec) | {"status": {"active": 1, "ready": 1, "startTime": "2026-11-24T00:00:00Z"}}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import heapq
 import json
 import logging
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -85,6 +86,7 @@ MAX_BODY_BYTES = 1_500_000
 REPLACE_SECONDS = 40.0  # how long a POST waits for the pods of a deleted job with the same jid to end
 POLL_SECONDS = 0.25
 MIN_LOG_BYTES = 4096
+PAGE = 500  # objects of a listing in one answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +206,28 @@ class KubernetesBackend:
         self._api.call("DELETE", f"{self._jobs}/{job['metadata']['name']}", body=options, allow=(404, 409))
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        found = self._api.call("GET", self._jobs, {"labelSelector": OURS})[1]["items"]
-        ours = [job for job in found if _annotation(job, JID) and "deletionTimestamp" not in job["metadata"]]
-        ours = sorted(ours, key=lambda job: str(job["metadata"]["creationTimestamp"]), reverse=True)[:limit]
-        pods: dict[str, list[Object]] = {}
-        if any(job_state(job["status"]) in (None, JobState.FAILED) for job in ours):
-            for pod in self._api.call("GET", f"{self._core}/pods", {"labelSelector": OURS})[1]["items"]:
-                owner = pod["metadata"]["labels"].get("batch.kubernetes.io/controller-uid", "")
-                pods.setdefault(owner, []).append(pod)
+        ours: list[Object] = []
+        for page in self._pages(self._jobs):
+            more = [job for job in page if _annotation(job, JID) and "deletionTimestamp" not in job["metadata"]]
+            ours = heapq.nlargest(limit, ours + more, key=lambda job: str(job["metadata"]["creationTimestamp"]))
+        unclear = (job["metadata"]["uid"] for job in ours if job_state(job["status"]) in (None, JobState.FAILED))
+        pods: dict[str, list[Object]] = {uid: [] for uid in unclear}
+        for page in self._pages(f"{self._core}/pods") if pods else ():
+            for pod in page:
+                owner = pod["metadata"]["labels"].get("batch.kubernetes.io/controller-uid")
+                if owner in pods:
+                    pods[owner].append(pod)
         return [_listed(job, pods.get(job["metadata"]["uid"], [])) for job in ours]
+
+    def _pages(self, path: str) -> Iterator[list[Object]]:
+        """All of pman's objects of a kind, by name, in pieces of bounded size."""
+        query = {"labelSelector": OURS, "limit": str(PAGE)}
+        while True:
+            found = self._api.call("GET", path, query)[1]
+            yield found["items"]
+            if not (token := found["metadata"].get("continue")):
+                return
+            query["continue"] = token
 
     def ping(self) -> None:
         missing = [right for right in RIGHTS if not self._may(*right)]
