@@ -205,9 +205,12 @@ def test_jobs_of_others_are_nobodys(script: Script, backend: kubernetes.Kubernet
     assert {asked[0] for asked in script.asked} == {"GET", "POST"}
 
 
+FOREIGN_UID = {"kind": "Status", "code": 409, "message": "the UID in the precondition does not match"}
+
+
 def test_delete_ends_this_very_object_and_its_pods(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec()
-    script.answers = [(200, {}, created(job, spec)), (409, {}, {"message": "the UID does not match"})]
+    script.answers = [(200, {}, created(job, spec)), (409, {}, FOREIGN_UID)]
     backend.delete("ok2")
     assert script.asked[1][2] == {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}
 
@@ -215,6 +218,55 @@ def test_delete_ends_this_very_object_and_its_pods(script: Script, backend: kube
 def finished(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
     states = json.loads((RECORDINGS / "job_states.json").read_text())
     return created(job, spec, **metadata) | {"status": states["job_indexed"][-1]["status"]}
+
+
+def test_delete_of_a_job_as_it_was_seen_is_one_call(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    script.answers = [(200, {}, finished(job, spec)), (200, {}, created(job, spec))]
+    backend.status("ok2")
+    backend.delete("ok2")
+    assert [asked[0] for asked in script.asked] == ["GET", "DELETE"]
+    assert script.asked[1][2]["preconditions"] == {"uid": "u", "resourceVersion": "7"}
+
+
+@pytest.mark.parametrize("code", [404, 409])
+def test_delete_of_a_job_that_has_changed_looks_again(
+    script: Script, backend: kubernetes.KubernetesBackend, code: int
+) -> None:
+    """Perhaps it runs now, perhaps another pman has begun to delete it, perhaps the jid is a new job's."""
+    job, spec = job_and_spec()
+    seen: Answer = 200, {}, finished(job, spec)
+    changed: Answer = code, {}, FOREIGN_UID
+    script.answers = [seen, changed, (200, {}, created(job, spec, uid="v")), (200, {}, created(job, spec))]
+    backend.status("ok2")
+    backend.delete("ok2")
+    assert script.asked[3][2]["preconditions"] == {"uid": "v"}
+    script.answers = [seen, changed, (200, {}, created(job, spec, deletionTimestamp=STARTED_AT))]
+    backend.status("ok2")
+    with pytest.raises(NotFound):
+        backend.delete("ok2")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("again", [200, 404, 409])
+def test_delete_whose_answer_is_lost(
+    script: Script, backend: kubernetes.KubernetesBackend, seen: bool, again: int
+) -> None:
+    """It may have been done: then the Job is ending or gone, which is no reason to say that there is none."""
+    job, spec = job_and_spec()
+    script.answers = [(200, {}, finished(job, spec)), CUT, (again, {}, {})]
+    if seen:
+        backend.status("ok2")
+    retry.call(backend.delete, "ok2")
+    assert script.asked[-1][::2] == ("DELETE", {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}})
+
+
+def test_delete_that_is_never_answered(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """503, and no second look: it could find the Job ending, and say 404."""
+    job, spec = job_and_spec()
+    script.answers = [(200, {}, created(job, spec)), *[CUT] * retry.ATTEMPTS]
+    with pytest.raises(Unreachable):
+        retry.call(backend.delete, "ok2")
 
 
 def test_what_a_finished_job_costs(script: Script, backend: kubernetes.KubernetesBackend) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
+import itertools
 import json
 import logging
 import shlex
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from pman import logs
+from pman import logs, retry
 from pman.backends import kubernetes_reasons as reasons
 from pman.backends.kubernetes_api import Api, LogsUnavailable, Object, connect
 from pman.errors import (
@@ -31,6 +32,7 @@ from pman.errors import (
     Refused,
     TemplateError,
     TooLarge,
+    Unreachable,
     jid_taken,
     no_such_job,
 )
@@ -87,6 +89,7 @@ REPLACE_SECONDS = 40.0  # how long a POST waits for the pods of a deleted job wi
 POLL_SECONDS = 0.25
 MIN_LOG_BYTES = 4096
 PAGE = 500  # objects of a listing in one answer
+MOST_SEEN = 10_000  # jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class KubernetesBackend:
         self._jobs = f"/apis/batch/v1/namespaces/{self._namespace}/jobs"
         self._patience = timedelta(minutes=settings.stuck_job_patience_minutes)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
+        self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         body = _body(job, spec)
@@ -127,7 +131,11 @@ class KubernetesBackend:
             time.sleep(POLL_SECONDS)
 
     def status(self, jid: str) -> JobStatus:
-        return self._status(self._find(jid))
+        job = self._find(jid)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[jid] = {name: job["metadata"][name] for name in ("uid", "resourceVersion")}
+        return self._status(job)
 
     def _read(self, name: str) -> Object | None:
         code, job = self._api.call("GET", f"{self._jobs}/{name}", allow=(404,))
@@ -200,10 +208,34 @@ class KubernetesBackend:
             return f"[pman: these logs cannot be read now: {error}]\n"
 
     def delete(self, jid: str) -> None:
-        """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them."""
-        job = self._find(jid)
-        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": job["metadata"]["uid"]}}
-        self._api.call("DELETE", f"{self._jobs}/{job['metadata']['name']}", body=options, allow=(404, 409))
+        """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them.
+
+        One call where the Job is still as the last GET found it, else it is read first: to touch no other, and to say
+        NotFound of one that is ending already.
+        """
+        seen = self._seen.pop(jid, None)
+        if not (seen and self._end(jid, seen)):
+            self._end(jid, {"uid": self._find(jid)["metadata"]["uid"]})
+
+    def _end(self, jid: str, preconditions: dict[str, str]) -> bool:
+        """Whether this deleted the Job that the preconditions name.
+
+        When no answer comes, it may have been done: what is repeated goes to the same object whatever became of it.
+        """
+        path = f"{self._jobs}/{backend_name(jid)}"
+        each = itertools.chain([preconditions], itertools.repeat({"uid": preconditions["uid"]}))
+
+        def attempt() -> bool:
+            wanted = next(each)
+            options = {"propagationPolicy": "Foreground", "preconditions": wanted}
+            code, _ = self._api.call("DELETE", path, body=options, allow=(404, 409))
+            return code < 400 or "resourceVersion" not in wanted
+
+        try:
+            return retry.call(attempt)
+        except Unreachable as error:
+            error.transient = False  # tried enough; to look again could find the Job ending, and call it NotFound
+            raise
 
     def jobs(self, limit: int) -> list[JobStatus]:
         ours: list[Object] = []
