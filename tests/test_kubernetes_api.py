@@ -15,8 +15,8 @@ import pytest
 from urllib3 import PoolManager
 
 from pman import retry, settings
-from pman.backends import kubernetes, kubernetes_api
-from pman.backends.kubernetes_api import Api, Endpoint
+from pman.backends import kubernetes, kubernetes_api, kubernetes_logs
+from pman.backends.kubernetes_api import Api, Endpoint, LogsUnavailable
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, TemplateError, TooLarge, Unreachable
 from pman.job import Job, make_job, validate
 from pman.render import Renderer, Spec
@@ -287,8 +287,10 @@ def test_long_logs_take_little_memory(script: Script) -> None:
     pool = PoolManager()
     api = Api(lambda: Endpoint(script.url, pool, dict))
     script.answers = [(200, {}, b"x" * 5_000_000 + b"end"), (204, {}, b""), recorded("log_while_ContainerCreating_400")]
-    assert api.tail("/log", {}, 10) == b"xxxxxxxend"
-    assert [api.tail("/log", {}, 10), api.tail("/log", {}, 10)] == [b"", b""]
+    assert api.tail("/log", {}, 10, 9) == b"xxxxxxxend"
+    assert [api.tail("/log", {}, 10, 9), api.tail("/log", {}, 10, 9)] == [b"", b""]
+    with pytest.raises(LogsUnavailable, match="no time"):
+        api.tail("/log", {}, 10, 0)
     pool.clear()
 
 
@@ -307,6 +309,41 @@ def pods_of(job: Job, *places: tuple[int, str], begun: bool = True) -> list[dict
         }
         for index, node in places
     ]  # fmt: skip
+
+
+def test_workers_keep_their_numbers_when_pods_are_lost(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec(number_of_workers=4)
+    failed = json.loads((RECORDINGS / "job_states.json").read_text())["job_failed_one_of_two"][-1]["status"]
+    for left in ((1, 2), (2,)):
+        pods = {"items": pods_of(job, *((index, "n") for index in left))}
+        script.answers = [(200, {}, created(job, spec) | {"status": failed}), (200, {}, pods)]
+        script.answers += [(200, {}, f"I am {index}\n".encode()) for index in left]
+        expected = "".join(f"=== worker {index} ===\nI am {index}\n" for index in left)
+        assert backend.logs(backend.status("ok2"), 100) == expected
+
+
+def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Only the first is waited for; pods of other nodes are read."""
+    job, spec = job_and_spec(number_of_workers=4)
+    running = created(job, spec) | {"status": {"active": 4, "ready": 4, "startTime": STARTED_AT}}
+    pods = pods_of(job, (0, "dead"), (1, "dead"), (2, "good"), (3, "dead"))
+    script.answers = [(200, {}, running), (200, {}, {"items": pods}), (504, {}, {"message": "no route"})]
+    script.answers.append((200, {}, b"two\n"))
+    assert backend.logs(backend.status("ok2"), 100) == (
+        "=== worker 0 ===\n[pman: these logs cannot be read now: no route]\n"
+        "=== worker 1 ===\n[pman: these logs cannot be read now: no route]\n"
+        "=== worker 2 ===\ntwo\n"
+        "=== worker 3 ===\n[pman: these logs cannot be read now: no route]\n"
+    )
+
+
+def test_logs_end_when_their_time_is_over(
+    script: Script, backend: kubernetes.KubernetesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_logs, "SECONDS", 0)
+    job, spec = job_and_spec()
+    script.answers = [(200, {}, finished(job, spec)), (200, {}, {"items": pods_of(job, (0, "a"), (1, "b"))})]
+    assert backend.logs(backend.status("ok2"), 100).count("no time left") == 2
 
 
 def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.KubernetesBackend) -> None:

@@ -23,7 +23,8 @@ import yaml
 
 from pman import logs, retry
 from pman.backends import kubernetes_reasons as reasons
-from pman.backends.kubernetes_api import Api, LogsUnavailable, Object, connect
+from pman.backends.kubernetes_api import Api, Object, connect
+from pman.backends.kubernetes_logs import Reader
 from pman.errors import (
     BackendError,
     BadRequest,
@@ -197,15 +198,11 @@ class KubernetesBackend:
         pods = self._pods(found.job) if found.pods is None else found.pods
         share = max(1, max_lines // max(1, len(pods)))
         size = max(MIN_LOG_BYTES, self._max_log_bytes // max(1, len(pods)))
-        texts = [self._log(found.job, pod, share, size) if _begun(pod) else "" for pod in pods]
-        return logs.join_workers(texts, max_lines, self._max_log_bytes)
-
-    def _log(self, job: Object, pod: Object, max_lines: int, max_bytes: int) -> str:
-        query = {"container": _container(job)["name"], "tailLines": str(max_lines)}
-        try:
-            return logs.clean(self._api.tail(f"{self._core}/pods/{pod['metadata']['name']}/log", query, max_bytes))
-        except LogsUnavailable as error:
-            return f"[pman: these logs cannot be read now: {error}]\n"
+        reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share, size)
+        texts = [reader.read(pod) if _begun(pod) else "" for pod in pods]
+        several = found.job["spec"].get("completionMode") == "Indexed" and found.job["spec"].get("completions", 1) > 1
+        numbers = [reasons.index(pod) for pod in pods] if several else None
+        return logs.join_workers(texts, max_lines, self._max_log_bytes, numbers)
 
     def delete(self, jid: str) -> None:
         """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them.

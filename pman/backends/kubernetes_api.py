@@ -30,7 +30,6 @@ from pman.errors import BackendError, BadRequest, Misconfigured, PmanError, Refu
 log = logging.getLogger(__name__)
 
 TIMEOUT = urllib3.Timeout(connect=3.0, read=10.0)  # seconds
-LOG_SECONDS = 30.0  # for all of a log
 CONNECTIONS = 32
 MOST_RETRY_AFTER_SECONDS = 20.0
 DENIED_SECONDS = 0.7
@@ -79,8 +78,14 @@ class Api:
             raise self._error(response, data)
         return response.status, data
 
-    def tail(self, path: str, query: Mapping[str, str], max_bytes: int) -> bytes:
-        """The end of a text, at most `max_bytes` of it, in memory of that size; b"" while there is no such text."""
+    def tail(self, path: str, query: Mapping[str, str], max_bytes: int, seconds: float) -> bytes:
+        """The end of a text, at most `max_bytes` of it, in memory of that size; b"" while there is no such text.
+
+        Raises LogsUnavailable when it is not all there after `seconds` and one read time-out.
+        """
+        if seconds <= 0:
+            raise LogsUnavailable("there is no time left for them")
+        deadline = time.monotonic() + seconds
         try:
             response = self._send("GET", path, query, stream=True)
             if response.status in (204, 400, 404):
@@ -89,7 +94,7 @@ class Api:
                 raise LogsUnavailable(_sentence(_json(response.read(4096))))
             if response.status >= 400:
                 raise self._error(response, _json(response.read(65536)))
-            return _last(response, max_bytes)
+            return _last(response, max_bytes, deadline)
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
             raise LogsUnavailable("the node does not answer") from error
         except urllib3.exceptions.HTTPError as error:
@@ -205,9 +210,9 @@ def _from_kubeconfig() -> Endpoint:
     )
 
 
-def _last(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+def _last(response: urllib3.BaseHTTPResponse, max_bytes: int, deadline: float) -> bytes:
     chunks: deque[bytes] = deque()
-    size, deadline = 0, time.monotonic() + LOG_SECONDS
+    size = 0
     for chunk in response.stream(65536):
         chunks.append(chunk)
         size += len(chunk)
