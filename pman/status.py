@@ -76,8 +76,8 @@ def join_messages(messages: Sequence[str]) -> str:
     return " ".join(f"worker {index}: {text}" for text, index in sorted(first.items(), key=lambda item: item[1]))
 
 
-def explain_exit(code: int) -> str:
+def explain_exit(code: int, who: str = "The job") -> str:
     """A sentence about an exit status of a shell, "" for 0; 129 to 192 are the signals 1 to 64."""
     if 128 < code <= 192:
-        return f"The job was ended by signal {code - 128}."
-    return f"The job ended with exit code {code}." if code else ""
+        return f"{who} was ended by signal {code - 128}."
+    return f"{who} ended with exit code {code}." if code else ""

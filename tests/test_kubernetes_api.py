@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,78 @@ def test_logs_end_when_their_time_is_over(
     job, spec = job_and_spec()
     script.answers = [(200, {}, finished(job, spec)), (200, {}, {"items": pods_of(job, (0, "a"), (1, "b"))})]
     assert backend.logs(backend.status("ok2"), 100).count("no time left") == 2
+
+
+def running_one_of_two(job: Job, spec: Spec) -> list[Answer]:
+    """What a GET reads of a job with one worker that runs, and one that has not begun."""
+    status = {"active": 2, "ready": 1, "startTime": STARTED_AT}
+    pods = [*pods_of(job, (0, "n")), *pods_of(job, (1, "m"), begun=False)]
+    return [(200, {}, created(job, spec) | {"status": status}), (200, {}, {"items": pods})]
+
+
+def mount_events(lasted_minutes: int) -> Answer:
+    last = datetime.fromisoformat(STARTED_AT) + timedelta(minutes=lasted_minutes)
+    event = {
+        "type": "Warning", "reason": "FailedMount", "message": "hostPath type check failed: /x is not a directory",
+        "firstTimestamp": STARTED_AT, "lastTimestamp": last.isoformat(),
+    }  # fmt: skip
+    return 200, {}, {"items": [event]}
+
+
+STUCK = "Worker 1: A directory of the job cannot be mounted: hostPath type check failed: /x is not a directory."
+
+
+def test_one_stuck_worker_is_explained_and_ends_the_job(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    script.answers = [*running_one_of_two(job, spec), mount_events(14)]
+    status = backend.status("ok2")
+    assert (status.state, status.message) == (JobState.STARTED, STUCK)
+    assert "involvedObject.uid%3Dp1" in script.asked[2][1]
+    script.answers = [*running_one_of_two(job, spec), mount_events(15), (200, {}, created(job, spec))]
+    assert backend.status("ok2").message == STUCK
+    method, _, patch = script.asked[-1]
+    assert (method, patch["spec"]) == ("PATCH", {"activeDeadlineSeconds": 1})
+    assert patch["metadata"]["annotations"] == {"org.chrisproject.pman.gave-up": STUCK}
+
+
+def test_a_refused_worker_is_explained(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """The job has one pod less than workers."""
+    job, spec = job_and_spec()
+    status, pods = running_one_of_two(job, spec)
+    pods[2]["items"].pop()
+    refusal = {"reason": "FailedCreate", "message": 'Error creating: admission webhook "w" denied the request: no'}
+    script.answers = [status, pods, (200, {}, {"items": [refusal]})]
+    found = backend.status("ok2")
+    assert found.state is JobState.STARTED
+    assert found.message == 'Kubernetes refuses the job\'s pod: admission webhook "w" denied the request: no.'
+
+
+def test_events_are_read_only_when_they_are_needed(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Not while all workers run, nor when those that have not begun are being ended, nor for each of a crowd."""
+    job, spec = job_and_spec()
+    status, pods = running_one_of_two(job, spec)
+    everybody = {"items": pods_of(job, (0, "n"), (1, "m"))}
+    ending = status[2] | {"status": status[2]["status"] | {"conditions": [{"type": "FailureTarget", "status": "True"}]}}
+    for answers in ([status, (200, {}, everybody)], [(200, {}, ending), pods]):
+        script.answers = answers
+        assert backend.status("ok2").message == ""
+    crowd_job, crowd_spec = job_and_spec(number_of_workers=100)
+    crowd = {"items": pods_of(crowd_job, *((index, "n") for index in range(100)), begun=False)}
+    waiting = created(crowd_job, crowd_spec) | {"status": {"active": 100, "startTime": STARTED_AT}}
+    script.answers = [(200, {}, waiting), (200, {}, crowd), *[(200, {}, {"items": []})] * 16]
+    assert backend.status("ok2").state is JobState.NOT_STARTED
+
+
+@pytest.mark.parametrize(("held", "message"), [("True", "The job is suspended."), ("False", "")])
+def test_a_job_is_suspended_while_the_condition_holds(
+    script: Script, backend: kubernetes.KubernetesBackend, held: str, message: str
+) -> None:
+    job, spec = job_and_spec()
+    status = {"conditions": [{"type": "Suspended", "status": held}], "startTime": STARTED_AT}
+    script.answers = [(200, {}, created(job, spec) | {"status": status}), (200, {}, {"items": []})]
+    script.answers += [(200, {}, {"items": []})] if held == "False" else []
+    found = backend.status("ok2")
+    assert (found.state, found.message) == (JobState.NOT_STARTED, message)
 
 
 def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.KubernetesBackend) -> None:

@@ -16,7 +16,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import yaml
@@ -155,24 +155,25 @@ class KubernetesBackend:
         pods = self._pods(job)
         if state is JobState.FAILED:
             return _status(job, state, reasons.failure(job, pods), pods)
-        state = state or pods_state(pods)
-        if state is JobState.NOT_STARTED:
-            return _status(job, state, self._waits(job, pods), pods)
-        return _status(job, state, reasons.node_silent(pods), pods)
+        message = reasons.node_silent(pods) or self._waits(job, pods)
+        return _status(job, state or pods_state(pods), message, pods)
 
     def _pods(self, job: Object) -> tuple[Object, ...]:
         """The pods of this very object, in index order; of those that tried one index the newest."""
         selector = f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
         found = self._api.call("GET", f"{self._core}/pods", {"labelSelector": selector})[1]["items"]
-        return reasons.in_order(found, indexed=job["spec"].get("completionMode") == "Indexed")
+        return reasons.in_order(found, _is_indexed(job))
 
     def _waits(self, job: Object, pods: Sequence[Object]) -> str:
-        """Why the job does not start. One that cannot start is ended when patience with it is over."""
-        if any(condition["type"] == "Suspended" for condition in job["status"].get("conditions", [])):
+        """Why workers do not start, or "". A job that cannot run whole is ended when patience with that is over."""
+        conditions = _held(job["status"])
+        if "Suspended" in conditions:
             return "The job is suspended."
-        reason = reasons.waiting(job, pods, functools.cache(self._events))
-        stuck = not reason.can_heal and reason.since is not None
-        if stuck and datetime.now(UTC) - (reason.since or datetime.now(UTC)) >= self._patience:
+        if conditions or not job["status"].get("startTime"):  # ending already; not looked at yet
+            return ""
+        ahead = [pod for pod in pods if not _begun(pod) and "deletionTimestamp" not in pod["metadata"]]
+        reason = reasons.waiting(job, ahead, _lacks_pods(job, pods), functools.cache(self._events))
+        if not reason.can_heal and reason.lasted is not None and reason.lasted >= self._patience:
             self._give_up(job, reason.sentence)
         return reason.sentence
 
@@ -183,8 +184,8 @@ class KubernetesBackend:
     def _give_up(self, job: Object, sentence: str) -> None:
         """Have Kubernetes fail the job: its condition Failed makes it final, for every pman alike.
 
-        A deadline that has passed does it; there are no logs that it could take away. Nothing happens when the job
-        has changed since it was read.
+        A deadline that has passed does it. It ends workers that run, and takes their logs away, as when one of them
+        fails. Nothing happens when the job has changed since it was read.
         """
         metadata = {"annotations": {reasons.GAVE_UP: sentence}, "resourceVersion": job["metadata"]["resourceVersion"]}
         patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
@@ -200,7 +201,7 @@ class KubernetesBackend:
         size = max(MIN_LOG_BYTES, self._max_log_bytes // max(1, len(pods)))
         reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share, size)
         texts = [reader.read(pod) if _begun(pod) else "" for pod in pods]
-        several = found.job["spec"].get("completionMode") == "Indexed" and found.job["spec"].get("completions", 1) > 1
+        several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1
         numbers = [reasons.index(pod) for pod in pods] if several else None
         return logs.join_workers(texts, max_lines, self._max_log_bytes, numbers)
 
@@ -294,13 +295,29 @@ def create(settings: Settings) -> KubernetesBackend:
 
 def job_state(status: Mapping[str, Any]) -> JobState | None:
     """The state that a Job's status stands for by STATES; None where its pods have to be asked."""
-    conditions = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
+    conditions = _held(status)
     counters = {name for name in STATES.keys() - set(_CONDITIONS) if _counted(status.get(name))}
     if unknown := conditions - set(_CONDITIONS):
         log.warning("unknown conditions of a Job: %s", ", ".join(sorted(unknown)))
         if not conditions & set(_CONDITIONS) and not counters:
             return JobState.UNDEFINED
     return next(STATES[name] for name in STATES if name in conditions or name in counters or not name)
+
+
+def _held(status: Mapping[str, Any]) -> set[str]:
+    return {condition["type"] for condition in status.get("conditions", []) if condition["status"] == "True"}
+
+
+def _is_indexed(job: Object) -> bool:
+    return bool(job["spec"].get("completionMode") == "Indexed")
+
+
+def _lacks_pods(job: Object, pods: Sequence[Object]) -> bool:
+    """Whether there are fewer pods than workers, beside those that somebody removed after they had succeeded."""
+    ended = sum(pod["status"].get("phase") == "Succeeded" for pod in pods)
+    removed = max(0, job["status"].get("succeeded", 0) - ended)
+    spec = job["spec"]
+    return bool(len(pods) + removed < min(spec.get("completions", 1), spec.get("parallelism", 1)))
 
 
 def pods_state(pods: Iterable[Mapping[str, Any]]) -> JobState:
