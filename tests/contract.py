@@ -164,7 +164,7 @@ class Contract:
             sizes.append(beats.stat().st_size)
             return len(sizes) > 5 and len(set(sizes[-5:])) == 1
 
-        wait_for(silent, 15, "the job to stop writing", every=0.2)
+        wait_for(silent, rig.job_seconds, "the job to stop writing", every=0.2)
         assert server.post(request).status_code == 201
 
     def test_files_are_complete_when_finished(self, server: Server, rig: Rig, jid: str) -> None:

@@ -15,7 +15,7 @@ import yaml
 from pman.settings import Settings
 from tests.rig import ROOT
 
-MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+MANIFESTS = sorted(set((ROOT / "deploy/kubernetes").glob("*.yaml")) - {ROOT / "deploy/kubernetes/kustomization.yaml"})
 COMPOSE = [ROOT / "deploy/compose.yml", ROOT / "deploy/compose.slurm.yml", ROOT / "compose.dev.yml"]
 FOREIGN = {"JAVA_OPTS", "SLURM_CONF", "PATH", "PYTHONPATH"}
 
@@ -36,8 +36,13 @@ def test_compose_files_set_settings_that_exist(path: Path) -> None:
 
 def test_manifest_sets_settings_that_exist() -> None:
     deployment = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/pman.yaml").read_text()))
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    assert {entry["name"].lower() for entry in container["env"]} <= set(Settings.model_fields)
+    pod = deployment["spec"]["template"]["spec"]
+    container, volumes = pod["containers"][0], pod["volumes"]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert {name.lower() for name in env} <= set(Settings.model_fields)
+    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {claim: mounts[name] for name, claim in claims.items()} == {env["VOLUME_NAME"]: env["STOREBASE"]}
 
 
 def test_systemd_unit() -> None:
