@@ -111,7 +111,7 @@ def kubernetes_rig(cluster: Cluster, directory: Path, **env: str) -> Rig:
         "CONTAINER_ENV": "kubernetes", "KUBECONFIG": cluster.env["KUBECONFIG_JOB_RUNNER"],
         "JOB_NAMESPACE": cluster.namespace, "STUCK_JOB_PATIENCE_MINUTES": "0.1", **env,
     }  # fmt: skip
-    return Rig(given, directory / "store", cluster.env["PMAN_TEST_IMAGE"], directory, job_seconds=90)
+    return Rig(given, directory / "store", cluster.env["PMAN_TEST_IMAGE"], directory, job_seconds=180)
 
 
 @pytest.fixture(scope="module")
