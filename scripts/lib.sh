@@ -185,6 +185,17 @@ launch_in_namespaces() {
     launch "$name" nsenter --target "$(pid_of namespaces)" --net --mount -- "$@"
 }
 
+# A registry without TLS, inside the namespaces only, for tests of pulls.
+readonly REGISTRY=127.0.0.1:5000
+
+start_registry() {
+    require_commands docker-registry=docker-registry curl=curl
+    printf 'version: 0.1\nlog: {level: warn}\nstorage: {filesystem: {rootdirectory: "%s"}}\nhttp: {addr: "%s"}\n' \
+        "$RUN/registry" "$REGISTRY" >"$RUN/registry.yml"
+    launch_in_namespaces registry docker-registry serve "$RUN/registry.yml"
+    await_ready registry 30 enter_namespaces curl -fsS --max-time 5 "http://$REGISTRY/v2/"
+}
+
 # Removes what start_namespaces made outside $RUN, unless something else has put it to use meanwhile.
 uncover_directories() {
     local directory

@@ -21,16 +21,18 @@ NEEDS_SOMETHING = 3  # exit status of scripts/dev-* that cannot be had here
 
 
 @functools.cache
-def development(name: str, *options: str) -> dict[str, str]:
-    """Environment variables of what `scripts/dev-<name> up` starts; it is started when it does not run.
+def development(name: str, *options: str, command: tuple[str, ...] = ("up",)) -> dict[str, str]:
+    """Environment variables of what `scripts/dev-<name> up` (or another command) starts, unless it runs.
 
     Skips the test where it cannot be had, which fails it under CI=true.
     """
     script = str(ROOT / "scripts" / f"dev-{name}")
-    up = subprocess.run([script, "up", *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    up = subprocess.run(
+        [script, *command, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if up.returncode == NEEDS_SOMETHING and os.environ.get("CI") != "true":
         pytest.skip(f"{name}: {up.stderr.strip()}")
-    assert up.returncode == 0, f"{script} up: {up.stdout}{up.stderr}"
+    assert up.returncode == 0, f"{script} {command}: {up.stdout}{up.stderr}"
     lines = subprocess.run([script, "env", *options], capture_output=True, text=True, check=True).stdout.splitlines()
     words = [word for line in lines for word in shlex.split(line)[1:]]
     return dict(word.split("=", 1) for word in words)

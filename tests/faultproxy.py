@@ -1,4 +1,4 @@
-"""A proxy between pman and a real engine that cuts, hangs and refuses connections when a test says so.
+"""A proxy between pman and a real engine that cuts, holds, hangs and refuses connections when a test says so.
 
 with FaultProxy("unix:///run/docker.sock", "unix:///tmp/x/proxy.sock") as proxy:    # or tcp://HOST:PORT for each
     proxy.cut_after(b"POST /v1.41/services/create")   # the engine gets it and answers, the client sees a reset
@@ -31,7 +31,9 @@ class FaultProxy:
         self._listen = listen
         self.url = ""
         self.cuts = 0
-        self._armed: list[tuple[bytes, bool]] = []
+        self.late_answers: list[bytes] = []  # first blocks of the target's answers to what was held and delivered
+        self._armed: list[tuple[bytes, str]] = []
+        self._delivered = threading.Event()
         self._chance = 0.0
         self._random = random.Random(0)
         self._flowing = threading.Event()
@@ -47,16 +49,25 @@ class FaultProxy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.refuse()
         self._flowing.set()
+        self._delivered.set()
 
     # -------------------------------------------------------------------------------------------------------- faults
 
     def cut_before(self, match: bytes) -> None:
         """Once: when a client's block of bytes holds `match`, cut its connection and forward nothing of the block."""
-        self._armed.append((match, False))
+        self._armed.append((match, "cut before"))
 
     def cut_after(self, match: bytes) -> None:
         """Once: forward the block that holds `match`, and cut when the target answers, instead of passing that on."""
-        self._armed.append((match, True))
+        self._armed.append((match, "cut after"))
+
+    def hold(self, match: bytes) -> None:
+        """Once: keep a request (one block) that holds `match` on the way until `deliver()`, whoever gives it up."""
+        self._armed.append((match, "hold"))
+
+    def deliver(self) -> None:
+        """Pass on what was held; the target's answer goes to `late_answers`."""
+        self._delivered.set()
 
     def cut_at_random(self, chance: float, seed: int) -> None:
         """From now on cut before any block, in either direction, with this probability; 0 ends it."""
@@ -109,28 +120,43 @@ class FaultProxy:
             with self._lock:
                 self._open |= {client, upstream}
             waiting = threading.Event()  # set: the answer to what was forwarded last must not arrive
-            _thread(self._forward, client, upstream, lambda block, w=waiting: self._cuts_request(block, w))
-            _thread(self._forward, upstream, client, lambda _, w=waiting: w.is_set())
+            _thread(self._forward, client, upstream, lambda block, w=waiting: self._of_client(block, w))
+            _thread(self._forward, upstream, client, lambda block, w=waiting: None if w.is_set() else block)
 
-    def _cuts_request(self, block: bytes, waiting: threading.Event) -> bool:
+    def _of_client(self, block: bytes, waiting: threading.Event) -> bytes | None:
+        """What of a client's block goes on now; None ends its connection."""
+        kind = self._armed_for(block)
+        if kind == "cut after":
+            waiting.set()
+        if kind == "hold":
+            _thread(self._deliver_later, block)
+            return b""
+        return None if kind == "cut before" else block
+
+    def _armed_for(self, block: bytes) -> str:
         with self._lock:
             for fault in self._armed:
                 if fault[0] in block:
                     self._armed.remove(fault)
-                    if fault[1]:
-                        waiting.set()
-                    return not fault[1]
-        return False
+                    return fault[1]
+        return ""
 
-    def _forward(self, source: socket.socket, sink: socket.socket, cuts: Callable[[bytes], bool]) -> None:
+    def _deliver_later(self, request: bytes) -> None:
+        """Over a connection of its own, which stays open whatever becomes of the client's."""
+        self._delivered.wait()
+        with contextlib.suppress(OSError), _connect(self._target) as upstream:
+            upstream.sendall(request)
+            self.late_answers.append(upstream.recv(_BLOCK))
+
+    def _forward(self, source: socket.socket, sink: socket.socket, passes: Callable[[bytes], bytes | None]) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(_BLOCK):
                 self._flowing.wait()
-                if cuts(block) or self._unlucky():
+                if (rest := passes(block)) is None or self._unlucky():
                     with self._lock:
                         self.cuts += 1
                     break
-                sink.sendall(block)
+                sink.sendall(rest)
             else:
                 self._end(source, sink)
                 return

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from tests.faultproxy import FaultProxy
+from tests.rig import wait_for
 
 
 class _Target(http.server.BaseHTTPRequestHandler):
@@ -52,6 +53,20 @@ def test_cut_before_and_after(proxy: FaultProxy) -> None:
     assert _Target.paths == ["/plain", "/unanswered"]
     assert get(proxy, "/lost") == "ok"
     assert proxy.cuts == 2
+
+
+def test_hold_then_deliver(proxy: FaultProxy) -> None:
+    """The request arrives although its client is gone."""
+    proxy.hold(b"/held")
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(f"http{proxy.url.removeprefix('tcp')}/held", timeout=0.3)
+    assert get(proxy, "/other") == "ok"
+    assert _Target.paths == ["/other"]
+    proxy.deliver()
+    wait_for(lambda: proxy.late_answers, 10, "the late answer")
+    assert proxy.late_answers[0].startswith(b"HTTP/1.0 200")
+    assert _Target.paths == ["/other", "/held"]
+    assert proxy.cuts == 0
 
 
 def test_hang_and_refuse(proxy: FaultProxy) -> None:

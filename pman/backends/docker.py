@@ -23,7 +23,7 @@ from typing import Any
 from pman import logs
 from pman.backends import docker_start, engine
 from pman.backends.docker_images import Images
-from pman.backends.docker_start import GUARD, Starter
+from pman.backends.docker_start import Starter
 from pman.backends.engine import Engine
 from pman.errors import BadRequest, Conflict, NotFound, Unreachable, no_such_job
 from pman.job import Job, backend_name
@@ -50,6 +50,7 @@ STATES: dict[str, JobState] = {
 }
 POSTED = "org.chrisproject.pman.posted"  # nanoseconds of the epoch; the engine lists whole seconds
 WORKERS = "org.chrisproject.pman.workers"
+MAX_WORKERS = 200  # each takes an engine a third of a second to start, and pfcon gives up on a POST after 100 s
 Json = dict[str, Any]
 
 
@@ -71,9 +72,11 @@ class DockerBackend:
         self._engine.require_subpath(self._settings)
         body = engine.parse(spec.text)
         self._refuse_missing(body)
+        if job.workers > MAX_WORKERS:
+            raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})
+        workers = [(_name(job.name, index), _for_worker(body, index)) for index in range(job.workers)]
         try:
-            for index in range(job.workers):
-                self._starter.run(job, _name(job.name, index), _for_worker(body, index))
+            self._starter.run(job, workers)
             return self.status(job.jid)
         except NotFound:
             raise Unreachable(f"The job {job.jid} is just being deleted.") from None
@@ -172,8 +175,7 @@ class DockerBackend:
         firsts = [c for c in found if f"/{backend_name(c['Labels'][engine.JID])}" in c["Names"]]
         workers: dict[str, list[Json]] = {}
         for container in found:
-            if GUARD not in container["Labels"]:
-                workers.setdefault(container["Labels"][engine.JID], []).append(container)
+            workers.setdefault(container["Labels"][engine.JID], []).append(container)
         firsts.sort(key=lambda container: container["Labels"].get(POSTED, ""), reverse=True)
         return [_listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
 

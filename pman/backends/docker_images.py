@@ -33,24 +33,23 @@ class Images:
         self._running: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
 
-    def with_image(self, image: str, create: Callable[[], bool], exists: Callable[[], bool]) -> bool:
-        """`create()`, with the image pulled before or after as the policy says; False where it `exists()` already.
+    def with_image(self, image: str, create: Callable[[], str], exists: Callable[[], bool], first: bool) -> str:
+        """`create()`, with the image pulled before or after as the policy says; "" where it `exists()` already.
 
-        Raises BadRequest, which names the image, where it cannot be had.
+        Raises BadRequest, which names the image, where it cannot be had. Only for the `first` container of a job is an
+        image pulled that may be there.
         """
-        if self._policy == "always":
+        if self._policy == "always" and first:
             if exists():
-                return False
+                return ""
             self._pull(image)
         try:
             return create()
         except NotFound as error:
             if "image" not in str(error).lower():
                 raise BadRequest(str(error), detail=error.detail) from error
-            if self._policy != "missing":
-                raise BadRequest(
-                    f"The engine does not have the image {image}, and PULL_POLICY={self._policy}."
-                ) from error
+            if self._policy == "never":
+                raise BadRequest(f"The engine does not have the image {image}, and PULL_POLICY=never.") from error
         self._pull(image)
         return create()
 

@@ -1,20 +1,22 @@
 """How a container of one Docker or Podman engine is made, started once, and removed.
 
-The API starts an exited container again, so two that start it one after the other would run a job twice. Who made a
-container starts it at once. Where that did not happen (pman was killed, the answer was lost), a repeated POST takes
-the start over: after a while, and under a guard, a container that is never started and whose name is the lock.
+The API starts an exited container again, and a request may arrive long after its client gave it up. So a container is
+started by the id that its creation returned, by nobody but its maker, and once. Where the start does not come (pman
+was killed, the answer was lost), a repeated POST takes the job over: after a while it removes the container, by id and
+without force, and makes a new one. An engine refuses to remove what runs, and to start what is removed; so whichever
+of the two comes first wins, and the other one fails however late it comes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import logging
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pman import retry
 from pman.backends import engine
 from pman.backends.docker_images import Images
 from pman.backends.engine import Engine
@@ -23,13 +25,17 @@ from pman.job import Job, backend_name
 
 log = logging.getLogger(__name__)
 
-GUARD = "org.chrisproject.pman.guard"
-START_SECONDS = 2.0  # who made a container may start it for so long
-ABANDONED_SECONDS = 4.0  # a container that others leave unstarted for so long is taken over
-GUARD_SECONDS = 15.0  # a guard of this age is one of a pman that was killed or cut off
+ABANDONED_SECONDS = 4.0  # a container that is seen unstarted for so long is taken over
+TAKE_OVERS = 3  # within one POST
+NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is still making
+STARTS_AT_ONCE = 8
 POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
 Json = dict[str, Any]
+
+
+class _CannotStart(BadRequest):
+    """Nothing may be left of the job, since nothing there says why."""
 
 
 class Starter:
@@ -40,26 +46,43 @@ class Starter:
         self._images = images
         self._startable = startable
 
-    def run(self, job: Job, name: str, body: Json) -> None:
-        """Make sure that the container exists and has been started, once."""
-        began = time.monotonic()
-        if self._create(job, name, body) and time.monotonic() - began < START_SECONDS:
-            self._start(job.jid, name)
-        else:
-            self._await_start(job, name)
+    def run(self, job: Job, containers: Sequence[tuple[str, Json]]) -> None:
+        """Make sure that each (name, body) exists and has been started, once; the first is the job's lock.
 
-    def _create(self, job: Job, name: str, body: Json) -> bool:
-        """False when the job's container exists already. Raises Conflict when another job's does."""
+        The image is pulled as the policy says for the first, which the others share it with.
+        """
+        first, *others = containers
         try:
-            return self._images.with_image(job.image, lambda: self._post(name, body), lambda: self._exists(job, name))
-        except Conflict:
-            if not self._exists(job, name):
-                raise Unreachable(f"The job {job.jid} is just being made or deleted.") from None
-            return False
+            self._run(job, *first, first=True)
+            with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
+                list(pool.map(lambda other: self._run(job, *other), others))
+        except _CannotStart:
+            remove_all(self._engine, job.jid)
+            raise
 
-    def _post(self, name: str, body: Json) -> bool:
-        self._engine.call("POST", "/containers/create", body=body, name=name)
-        return True
+    def _run(self, job: Job, name: str, body: Json, first: bool = False) -> None:
+        for _ in range(TAKE_OVERS):
+            if made := self._create(job, name, body, first):
+                return self._start(made)
+            if self._is_started(name):
+                return None
+        raise Unreachable(f"The job {job.jid} is just being started.")
+
+    def _create(self, job: Job, name: str, body: Json, first: bool) -> str:
+        """The id of the new container; "" when the job's exists. Raises Conflict when another job's does."""
+
+        def exists() -> bool:
+            return self._exists(job, name)
+
+        try:
+            return self._images.with_image(str(body.get("Image")), lambda: self._post(name, body), exists, first)
+        except Conflict:
+            if not retry.wait_until(exists, NAMED_SECONDS):
+                raise Unreachable(f"The job {job.jid} is just being made or deleted.") from None
+            return ""
+
+    def _post(self, name: str, body: Json) -> str:
+        return str(self._engine.call("POST", "/containers/create", body=body, name=name).json()["Id"])
 
     def _exists(self, job: Job, name: str) -> bool:
         try:
@@ -72,53 +95,30 @@ class Starter:
             raise jid_taken(job.jid)
         return True
 
-    def _start(self, jid: str, name: str) -> None:
-        """Where the start fails for good: Docker keeps the reason, and the job has failed; Podman does not."""
+    def _start(self, container_id: str) -> None:
+        """Where the start fails for good, Docker keeps the reason, and the job has failed. Podman does not."""
         try:
-            self._engine.call("POST", f"/containers/{name}/start")
+            self._engine.call("POST", f"/containers/{container_id}/start")
         except PmanError as error:
             if error.transient:
                 raise
-            if self._startable(inspect(self._engine, name)):
-                remove_all(self._engine, jid)
-                raise BadRequest(f"The engine cannot start the job: {error}", detail=error.detail) from error
+            if self._startable(self._engine.get(f"/containers/{container_id}/json")):
+                raise _CannotStart(f"The engine cannot start the job: {error}", detail=error.detail) from error
 
-    def _await_start(self, job: Job, name: str) -> None:
+    def _is_started(self, name: str) -> bool:
+        """True as soon as it is; False when it had to be removed, or was, because nobody started it."""
+        deadline = time.monotonic() + ABANDONED_SECONDS
+        container_id = inspect(self._engine, name)["Id"]
         while self._startable(container := inspect(self._engine, name)):
-            if self._age(container) > ABANDONED_SECONDS:
-                self._take_over(job, name)
-                return
+            if container["Id"] != container_id:
+                return False
+            if time.monotonic() > deadline:
+                log.warning("removing the container %s, which whoever made it has not started", name)
+                with contextlib.suppress(NotFound, Conflict, BackendError):  # gone, or just started
+                    self._engine.call("DELETE", f"/containers/{container_id}", v=1)
+                return False
             time.sleep(POLL_SECONDS)
-
-    def _age(self, container: Json) -> float:
-        """Seconds since a container was made, by the engine's own clock."""
-        answer = self._engine.call("GET", "/_ping")
-        said = answer.headers.get("Date")
-        now = email.utils.parsedate_to_datetime(said) if said else datetime.now(UTC)
-        made_at = engine.time_of(container["Created"]) or now
-        return (now - made_at).total_seconds()
-
-    def _take_over(self, job: Job, name: str) -> None:
-        """A guard stays where the start was cut off: it may still be under way in the engine."""
-        guard = f"{name}.start"
-        body = {"Image": job.image, "Entrypoint": ["true"], "Labels": {engine.JID: job.jid, GUARD: name}}
-        try:
-            made = self._engine.call("POST", "/containers/create", body=body, name=guard).json()
-        except Conflict:
-            self._remove_if_stale(guard)
-            raise Unreachable(f"The job {job.jid} is just being started.") from None
-        if self._startable(inspect(self._engine, name)):
-            log.warning("starting the container %s, which whoever made it has left", name)
-            self._start(job.jid, name)
-        remove(self._engine, made["Id"])
-
-    def _remove_if_stale(self, guard: str) -> None:
-        try:
-            found = inspect(self._engine, guard)
-        except NotFound:
-            return
-        if self._age(found) > GUARD_SECONDS:
-            remove(self._engine, found["Id"])  # by id: a new guard of the same name stays
+        return True
 
 
 def inspect(api: Engine, name: str) -> Json:
@@ -147,18 +147,21 @@ def _kill(api: Engine, container_id: str) -> None:
 
 def remove_all(api: Engine, jid: str) -> bool:
     """Remove what is there of the job, and wait until it is gone; False when nothing was."""
+    if not _containers(api, jid):
+        return False
+    retry.call(_remove_all, api, jid)  # here, since a second look might no longer find the job
+    return True
+
+
+def _remove_all(api: Engine, jid: str) -> None:
     deadline = time.monotonic() + DELETE_SECONDS
-    found = _containers(api, jid)
-    any_there = bool(found)
-    while found:
+    while found := _containers(api, jid):
+        if time.monotonic() > deadline:
+            raise Unreachable(f"The engine does not remove the containers of {jid}.")
         for container in found:
             if container["State"] == "running":
                 _kill(api, container["Id"])
             remove(api, container["Id"])
-        found = _containers(api, jid)
-        if found and time.monotonic() > deadline:
-            raise Unreachable(f"The engine does not remove the containers of {jid}.")
-    return any_there
 
 
 def _containers(api: Engine, jid: str) -> list[Json]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -39,6 +38,7 @@ SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
 POOL_SIZE = 64  # connections kept; more are opened in need, and closed after use
 SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
+CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 # What engines answer 500 to although the same call succeeds a moment later.
 _PASSING = re.compile(
@@ -46,6 +46,7 @@ _PASSING = re.compile(
     r"|does not exist in database|/cgroup: no such process"  # Podman, of a container on its way out
 )
 _NAME_TAKEN = re.compile(r"name .* is already in use")
+_OTHER_VERSION = re.compile(r"client version \S+ is too (old|new)")
 _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -65,7 +66,7 @@ class Engine:
         self._tls = _tls(settings)
         self._timeout_seconds = settings.docker_timeout_seconds
         self._client: docker.APIClient | None = None
-        self._lock = threading.Lock()
+        self._credentials: dict[str, tuple[float, dict[str, str]]] = {}
 
     def call(  # noqa: PLR0913 - one method in place of the SDK's hundred
         self, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None,
@@ -83,8 +84,14 @@ class Engine:
         except _NO_ANSWER as error:
             raise self._silent(error) from error
         if answer.status_code >= 400:
-            raise _error(answer)
+            raise self._refused(_error(answer))
         return cast(requests.Response, answer)
+
+    def _refused(self, error: PmanError) -> PmanError:
+        if _OTHER_VERSION.search(str(error)):
+            self._client = None  # connected anew, it speaks the version of the engine that is there now
+            return Unreachable(f"The container engine at {self.host} has another version now.", detail=error.detail)
+        return error
 
     def get(self, path: str, **params: Any) -> Any:
         """The decoded JSON of a GET."""
@@ -92,9 +99,15 @@ class Engine:
 
     def registry_auth(self, image: str) -> dict[str, str]:
         """The header that passes the credentials of ~/.docker/config.json for this image's registry on, if any."""
-        registry, _ = docker.auth.resolve_repository_name(image)
-        header = docker.auth.get_config_header(self._connected(), registry)
-        return {"X-Registry-Auth": header.decode()} if header else {}
+        try:
+            registry, _ = docker.auth.resolve_repository_name(image)
+        except docker.errors.InvalidRepository as error:
+            raise BadRequest(f"The image's name is wrong: {error}") from error
+        until, header = self._credentials.get(registry, (0.0, {}))
+        if until < time.monotonic():
+            header = _registry_auth(registry)
+            self._credentials[registry] = (time.monotonic() + CREDENTIALS_SECONDS, header)
+        return header
 
     def tail(self, path: str, max_lines: int, max_bytes: int, *, quiet_seconds: float | None = None) -> str:
         """The end of a log at `path`, both streams in the order in which the engine got them; "" without a log.
@@ -141,11 +154,11 @@ class Engine:
             )
 
     def _connected(self) -> docker.APIClient:
-        if self._client is None:
-            with self._lock:
-                if self._client is None:
-                    self._client = self._connect()
-        return self._client
+        """Without a lock, so that an engine that hangs holds every thread up for one time-out and not for all."""
+        client = self._client
+        if client is None:
+            client = self._client = self._connect()
+        return client
 
     def _connect(self) -> docker.APIClient:
         try:
@@ -214,6 +227,14 @@ def _tls(settings: Settings) -> docker.tls.TLSConfig | bool:
         )
     except docker.errors.TLSParameterError as error:
         raise Misconfigured(f"DOCKER_CERT_PATH={path} must hold ca.pem, cert.pem and key.pem: {error}") from error
+
+
+def _registry_auth(registry: str) -> dict[str, str]:
+    try:
+        found = docker.auth.load_config().resolve_authconfig(registry)
+    except docker.errors.DockerException as error:
+        raise BackendError(f"The credentials for {registry} cannot be read: {error}") from error
+    return {"X-Registry-Auth": docker.auth.encode_header(found).decode()} if found else {}
 
 
 _BY_STATUS: Mapping[int, type[PmanError]] = {400: BadRequest, 404: NotFound, 409: Conflict, 413: TooLarge}

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,6 +55,22 @@ def proxied(rig: Rig, directory: Path) -> Iterator[tuple[Rig, FaultProxy]]:
         yield between, proxy
 
 
+@contextmanager
+def published(api: docker.APIClient, base: str, image: str) -> Iterator[None]:
+    """`image` in its registry, where WHICH=registry, and in the engine, where WHICH=here."""
+    repository, tag = image.rsplit(":", 1)
+    container = api.create_container(base, ["true"])["Id"]
+    try:
+        api.commit(container, repository, tag, changes=["ENV WHICH=registry"])
+        assert "error" not in api.push(repository, tag)
+        api.commit(container, repository, tag, changes=["ENV WHICH=here"])
+        yield
+    finally:
+        api.remove_container(container, force=True)
+        with suppress(docker.errors.ImageNotFound):
+            api.remove_image(image, force=True)
+
+
 class EngineCases(Contract):
     """The contract, and then what containers make possible.
 
@@ -71,6 +87,13 @@ class EngineCases(Contract):
     def api(cls, rig: Rig) -> Iterator[docker.APIClient]:
         with docker.APIClient(base_url=rig.env["DOCKER_HOST"]) as client:
             yield client
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def registry(cls, rig: Rig) -> str:
+        """Where the development engine of the rig finds a registry."""
+        development("podman" if rig.env["CONTAINER_ENV"] == "podman" else "swarm", command=("start", "registry"))
+        return "127.0.0.1:5000"
 
     def objects(self, api: docker.APIClient) -> set[str]:
         """The jids for which the engine has anything."""
@@ -176,6 +199,29 @@ class EngineCases(Contract):
         assert answer.status_code == 400
         assert missing in answer.json()["message"]
         assert server.get(jid).status_code == 404
+
+    def test_image_of_the_sites_mirror(
+        self, rig: Rig, tmp_path: Path, jid: str, api: docker.APIClient, registry: str
+    ) -> None:
+        """What is pulled is what the site's template names."""
+        path = "swarm/service.yaml.j2" if rig.env["CONTAINER_ENV"] == "swarm" else "docker/container.yaml.j2"
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(
+            f'{{% extends "shipped/{path}" %}}{{% set image = "{registry}/" ~ job.image.removeprefix("docker.io/") %}}'
+        )
+        image = f"fnndsc/pl-{jid[-8:]}:1"
+        server = rig.start(TEMPLATES_DIR=str(tmp_path))
+        with published(api, rig.image, f"{registry}/{image}"):
+            api.remove_image(f"{registry}/{image}", force=True)
+            answer = server.post(
+                rig.request(jid, 'echo "from $WHICH"', image=f"docker.io/{image}", number_of_workers=2)
+            )
+            assert answer.status_code == 201, answer.text
+            job = server.wait_final(jid, rig.job_seconds)
+            assert (job["status"], job["image"]) == ("finishedSuccessfully", f"docker.io/{image}"), job
+            assert job["logs"].count("from registry\n") == 2
+            assert server.delete(jid).status_code == 204
+        server.stop()
 
     def test_forty_half_open_connections(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, "true"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.live.engine_cases import EngineCases, engine_rig, proxied
+from tests.live.engine_cases import EngineCases, engine_rig, proxied, published
 from tests.rig import COUNTED, Rig, Server, running, wait_for
 
 
@@ -56,6 +57,22 @@ class _OneEngine(EngineCases):
         for server in servers:
             server.stop()
 
+    def test_start_that_arrives_late(self, rig: Rig, tmp_path: Path, jid: str) -> None:
+        """After pman gave it up, took the job over, and the job ended: it starts nothing."""
+        with proxied(rig, tmp_path) as (between, proxy):
+            server = between.start(DOCKER_TIMEOUT_SECONDS="5")
+            proxy.hold(b"/start")
+            deadline = time.monotonic() + 120
+            while (answer := server.post(rig.request(jid, COUNTED))).status_code != 201:
+                assert answer.status_code == 503, answer.text
+                assert time.monotonic() < deadline, answer.text
+            wait_for(lambda: server.get(jid).json().get("status") == "finishedSuccessfully", 60, "the end of the job")
+            proxy.deliver()
+            late = wait_for(lambda: proxy.late_answers, 60, "the late start")
+            assert late[0].startswith(b"HTTP/1.1 404")
+            assert rig.executions(jid) == 1
+            assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+
     def test_pull_policy_never(self, rig: Rig, jid: str) -> None:
         server = rig.start(PULL_POLICY="never")
         answer = server.post(rig.request(jid, "true", image="localhost/pman-no-such-image:1"))
@@ -71,6 +88,20 @@ class _OneEngine(EngineCases):
         assert answer.status_code == 400
         assert rig.image in answer.json()["message"]
         server.stop()
+
+    def test_pull_policies_of_an_image_that_is_there(
+        self, rig: Rig, jid: str, api: docker.APIClient, registry: str
+    ) -> None:
+        image = f"{registry}/pull-{jid[-8:]}:1"
+        with published(api, rig.image, image):
+            for policy, which in (("missing", "here"), ("never", "here"), ("always", "registry")):
+                server = rig.start(PULL_POLICY=policy)
+                answer = server.post(rig.request(jid, 'echo "$WHICH"', image=image, number_of_workers=2))
+                assert answer.status_code == 201, answer.text
+                assert server.wait_final(jid, rig.job_seconds)["logs"].count(f"{which}\n") == 2
+                assert server.delete(jid).status_code == 204
+                assert server.log.read_text().count("pulling the image") == (policy == "always")
+                server.stop()
 
     def test_impossible_cpu_limit(self, server: Server, rig: Rig, jid: str) -> None:
         answer = server.post(rig.request(jid, "true", cpu_limit=9_000_000))
