@@ -38,6 +38,8 @@ SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
 POOL_SIZE = 64  # connections kept; more are opened in need, and closed after use
 SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
+QUIET_SECONDS = 0.5  # a followed log that was silent for so long is taken to be read to its end
+FOLLOW_SECONDS = 1.0  # one that is never silent is read for so long
 CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 # What engines answer 500 to although the same call succeeds a moment later.
@@ -109,20 +111,19 @@ class Engine:
             self._credentials[registry] = (time.monotonic() + CREDENTIALS_SECONDS, header)
         return header
 
-    def tail(self, path: str, max_lines: int, max_bytes: int, *, quiet_seconds: float | None = None) -> str:
+    def tail(self, path: str, max_lines: int, max_bytes: int, *, follow: bool = False) -> str:
         """The end of a log at `path`, both streams in the order in which the engine got them; "" without a log.
 
-        Holds little more than `max_bytes` at a time however much comes. With `quiet_seconds` follows the log until
-        nothing came for so long: the only way to read one that the engine does not think has begun.
+        Holds little more than `max_bytes` at a time however much comes. With `follow` until it is quiet or for a
+        second: the only way to read one that the engine does not think has begun.
         """
-        follow = quiet_seconds is not None
-        kept, deadline = bytearray(), time.monotonic() + self._timeout_seconds
+        kept = bytearray()
         try:
-            answer = self.call(
-                "GET", path, stream=True, timeout_seconds=quiet_seconds,
-                stdout=1, stderr=1, tail=max_lines, follow=int(follow),
-            )  # fmt: skip
+            answer = self.call("GET", path, stream=True, stdout=1, stderr=1, tail=max_lines, follow=int(follow))
+            deadline = time.monotonic() + (FOLLOW_SECONDS if follow else self._timeout_seconds)
             with answer:
+                if follow:
+                    cast(Any, answer.raw.connection).sock.settimeout(QUIET_SECONDS)
                 for payload in _payloads(answer):
                     kept += payload
                     if len(kept) > 2 * max_bytes:
@@ -132,10 +133,9 @@ class Engine:
         except (NotFound, Conflict):
             return ""
         except PmanError as error:
-            if error.transient and not follow:
+            if error.transient:
                 raise
-            if not error.transient:
-                return f"pman: the log cannot be read: {error}\n"
+            return f"pman: the log cannot be read: {error}\n"
         except _NO_ANSWER as error:
             if not follow:
                 raise self._silent(error) from error

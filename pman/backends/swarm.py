@@ -12,17 +12,20 @@ pman runs, with the precision of the engine and without a thread anywhere. A tas
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from pman import logs, retry
 from pman.backends import engine
 from pman.backends.engine import Engine
-from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
+from pman.errors import BackendError, Conflict, Misconfigured, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
@@ -50,9 +53,11 @@ STATES: dict[str, JobState] = {
     "remove": JobState.STARTED,  # being removed: its container may still write
 }
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
-DELETE_SECONDS = 25.0  # the grace period of the template, 10 s, and time for a busy node
-FOLLOW_SECONDS = 0.5  # how long a log of another node may be silent before it is taken to be read to its end
+DELETE_SECONDS = 15.0  # for a busy node to end a job, beyond the job's grace period
+MAX_DELETE_SECONDS = 85.0  # pfcon waits 100 s
+LOGS_AT_ONCE = 8
 LOGS_SECONDS = 20.0  # for all workers of a job together; pfcon waits 100 s
+SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
 NOT_A_MANAGER = (
     "The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
     "or set CONTAINER_ENV=docker to use one engine without a Swarm."
@@ -77,10 +82,11 @@ class SwarmBackend:
         self._node_id = ""
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        self._engine.require_subpath(self._settings)
-        headers = self._engine.registry_auth(job.image)
+        self._require_subpath()
+        body = engine.parse(spec.text)
+        headers = self._engine.registry_auth(_image(body))
         try:
-            self._engine.call("POST", "/services/create", body=engine.parse(spec.text), headers=headers)
+            self._engine.call("POST", "/services/create", body=body, headers=headers)
         except Conflict:
             return self._existing(job)
         except BackendError as error:
@@ -90,19 +96,21 @@ class SwarmBackend:
     def _existing(self, job: Job) -> JobStatus:
         try:
             service = self._find(job.jid)
+            if _labels(service).get(engine.DIGEST) != job.digest:
+                raise jid_taken(job.jid)
+            return self._status(service, self._tasks(service))
         except NotFound:
             raise self._taken(job) from None
-        if _labels(service).get(engine.DIGEST) != job.digest:
-            raise jid_taken(job.jid)
-        return self._status(service, self._tasks(service))
 
     def _taken(self, job: Job) -> PmanError:
         """Why a service with the job's name could not be made although pman's job is not there."""
         try:
-            self._engine.get(f"/services/{job.name}")
+            service = self._engine.get(f"/services/{job.name}")
         except NotFound:
-            return Unreachable(f"The job {job.jid} is just being deleted.")
-        return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
+            service = None
+        if service and _labels(service).get(engine.JID) != job.jid:
+            return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
+        return Unreachable(f"The job {job.jid} is just being deleted.")
 
     def status(self, jid: str) -> JobStatus:
         service = self._find(jid)
@@ -179,22 +187,24 @@ class SwarmBackend:
         assert isinstance(found, _Found)
         share = max(4096, self._max_log_bytes // max(1, len(found.tasks)))
         deadline = time.monotonic() + LOGS_SECONDS
-        texts = [
-            self._log(task, max_lines, share) if time.monotonic() < deadline else "pman: ask again for this log.\n"
-            for task in found.tasks
-        ]
-        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+
+        def text(task: Json) -> str:
+            late = time.monotonic() > deadline
+            return "pman: ask again for this log.\n" if late else self._log(task, max_lines, share)
+
+        if len(found.tasks) < 2:
+            return logs.join_workers([text(task) for task in found.tasks], max_lines, self._max_log_bytes)
+        with ThreadPoolExecutor(LOGS_AT_ONCE) as pool:
+            return logs.join_workers(list(pool.map(text, found.tasks)), max_lines, self._max_log_bytes)
 
     def _log(self, task: Json, max_lines: int, max_bytes: int) -> str:
         if not _container(task):
             return ""
         if task.get("NodeID") == self._own_node():
-            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes)
-            if text:
-                return text
+            return self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes)
         # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
-        quiet = FOLLOW_SECONDS if task["Status"]["State"] == "starting" else None
-        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, quiet_seconds=quiet)
+        follow = task["Status"]["State"] == "starting"
+        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, follow=follow)
 
     def _own_node(self) -> str:
         if not self._node_id:
@@ -203,28 +213,38 @@ class SwarmBackend:
 
     def delete(self, jid: str) -> None:
         try:
-            service_id = self._find(jid)["ID"]
-            self._engine.call("DELETE", f"/services/{service_id}")
+            ids = {self._find(jid)["ID"]}
         except NotFound:  # but what a DELETE left that was cut short, or another one is at, is waited for
             ids = {task["ServiceID"] for task in self._living(jid)}
             if not ids:
-                raise no_such_job(jid) from None
-        else:
-            ids = {service_id}
-        self._await_end(jid, ids)
+                raise
+        retry.call(self._end, jid, ids)  # here, since a second look would no longer find the job
+
+    def _end(self, jid: str, service_ids: set[str]) -> None:
+        for service_id in service_ids:
+            with contextlib.suppress(NotFound):
+                self._engine.call("DELETE", f"/services/{service_id}")
+
+        def living() -> list[Json]:
+            return [task for task in self._living(jid) if task["ServiceID"] in service_ids]
+
+        seconds = min(max(map(_grace_seconds, living()), default=0) + DELETE_SECONDS, MAX_DELETE_SECONDS)
+        if retry.wait_until(lambda: not living(), seconds, first_pause=0.02, longest_pause=0.25):
+            return
+        if any(self._is_up(task) for task in living()):
+            raise Unreachable(f"The job {jid} has not ended within {seconds:.0f} s; delete it again.")
+        log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
 
     def _living(self, jid: str) -> list[Json]:
         """Tasks with this jid whose containers may still write, also those of a service that is gone."""
         tasks = self._engine.get("/tasks", filters={"label": [f"{engine.JID}={jid}"]})
         return [task for task in tasks if task["Status"]["State"] not in OVER]
 
-    def _await_end(self, jid: str, service_ids: set[str]) -> None:
-        def ended() -> bool:
-            return not any(task["ServiceID"] in service_ids for task in self._living(jid))
-
-        if not retry.wait_until(ended, DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
-            # The service is gone; a node that is away takes its tasks with it when it is back.
-            log.warning("tasks of the deleted job %s have not ended within %s s", jid, DELETE_SECONDS)
+    def _is_up(self, task: Json) -> bool:
+        try:
+            return bool(self._engine.get(f"/nodes/{task.get('NodeID', '-')}")["Status"]["State"] == "ready")
+        except NotFound:
+            return False
 
     def jobs(self, limit: int) -> list[JobStatus]:
         mine = {"label": [engine.JID]}
@@ -235,11 +255,26 @@ class SwarmBackend:
         services.sort(key=lambda service: service["CreatedAt"], reverse=True)
         return [self._status(service, tasks.get(service["ID"], []), ask=False) for service in services[:limit]]
 
+    def _require_subpath(self) -> None:
+        """Raises Misconfigured where a node would mount all of a volume in place of a job's directory."""
+        self._engine.require_subpath(self._settings)
+        if self._settings.storage_type != "docker_local_volume":
+            return
+        for node in self._engine.get("/nodes"):
+            version = node["Description"]["Engine"].get("EngineVersion", "")
+            found = re.match(r"(\d+)\.(\d+)", version)
+            if not found or (int(found[1]), int(found[2])) < SUBPATH_ENGINE:
+                raise Misconfigured(
+                    f"STORAGE_TYPE=docker_local_volume needs Docker 26.1 on every node of the Swarm, and "
+                    f"{node['Description'].get('Hostname')} has {version or 'an unknown version'}."
+                )
+
     def ping(self) -> None:
         swarm = self._engine.get("/info").get("Swarm", {})
         if not swarm.get("ControlAvailable"):
             raise BackendError(NOT_A_MANAGER.format(host=self._engine.host))
         self._node_id = swarm.get("NodeID", "")
+        self._require_subpath()
 
     def _explained(self, error: BackendError) -> BackendError:
         """The engine's answer to anything that only a manager can do, in words that help."""
@@ -261,6 +296,14 @@ def _labels(service: Json) -> Json:
 
 def _replicas(service: Json) -> int:
     return int(service["Spec"].get("Mode", {}).get("Replicated", {}).get("Replicas", 1))
+
+
+def _image(body: Json) -> str:
+    return str(body.get("TaskTemplate", {}).get("ContainerSpec", {}).get("Image", ""))
+
+
+def _grace_seconds(task: Json) -> float:
+    return float(task["Spec"].get("ContainerSpec", {}).get("StopGracePeriod") or 0) / 1e9
 
 
 def _container(task: Json) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import docker
 import pytest
 
 from tests.live.engine_cases import LABEL, EngineCases, engine_rig
-from tests.rig import OUT, Rig, Server, running, wait_for
+from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("swarm")
 
@@ -23,6 +24,24 @@ class TestSwarm(EngineCases):
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         with running(engine_rig("swarm", tmp_path_factory.mktemp("swarm"))) as rig:
             yield rig
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def yielding(cls, rig: Rig, server: Server, api: docker.APIClient) -> Iterator[str]:
+        """A job that runs into its time limit, and would answer SIGTERM with success.
+
+        Its image has a health check of its own that is never unhealthy, since it has an hour to start.
+        """
+        name, image = f"yielding-{uuid.uuid4().hex[:8]}", "localhost/pman-test:healthy"
+        container = api.create_container(rig.image, ["true"])["Id"]
+        check = "HEALTHCHECK --interval=1s --start-period=1h --retries=9 CMD true"
+        api.commit(container, *image.split(":"), changes=[check])
+        api.remove_container(container)
+        script = COUNTED + "trap 'exit 0' TERM; echo before; sleep 600 & wait"
+        assert server.post(rig.request(name, script, image=image, time_limit_minutes=1)).status_code == 201
+        yield name
+        server.delete(name)
+        api.remove_image(image, force=True)
 
     def objects(self, api: docker.APIClient) -> set[str]:
         return {service["Spec"]["Labels"][LABEL] for service in api.services(filters={"label": LABEL})}
@@ -126,6 +145,26 @@ class TestSwarm(EngineCases):
             server.wait_state(jid, "started", rig.job_seconds)
             wait_for(lambda: backend.logs(backend.status(jid), 10) == expected, 20, "both logs")
             server.delete(jid)
+
+    @pytest.mark.slow
+    def test_time_limit_of_a_job_that_ends_when_asked(self, rig: Rig, server: Server, yielding: str) -> None:
+        """Last, since the job was posted first."""
+        job = server.wait_final(yielding, 60 + rig.job_seconds + 60)
+        assert (job["status"], job["logs"]) == ("finishedWithError", "before\n")
+        assert job["message"] == "The job ran into its time limit of 1 minutes."
+        assert rig.executions(yielding) == 1
+
+    def test_delete_waits_for_a_long_grace_period(
+        self, rig: Rig, jid: str, tmp_path: Path, api: docker.APIClient
+    ) -> None:
+        """204 means that nothing writes any more."""
+        (tmp_path / "site.yaml").write_text("stop_grace_seconds: 27\n")
+        server = rig.start(TEMPLATES_DIR=str(tmp_path))
+        server.post(rig.request(jid, "trap '' TERM; echo on; while :; do sleep 1; done"))
+        wait_for(lambda: server.get(jid).json().get("logs"), rig.job_seconds, "the job to heed no signal")
+        assert server.delete(jid).status_code == 204
+        assert api.containers(filters={"label": f"com.docker.swarm.service.name={jid}"}) == []
+        server.stop()
 
 
 def test_not_a_manager(tmp_path: Path) -> None:
