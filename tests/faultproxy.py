@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -23,15 +24,19 @@ _BLOCK = 65536
 class FaultProxy:
     """Forwards bytes between `listen` and `target` (`unix:///path` or `tcp://host:port`; port 0 takes a free one).
 
+    With `tls`, a server's context, clients speak TLS and the target does not.
     Faults are armed by method and may be armed at any time; each holds for connections that exist already, too.
     """
 
-    def __init__(self, target: str, listen: str = "tcp://127.0.0.1:0") -> None:
+    def __init__(self, target: str, listen: str = "tcp://127.0.0.1:0", tls: ssl.SSLContext | None = None) -> None:
         self._target = target
+        self._tls = tls
         self._listen = listen
         self.url = ""
         self.cuts = 0
         self.late_answers: list[bytes] = []  # first blocks of the target's answers to what was held and delivered
+        self.replaced = 0
+        self._replacement = (b"", b"")
         self._armed: list[tuple[bytes, str]] = []
         self._delivered = threading.Event()
         self._chance = 0.0
@@ -68,6 +73,11 @@ class FaultProxy:
     def deliver(self) -> None:
         """Pass on what was held; the target's answer goes to `late_answers`."""
         self._delivered.set()
+
+    def replace(self, old: bytes, new: bytes) -> None:
+        """From now on put `new` in the place of `old`, of the same length and within a block, in answers."""
+        assert len(old) == len(new)
+        self._replacement = (old, new)
 
     def cut_at_random(self, chance: float, seed: int) -> None:
         """From now on cut before any block, in either direction, with this probability; 0 ends it."""
@@ -110,6 +120,8 @@ class FaultProxy:
         while True:
             try:
                 client, _ = server.accept()
+                if self._tls:
+                    client = self._tls.wrap_socket(client, server_side=True)
                 upstream = _connect(self._target)
             except OSError:
                 if self._server is not server:
@@ -121,7 +133,7 @@ class FaultProxy:
                 self._open |= {client, upstream}
             waiting = threading.Event()  # set: the answer to what was forwarded last must not arrive
             _thread(self._forward, client, upstream, lambda block, w=waiting: self._of_client(block, w))
-            _thread(self._forward, upstream, client, lambda block, w=waiting: None if w.is_set() else block)
+            _thread(self._forward, upstream, client, lambda block, w=waiting: self._of_target(block, w))
 
     def _of_client(self, block: bytes, waiting: threading.Event) -> bytes | None:
         """What of a client's block goes on now; None ends its connection."""
@@ -132,6 +144,13 @@ class FaultProxy:
             _thread(self._deliver_later, block)
             return b""
         return None if kind == "cut before" else block
+
+    def _of_target(self, block: bytes, waiting: threading.Event) -> bytes | None:
+        old, new = self._replacement
+        if old and old in block:
+            self.replaced += 1
+            block = block.replace(old, new)
+        return None if waiting.is_set() else block
 
     def _armed_for(self, block: bytes) -> str:
         with self._lock:

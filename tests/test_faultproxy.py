@@ -69,6 +69,12 @@ def test_hold_then_deliver(proxy: FaultProxy) -> None:
     assert proxy.cuts == 0
 
 
+def test_replace(proxy: FaultProxy) -> None:
+    proxy.replace(b"ok", b"no")
+    assert get(proxy, "/") == "no"
+    assert proxy.replaced == 1
+
+
 def test_hang_and_refuse(proxy: FaultProxy) -> None:
     proxy.hang()
     with pytest.raises(requests.ReadTimeout):

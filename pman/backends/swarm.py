@@ -170,17 +170,15 @@ class SwarmBackend:
         return text
 
     def _killed(self, labels: Json, task: Json, ask: bool) -> str:
-        """Swarm does not say what ended a container by SIGKILL; its node does, where that is the node asked."""
+        """Swarm does not say what ended a container by SIGKILL; its node may, where that is the node asked."""
         memory = f"its memory limit of {labels.get(engine.MEMORY, 'some')} MiB"
-        try:
-            state = self._engine.get(f"/containers/{_container(task)}/json")["State"] if ask else {"OOMKilled": None}
-        except NotFound:
-            state = {"OOMKilled": None}
-        if state.get("OOMKilled") is None:
-            return f"The job was killed (exit code 137), perhaps because it exceeded {memory}."
+        state: Json = {}
+        if ask:
+            with contextlib.suppress(NotFound):
+                state = self._engine.get(f"/containers/{_container(task)}/json")["State"]
         if state.get("OOMKilled"):
             return f"The job exceeded {memory} (out of memory, exit code 137)."
-        return "The job was killed (exit code 137)."
+        return f"The job was killed (exit code 137), perhaps because it exceeded {memory}."
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ import docker
 import pytest
 
 from tests.live.engine_cases import EngineCases, engine_rig, proxied, published
-from tests.rig import COUNTED, Rig, Server, running, wait_for
+from tests.rig import COUNTED, ROOT, Rig, Server, running, wait_for
+
+DEV_PODMAN = str(ROOT / "scripts" / "dev-podman")
 
 
 class _OneEngine(EngineCases):
@@ -129,3 +132,20 @@ class TestPodman(_OneEngine):
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         with running(engine_rig("podman", tmp_path_factory.mktemp("podman"), DOCKER_TIMEOUT_SECONDS="60")) as rig:
             yield rig
+
+    def test_podman_ends_under_a_running_job(self, server: Server, rig: Rig, jid: str) -> None:
+        """Its service, that is: a job goes on without it, and pman recovers by itself."""
+        waiting = COUNTED + 'echo began; while [ ! -e "$out/go" ]; do sleep 0.1; done; echo ended'
+        assert server.post(rig.request(jid, waiting)).status_code == 201
+        wait_for(lambda: rig.executions(jid), rig.job_seconds, "the job to run")
+        subprocess.run([DEV_PODMAN, "kill", "podman"], check=True)
+        try:
+            assert server.get(jid).status_code == 503
+            assert server.call("GET", "../../readyz").status_code == 503
+        finally:
+            subprocess.run([DEV_PODMAN, "start", "podman"], check=True)
+        wait_for(lambda: server.get(jid).json().get("status") == "started", 60, "pman to see the job again")
+        (rig.outgoing(jid) / "go").touch()
+        job = server.wait_final(jid, rig.job_seconds)
+        assert (job["status"], job["logs"]) == ("finishedSuccessfully", "began\nended\n")
+        assert rig.executions(jid) == 1

@@ -83,7 +83,7 @@ def test_dockerd_ends_under_running_jobs(daemon: Daemon, tmp_path: Path, jid: st
         finally:
             daemon.script("start", "dockerd")
         wait_for(lambda: server.call("GET", "../../readyz").status_code == 200, 60, "pman to be ready again")
-        wait_for(lambda: server.get(jid).json()["status"] in FINAL, 60, "the job to be over")
+        wait_for(lambda: server.get(jid).json().get("status") in FINAL, 60, "the job to be over")
         job = server.get(jid).json()
         assert job["status"] == "finishedWithError"
         assert job["message"]

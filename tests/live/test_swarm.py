@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.live.engine_cases import LABEL, EngineCases, engine_rig
+from tests.faultproxy import FaultProxy
+from tests.live.engine_cases import LABEL, EngineCases, engine_rig, proxied
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("swarm")
@@ -75,9 +79,8 @@ class TestSwarm(EngineCases):
         self, server: Server, rig: Rig, jid: str, wanted: dict[str, int], reason: str
     ) -> None:
         server.post(rig.request(jid, "true", **wanted))
-        message = wait_for(lambda: server.get(jid).json()["message"], 30, "a reason")
-        assert reason in message
-        assert server.get(jid).json()["status"] == "notstarted"
+        wait_for(lambda: reason in server.get(jid).json()["message"], 30, "a reason")
+        assert server.wait_state(jid, "notstarted")["message"]
         assert server.delete(jid).status_code == 204
 
     def test_gpu(self, rig: Rig, jid: str) -> None:
@@ -92,8 +95,7 @@ class TestSwarm(EngineCases):
         (tmp_path / "site.yaml").write_text("swarm_constraints: ['node.labels.pman-nowhere == true']\n")
         server = rig.start(TEMPLATES_DIR=str(tmp_path))
         server.post(rig.request(jid, "true"))
-        message = wait_for(lambda: server.get(jid).json()["message"], 30, "a reason")
-        assert "scheduling constraints" in message
+        wait_for(lambda: "scheduling constraints" in server.get(jid).json()["message"], 30, "a reason")
         server.stop()
 
     def test_labels(self, rig: Rig, jid: str, api: docker.APIClient) -> None:
@@ -132,19 +134,46 @@ class TestSwarm(EngineCases):
             rig.start(STORAGE_TYPE="docker_local_volume", VOLUME_NAME="pman-test-store")
         api.remove_volume("pman-test-store")
 
-    def test_log_of_another_node(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
-        """The way through the task's log, which is the only one to other nodes, also of a job with a time limit."""
-        from pman import settings
-        from pman.backends import swarm
+    def test_log_of_another_node(self, rig: Rig, jid: str, tmp_path: Path, api: docker.APIClient) -> None:
+        """The way through the task's log, which is the only one to other nodes, also of a job with a time limit.
 
-        backend = swarm.create(settings.load({**rig.env, "STOREBASE": str(rig.store)}))
-        backend._own_node = lambda: "another"  # type: ignore[method-assign]
+        The engine says that it is another node than the one that the tasks run on.
+        """
+        node = api.info()["Swarm"]["NodeID"].encode()
         expected = "=== worker 0 ===\nnear\n=== worker 1 ===\nnear\n"
-        for limit in (None, 5):
-            server.post(rig.request(jid, "echo near; sleep 600", number_of_workers=2, time_limit_minutes=limit))
-            server.wait_state(jid, "started", rig.job_seconds)
-            wait_for(lambda: backend.logs(backend.status(jid), 10) == expected, 20, "both logs")
-            server.delete(jid)
+        with proxied(rig, tmp_path) as (between, proxy):
+            proxy.replace(b'"NodeID":"' + node + b'","NodeAddr"', b'"NodeID":"' + node[::-1] + b'","NodeAddr"')
+            server = between.start()
+            assert proxy.replaced
+            for limit in (None, 5):
+                server.post(rig.request(jid, "echo near; sleep 600", number_of_workers=2, time_limit_minutes=limit))
+                wait_for(lambda: server.get(jid).json().get("logs") == expected, 60, "both logs")
+                server.delete(jid)
+
+    def test_tls(self, rig: Rig, jid: str, tmp_path: Path) -> None:
+        """Both sides show a certificate of the same authority, or nothing is said."""
+        for name in ("right", "wrong"):
+            certificates(tmp_path / name)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "right" / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(tmp_path / "right" / "cert.pem", tmp_path / "right" / "key.pem")
+        with FaultProxy(rig.env["DOCKER_HOST"], tls=context) as proxy:
+            env = {"DOCKER_HOST": proxy.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path / "right")}
+            server = rig.start(**env)
+            assert server.post(rig.request(jid, "echo said; sleep 600", time_limit_minutes=5)).status_code == 201
+            wait_for(lambda: server.get(jid).json().get("logs") == "said\n", rig.job_seconds, "the log")
+            assert server.delete(jid).status_code == 204
+            for name in ("cert.pem", "key.pem"):
+                shutil.copy(tmp_path / "wrong" / name, tmp_path / "right" / name)
+            stranger = rig.start(**env)
+            gullible = rig.start(**env | {"DOCKER_CERT_PATH": str(tmp_path / "wrong")})
+            for one in (stranger, gullible):
+                assert one.call("GET", "../../readyz").status_code == 503
+            for one in (server, stranger, gullible):
+                one.stop()
+        (tmp_path / "right" / "key.pem").unlink()
+        with pytest.raises(AssertionError, match=r"must hold ca.pem, cert.pem and key.pem"):
+            rig.start(**env)
 
     @pytest.mark.slow
     def test_time_limit_of_a_job_that_ends_when_asked(self, rig: Rig, server: Server, yielding: str) -> None:
@@ -165,6 +194,20 @@ class TestSwarm(EngineCases):
         assert server.delete(jid).status_code == 204
         assert api.containers(filters={"label": f"com.docker.swarm.service.name={jid}"}) == []
         server.stop()
+
+
+def certificates(directory: Path) -> None:
+    """An authority, and a certificate of its for 127.0.0.1 and for clients, under the names that Docker gives them."""
+    directory.mkdir()
+    (directory / "extensions").write_text("subjectAltName = IP:127.0.0.1\nextendedKeyUsage = serverAuth, clientAuth\n")
+    new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    for command in (
+        f"{new} -x509 -subj /CN=authority -days 2 -keyout ca-key.pem -out ca.pem",
+        f"{new} -subj /CN=engine -keyout key.pem -out request.pem",
+        "openssl x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile extensions"
+        " -out cert.pem",
+    ):
+        subprocess.run(command.split(), cwd=directory, check=True, capture_output=True)
 
 
 def test_not_a_manager(tmp_path: Path) -> None:
