@@ -7,12 +7,13 @@ task plugin_instance {
   command <<<
 nl='
 '
-case "$PWD" in
-*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+case "${PWD##*/}" in
+worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
-set -- env "$(printf 'GREETING=It\047s "pman" & \044HOME \176{here}')" 'sh' '-c' "$(printf 'set -e\012echo "\044GREETING: copying from \0441 to \0442"\012cp -R "\0441"/. "\0442"/\012cd "\0442"\012for f in *; do sha256sum "\044f"; done | tee SHA256SUMS')" 'copy-and-hash' '/share/incoming' '/share/outgoing'
+set -- 'sh' '-c' "$(printf 'set -e\012echo "\044GREETING: copying from \0441 to \0442"\012cp -R "\0441"/. "\0442"/\012cd "\0442"\012for f in *; do sha256sum "\044f"; done | tee SHA256SUMS')" 'copy-and-hash' '/share/incoming' '/share/outgoing'
+set -- env "$(printf 'GREETING=It\047s "pman" & \044HOME \176{here}')" "$@"
 exec "$@"
   >>>
 

@@ -7,14 +7,18 @@ task plugin_instance {
   command <<<
 nl='
 '
-case "$PWD" in
-*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+case "${PWD##*/}" in
+worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=4
 set -- 'sh' '-c' "$(printf 'echo "worker \044PMAN_WORKER_INDEX of \044PMAN_WORKER_COUNT" | tee "\0441/worker-\044PMAN_WORKER_INDEX.txt"')" 'four-workers' '/share/outgoing'
-if command -v timeout > /dev/null; then
-set -- timeout -k 10 300 "$@"
+limit_seconds=
+if timeout -k 10 9 true > /dev/null 2>&1; then
+limit_seconds=300
+set -- "$(command -v timeout)" -k 10 "$limit_seconds" "$@"
+fi
+if [ -n "$limit_seconds" ]; then
 began=$(date +%s)
 if command -v setsid > /dev/null; then
 setsid "$@" &
@@ -26,7 +30,7 @@ else
 "$@"
 code=$?
 fi
-if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge 300 ]; then
+if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge "$limit_seconds" ]; then
 echo 'pman: ended by the time limit of 5 min' 1>&2
 code=124
 fi

@@ -7,14 +7,18 @@ task plugin_instance {
   command <<<
 nl='
 '
-case "$PWD" in
-*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+case "${PWD##*/}" in
+worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
 set -- 'dircopy' '/share/incoming' '/share/outgoing'
-if command -v timeout > /dev/null; then
-set -- timeout -k 10 1800 "$@"
+limit_seconds=
+if timeout -k 10 9 true > /dev/null 2>&1; then
+limit_seconds=1800
+set -- "$(command -v timeout)" -k 10 "$limit_seconds" "$@"
+fi
+if [ -n "$limit_seconds" ]; then
 began=$(date +%s)
 if command -v setsid > /dev/null; then
 setsid "$@" &
@@ -26,7 +30,7 @@ else
 "$@"
 code=$?
 fi
-if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge 1800 ]; then
+if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge "$limit_seconds" ]; then
 echo 'pman: ended by the time limit of 30 min' 1>&2
 code=124
 fi

@@ -12,15 +12,16 @@ module load 'cuda/12.4'
 TMPDIR='/scratch'/pman-${SLURM_JOB_ID:-$$}
 export TMPDIR
 mkdir -p "$TMPDIR"
-case "$PWD" in
-*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+case "${PWD##*/}" in
+worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
 
 export 'OMP_NUM_THREADS=4'
 export 'http_proxy=http://proxy.example.org:3128'
-set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+set -- 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+set -- env 'GREETING=hello' "$@"
 exec "$@"
   >>>
 
