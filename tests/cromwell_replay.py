@@ -12,6 +12,8 @@ from typing import Any
 
 import requests
 
+from tests.rig import wait_for
+
 RECORDINGS = Path(__file__).parent / "recordings" / "cromwell"
 RECORDED_ROOT = "/shared/cromwell-executions"
 FINAL = ("Succeeded", "Failed", "Aborted")
@@ -47,17 +49,6 @@ def submissions() -> dict[str, dict[str, Any]]:
             elif isinstance(body, dict) and "submittedFiles" in body:
                 found.setdefault(body["id"], _form(body["submittedFiles"]))
     return found
-
-
-def wait_for(what: str, ready: Callable[[], Any], seconds: float = TIMEOUT_SECONDS) -> Any:
-    """What `ready` returns as soon as that is true; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = ready()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"in {seconds} s there was no {what}"
-        time.sleep(0.01)
 
 
 def parts(form: dict[str, Any]) -> dict[str, tuple[str | None, bytes]]:
@@ -149,7 +140,7 @@ class Client:
         return str(self.get(workflow, "status")["status"])
 
     def wait_for_status(self, workflow: str, *wanted: str, seconds: float = TIMEOUT_SECONDS) -> None:
-        wait_for("status " + " or ".join(wanted), lambda: self.status(workflow) in wanted, seconds)
+        wait_for(lambda: self.status(workflow) in wanted, seconds, f"status {' or '.join(wanted)}", every=0.01)
 
     def calls(self, workflow: str) -> list[dict[str, Any]]:
         return [entry for entries in self.get(workflow, "metadata").get("calls", {}).values() for entry in entries]

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from tests.cromwell_replay import FINAL, RECORDINGS, Client, parts, recording, shape, wait_for
+from tests.cromwell_replay import FINAL, RECORDINGS, TIMEOUT_SECONDS, Client, parts, recording, shape
 from tests.fakes.cromwell.config import TEST_PACE, Config, Pace, load
 from tests.fakes.cromwell.server import Cromwell
+from tests.rig import wait_for
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parent.parent
@@ -139,7 +140,7 @@ def act(target: Client, action: dict[str, Any]) -> None:
     if "responses" in action:
         return submit_at_once(target, action)
     assert action["case"] == "external scancel", action
-    job = wait_for("job", lambda: next(filter(None, map(target.job_id, target.ids)), None))
+    job = wait_for(lambda: next(filter(None, map(target.job_id, target.ids)), None), TIMEOUT_SECONDS, "job")
     subprocess.run(["scancel", job], check=True)
     return None
 
@@ -150,7 +151,11 @@ def replay(target: Client, name: str) -> None:
             act(target, exchange)
             continue
         if name.startswith("43-") and exchange.get("case") == "abort":
-            wait_for("poll", lambda: [c for w in target.ids for c in target.calls(w) if "backendStatus" in c])
+            wait_for(
+                lambda: [c for w in target.ids for c in target.calls(w) if "backendStatus" in c],
+                TIMEOUT_SECONDS,
+                "poll",
+            )
         if exchange.get("case") == "abort after end":
             # 200 was recorded too: the workflow is in progress a little longer than its status says.
             assert target.send(exchange["request"]).status_code in (200, 404)
@@ -175,7 +180,7 @@ def test_recorded_exchanges(name: str, tmp_path: Path, request: pytest.FixtureRe
             target.wait_for_status(workflow, "Submitted", "On Hold", "Running", *FINAL)
             if name == "40-abort-finished":
                 target.wait_for_status(workflow, *FINAL)
-                wait_for("removal", partial(is_gone, target, workflow))
+                wait_for(partial(is_gone, target, workflow), TIMEOUT_SECONDS, "removal")
         replay(target, name)
 
 
@@ -191,11 +196,11 @@ def test_recorded_queries_labels_and_hold(tmp_path: Path) -> None:
             target.submit(result["id"])
         done, aborted = (result["id"] for result in queries["name"]["response"]["body"]["results"])
         target.submit(aborted)
-        wait_for("job", lambda: target.job_id(aborted))
+        wait_for(lambda: target.job_id(aborted), TIMEOUT_SECONDS, "job")
         target.post(aborted, "abort")
-        wait_for("end", lambda: target.status(aborted) == "Aborted")
+        wait_for(lambda: target.status(aborted) == "Aborted", TIMEOUT_SECONDS, "end")
         target.submit(done)
-        wait_for("end", lambda: target.status(done) == "Succeeded")
+        wait_for(lambda: target.status(done) == "Succeeded", TIMEOUT_SECONDS, "end")
         for case, exchange in queries.items():
             target.replay(exchange, same_shape if case == "name" else same)
         for name in HELD[1:]:
@@ -212,11 +217,11 @@ def test_recorded_aborts_at_any_time(tmp_path: Path) -> None:
             elif str(exchange.get("case")).endswith("abort"):
                 workflow = exchange["response"]["body"]["id"]
                 path = tmp_path / "executions" / "ChRISJob" / target.ids[workflow] / "call-plugin_instance"
-                wait_for("submission", (path / "execution" / "stdout.submit").exists)
+                wait_for((path / "execution" / "stdout.submit").exists, TIMEOUT_SECONDS, "submission")
                 target.replay(exchange, same)
             else:
                 target.replay(exchange, same)
-    wait_for("end of the jobs", lambda: not jobs())
+    wait_for(lambda: not jobs(), TIMEOUT_SECONDS, "end of the jobs")
 
 
 # -- timelines -----------------------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def test_recorded_timeline(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
                 server.now("dispense")
             return seen["status"][-1][1] in FINAL and last[1] in FINAL
 
-        wait_for("end", ended)
+        wait_for(ended, TIMEOUT_SECONDS, "end")
     for endpoint, answers in seen.items():
         responses = [entry["exchange"]["response"] for entry in timeline if entry["endpoint"] == endpoint]
         recorded = [brief(endpoint, response["status"], response["body"]) for response in responses]
@@ -342,9 +347,9 @@ def test_recorded_restarts(process: Process, tmp_path: Path) -> None:
     target.replay(first, same)
     running = first["response"]["body"]["id"]
     target.wait_for_status(running, "Running")
-    wait_for("job", lambda: target.job_id(running))
-    wait_for("commit", lambda: stored(tmp_path, target.ids[running], "job"))
-    wait_for("commit", lambda: stored(tmp_path, target.ids[running], "summary"))
+    wait_for(lambda: target.job_id(running), TIMEOUT_SECONDS, "job")
+    wait_for(lambda: stored(tmp_path, target.ids[running], "job"), TIMEOUT_SECONDS, "commit")
+    wait_for(lambda: stored(tmp_path, target.ids[running], "summary"), TIMEOUT_SECONDS, "commit")
     while True:
         target.replay(others[0], same)
         process.end(signal.SIGKILL)
@@ -362,7 +367,7 @@ def test_recorded_restarts(process: Process, tmp_path: Path) -> None:
     target.replay(limbo[0], same)
     target.replay(limbo[1], same)
     picked_up = limbo[0]["request"]["form"]["requestedWorkflowId"]
-    wait_for("pick-up", lambda: stored(tmp_path, picked_up, condition="heartbeat IS NOT NULL"))
+    wait_for(lambda: stored(tmp_path, picked_up, condition="heartbeat IS NOT NULL"), TIMEOUT_SECONDS, "pick-up")
     process.end(signal.SIGKILL)
 
     process.start(heartbeat_ttl=NEVER)
@@ -378,7 +383,7 @@ def test_recorded_restarts(process: Process, tmp_path: Path) -> None:
 def test_sigterm_releases_workflows_at_once(process: Process, tmp_path: Path) -> None:
     target = Client(process.start(), tmp_path / "executions")
     workflow = submit(target, "sleep 1; echo done")
-    wait_for("job", lambda: target.job_id(workflow))
+    wait_for(lambda: target.job_id(workflow), TIMEOUT_SECONDS, "job")
     assert process.end(signal.SIGTERM) == 0
     process.start(heartbeat_ttl=NEVER)
     target.wait_for_status(workflow, "Succeeded")
@@ -429,7 +434,7 @@ def submit(
 
 def final(target: Client, workflow: str) -> dict[str, Any]:
     """The first call of a workflow that has come to its end."""
-    wait_for("end", lambda: target.status(workflow) in FINAL)
+    wait_for(lambda: target.status(workflow) in FINAL, TIMEOUT_SECONDS, "end")
     return target.calls(workflow)[0]
 
 
@@ -460,17 +465,18 @@ def test_probe_tells_known_from_unknown_and_leaves_nothing(tmp_path: Path) -> No
 
 
 def test_one_hog_group_is_picked_up_at_once_others_one_per_poll(tmp_path: Path) -> None:
-    with serving(tmp_path, replace(PACE, pickup_period=0.4)) as target:
+    pace = replace(PACE, pickup_period=NEVER, token_period=NEVER)  # picked up by hand, and not run
+    with Cromwell(loaded(RECORDED_CONF).at(tmp_path / "executions"), tmp_path / "cromwell", pace=pace) as server:
+        target = Client(server.url, tmp_path / "executions")
         together = [submit(target, options='{"hogGroup": "pman"}') for _ in range(5)]
         alone = [submit(target, options="{}") for _ in range(3)]
-        for workflow in [*together, *alone]:
-            final(target, workflow)
 
-        def starts(workflows: list[str]) -> set[str]:
-            return {target.get(w, "metadata")["start"][:-3] for w in workflows}
+        def picked_up() -> list[str]:
+            server.now("pick_up")
+            rows = [server.store.get(workflow) for workflow in [*together, *alone]]
+            return [row.id for row in rows if row and row.state == "Running"]
 
-        assert len(starts(together)) <= 2
-        assert len(starts(alone)) == 3
+        assert [picked_up() for _ in range(4)] == [together + alone[:count] for count in range(4)]
 
 
 def test_literal_markers_in_a_command_are_replaced(tmp_path: Path) -> None:
@@ -484,7 +490,7 @@ def test_thirty_clients_at_once(tmp_path: Path) -> None:
     def one(number: int) -> str:
         mine = Client(target.url, target.root, target.advance)
         workflow = submit(mine, f"echo {number}")
-        wait_for("end", lambda: mine.status(workflow) in FINAL, 60)
+        wait_for(lambda: mine.status(workflow) in FINAL, 60, "end")
         return output(mine.calls(workflow)[0])
 
     with serving(tmp_path) as target, ThreadPoolExecutor(30) as pool:
@@ -518,14 +524,14 @@ def test_project_configuration_notes_the_time_limit(project_conf: Path, tmp_path
         call = final(target, submit(target, "sleep 300", timelimit=1))
         assert call["returnCode"] == 124, call
         assert "ended by the time limit" in output(call, "stderr")
-    wait_for("end of the job", lambda: not jobs())
+    wait_for(lambda: not jobs(), TIMEOUT_SECONDS, "end of the job")
 
 
 def test_project_configuration_notes_a_cancelled_job(project_conf: Path, tmp_path: Path) -> None:
     with serving(tmp_path, conf=project_conf) as target:
         workflow = submit(target, "echo begin; sleep 300")
-        job = wait_for("job", lambda: target.job_id(workflow))
-        wait_for("begin", lambda: "begin" in output(target.calls(workflow)[0]))
+        job = wait_for(lambda: target.job_id(workflow), TIMEOUT_SECONDS, "job")
+        wait_for(lambda: "begin" in output(target.calls(workflow)[0]), TIMEOUT_SECONDS, "begin")
         subprocess.run(["scancel", job], check=True)
         assert final(target, workflow)["returnCode"] == 125
 
@@ -533,8 +539,8 @@ def test_project_configuration_notes_a_cancelled_job(project_conf: Path, tmp_pat
 def test_project_configuration_notes_a_job_that_left_no_code(project_conf: Path, tmp_path: Path) -> None:
     with serving(tmp_path, conf=project_conf) as target:
         workflow = submit(target, "echo begin; sleep 300")
-        job = wait_for("job", lambda: target.job_id(workflow))
-        wait_for("begin", lambda: "begin" in output(target.calls(workflow)[0]))
+        job = wait_for(lambda: target.job_id(workflow), TIMEOUT_SECONDS, "job")
+        wait_for(lambda: "begin" in output(target.calls(workflow)[0]), TIMEOUT_SECONDS, "begin")
         subprocess.run(["scancel", "-s", "KILL", job], check=True)
         call = final(target, workflow)
         assert (call["returnCode"], call["backendStatus"]) == (79, "Failed")
