@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _BLOCK = 64 * 1024
-_MIN_WORKER_BYTES = 4096
+MIN_WORKER_BYTES = 4096
 
 
 def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = None) -> str:
     """The last `max_lines` lines of a file, at most `max_bytes` of them; "" where there is no such file.
 
     Reads backwards in blocks: the size of the file does not matter. With `within`, for files that a job could have
-    replaced: "" for what is no regular file, or not below that directory once every link is followed.
+    replaced: "" for what is no regular file, or not below that directory once every link is followed. `within` itself
+    is taken as it is: resolved by the caller, before a job could make a link of it.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -29,15 +30,16 @@ def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = 
 def _is_regular_below(fd: int, directory: Path) -> bool:
     """Judges what was opened, not its name, which may change in between. Linux: /proc/self/fd."""
     where = os.readlink(f"/proc/self/fd/{fd}")
-    return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(os.path.realpath(directory).rstrip("/") + "/")
+    return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(f"{directory}/")
 
 
 def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:
     """The ends of `stdout.N` and `stderr.N` of all workers of a job, as one text."""
-    share = max(_MIN_WORKER_BYTES, max_bytes // workers)
+    share = max(MIN_WORKER_BYTES, max_bytes // workers)
+    resolved = directory.resolve()
     texts = [
         join_streams(
-            tail_file(directory / f"{stream}.{index}", max_lines, share, within=directory)
+            tail_file(directory / f"{stream}.{index}", max_lines, share, within=resolved)
             for stream in ("stdout", "stderr")
         )
         for index in range(workers)

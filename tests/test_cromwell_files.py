@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pman.backends.cromwell_files import Files, explain
 from pman.errors import Misconfigured
 from pman.logs import tail_file
+from tests.rig import ROOT
 
 CLUSTER = "/cluster/cromwell-executions"
 BELOW = "ChRISJob/8d1f/call-plugin_instance/execution"
@@ -41,12 +45,36 @@ def test_stdout_then_stderr(execution: Path, files: Files) -> None:
 
 
 def test_each_worker_has_a_heading(execution: Path, files: Files) -> None:
-    for index in (0, 1, 10, 2):
+    make_workers(execution, 11, lambda index: f"I am {index}\n")
+    said = "".join(f"=== worker {index} ===\nI am {index}\n" for index in range(11))
+    assert files.output(call(), 100, 100_000) == said
+
+
+def make_workers(execution: Path, count: int, text: Callable[[int], str]) -> None:
+    for index in range(count):
         (execution / f"worker-{index}").mkdir()
-        (execution / f"worker-{index}" / "stdout").write_text(f"I am {index}\n")
-    headings = [line for line in files.output(call(), 100, 100_000).splitlines() if line.startswith("===")]
-    assert headings == [f"=== worker {i} ===" for i in range(4)]
-    assert files.output(call(), 100, 100_000).endswith("I am 10\n")
+        (execution / f"worker-{index}" / "script").touch()
+        (execution / f"worker-{index}" / "stdout").write_text(text(index))
+
+
+def test_what_a_program_calls_like_a_worker_hides_no_log(execution: Path, files: Files) -> None:
+    (execution / "stdout").write_text("the log\n")
+    (execution / "worker-pool.log").touch()
+    (execution / "worker-0").mkdir()
+    (execution / "worker-1").write_text("script")
+    assert files.output(call(), 100, 100_000) == "the log\n"
+
+
+def test_many_workers_share_the_memory_of_one(execution: Path, files: Files) -> None:
+    make_workers(execution, 100, lambda index: f"{index:1023}\n" * 1024)
+    tracemalloc.start()
+    try:
+        text = files.output(call(), 100_000, 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert text.count("=== worker ") == 100
+    assert len(text) < 2 << 20
 
 
 def test_words_of_sbatch_for_a_job_that_never_began(execution: Path, files: Files) -> None:
@@ -75,26 +103,46 @@ def test_paths_outside_the_mapped_root_are_not_read(files: Files, execution: Pat
     assert "root:" not in files.output(call(stdout=path, stderr=path), 10, 1000)
 
 
-@pytest.mark.parametrize("kind", ["absolute", "relative", "directory", "fifo", "device"])
+@pytest.mark.parametrize("kind", ["absolute", "relative", "another job's", "worker", "fifo", "device"])
 def test_what_a_job_put_in_place_of_its_log_is_not_followed(
     execution: Path, files: Files, tmp_path: Path, kind: str
 ) -> None:
     secret = tmp_path / "secret"
-    secret.mkdir()
-    (secret / "stdout").write_text("SECRET")
+    other = execution.parents[2] / "another/call-plugin_instance/execution"
+    for directory in (secret, other):
+        directory.mkdir(parents=True)
+        (directory / "stdout").write_text("SECRET")
     stdout = execution / "stdout"
     if kind == "absolute":
         stdout.symlink_to(secret / "stdout")
     elif kind == "relative":
         stdout.symlink_to(os.path.relpath(secret / "stdout", execution))
-    elif kind == "directory":
-        execution.rmdir()
-        execution.symlink_to(secret)
+    elif kind == "another job's":
+        stdout.symlink_to(os.path.relpath(other / "stdout", execution))
+    elif kind == "worker":
+        (other / "script").touch()
+        (execution / "worker-0").symlink_to(os.path.relpath(other, execution))
     elif kind == "fifo":
         os.mkfifo(stdout)
     else:
         stdout.symlink_to("/dev/zero")
     assert files.output(call(), 10, 1000) == ""
+
+
+@pytest.mark.parametrize("target", ["secret", "here/ChRISJob/another/call-plugin_instance/execution"])
+def test_a_link_in_place_of_its_directory_is_not_followed(
+    execution: Path, files: Files, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / target).mkdir(parents=True)
+    for name in ("stdout", "stderr", "rc", "stderr.submit"):
+        (tmp_path / target / name).write_text("pman: SECRET")
+    execution.rmdir()
+    execution.symlink_to(tmp_path / target)
+    assert "SECRET" not in files.output(call(), 10, 1000)
+    assert files.output(call(), 10, 1000).startswith("The output is on the cluster: ")
+    assert (files.note(call()), files.exit_code(call())) == ("", None)
+    assert "SECRET" not in files.refusal(call())
+    assert files.has_begun(call()) is False
 
 
 def test_a_link_that_stays_inside_is_followed(execution: Path, files: Files) -> None:
@@ -165,6 +213,14 @@ def test_whether_a_job_has_begun(execution: Path, files: Files) -> None:
     assert files.has_begun(call()) is True
     assert Files(None).has_begun(call()) is None
     assert files.has_begun(call(stdout=f"{CLUSTER}/late/execution/stdout")) is False
+
+
+def test_cromwells_database_is_out_of_pmans_sight() -> None:
+    services = yaml.safe_load((ROOT / "deploy/compose.slurm.yml").read_text())["services"]
+    (database,) = re.findall(r"jdbc:hsqldb:file:([^;\"]+)", (ROOT / "deploy/cromwell/main.conf").read_text())
+    places = {name: [mount["target"] for mount in service["volumes"]] for name, service in services.items()}
+    assert str(Path(database).parent) in places["cromwell"]
+    assert str(Path(database).parent) not in places["pman"]
 
 
 @pytest.mark.parametrize("wrong", ["/a", "a=/b", "/a=b", "=", "/a="])

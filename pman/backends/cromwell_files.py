@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from pman.status import JobState
 
 Call = Mapping[str, Any]
 NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own, or sbatch's words
+MAX_WORKERS = 1024  # as many as a request may ask for
 _NOTE = "pman: "  # begins what the job template and the reference configuration write to stderr
 _NOT_STARTED = "Unable to start job"  # Cromwell's words when the submit command failed
 _LOST = 79  # what Cromwell writes as exit code when the job is gone and left none
@@ -30,7 +32,8 @@ _ENDS = {
 
 
 class Files:
-    """Files of the cluster as far as pman sees them. Nothing outside the mapped directory is ever read."""
+    """Files of the cluster as far as pman sees them. Of a call, nothing outside its execution directory is ever read:
+    jobs of all users run as one, and may put a link in place of whatever is theirs."""
 
     def __init__(self, root_map: str | None) -> None:
         """root_map: `/cluster/path=/path/seen/here`, or None where pman does not see the cluster's file system."""
@@ -47,12 +50,13 @@ class Files:
         below = posixpath.relpath(posixpath.normpath(path), self._cluster)
         if below.startswith("..") or not self._root.is_dir():
             return None
-        return self._root / below
+        return self._root.resolve() / below
 
     def execution(self, call: Call) -> Path | None:
-        """The call's execution directory, None when pman does not see it."""
+        """The call's execution directory, None when pman does not see it, or a link stands in the way to it."""
         stdout = self.local(call.get("stdout"))
-        return stdout.parent if stdout and stdout.parent.is_dir() else None
+        directory = stdout.parent if stdout else None
+        return directory if directory and os.path.isdir(directory) and directory.resolve() == directory else None
 
     def has_begun(self, call: Call) -> bool | None:
         """Whether SLURM has started the job: one of the first files of its script is there. None: pman cannot know.
@@ -60,27 +64,28 @@ class Files:
         A directory that is missing below the mapped one is late (NFS): taken for a job that has not begun, since a
         state must not go back.
         """
-        stdout = self.local(call.get("stdout"))
-        if stdout is None:
+        if self.local(call.get("stdout")) is None:
             return None
-        return any(os.path.lexists(stdout.parent / name) for name in ("stdout", "slurm.out", "worker-0/stdout"))
+        directory, first = self.execution(call), ("stdout", "slurm.out", "worker-0/stdout")
+        return directory is not None and any(os.path.lexists(directory / name) for name in first)
 
-    def tail(self, path: Path, max_lines: int, max_bytes: int) -> str:
+    def tail(self, directory: Path | None, name: str, max_lines: int, max_bytes: int) -> str:
+        """The end of a file of an execution directory; "" when pman does not see it."""
+        if directory is None:
+            return ""
         try:
-            return logs.tail_file(path, max_lines, max_bytes, within=self._root)
+            return logs.tail_file(directory / name, max_lines, max_bytes, within=directory)
         except OSError as error:
-            return f"pman cannot read {path.name}: {error.strerror}\n"
+            return f"pman cannot read {name}: {error.strerror}\n"
 
     def note(self, call: Call) -> str:
         """What the job template or the reference configuration wrote last to stderr, without its prefix."""
-        directory = self.execution(call)
-        text = self.tail(directory / "stderr", 1, NOTE_BYTES) if directory else ""
+        text = self.tail(self.execution(call), "stderr", 1, NOTE_BYTES)
         return text.removeprefix(_NOTE).strip() if text.startswith(_NOTE) else ""
 
     def exit_code(self, call: Call) -> int | None:
         """The exit code; where Cromwell hides it (130, 137, 143) that in the file `rc`."""
-        directory = self.execution(call)
-        text = str(call.get("returnCode", "")) or (self.tail(directory / "rc", 1, 32).strip() if directory else "")
+        text = str(call.get("returnCode", "")) or self.tail(self.execution(call), "rc", 1, 32).strip()
         return int(text) if text.isdecimal() else None
 
     def refusal(self, call: Call) -> str:
@@ -88,7 +93,7 @@ class Files:
         directory = self.execution(call)
         if directory is None:
             return f"its words are on the cluster, in {posixpath.dirname(call.get('stderr', ''))}/stderr.submit"
-        return " ".join(self.tail(directory / "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
+        return " ".join(self.tail(directory, "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
 
     def output(self, call: Call, max_lines: int, max_bytes: int) -> str:
         """stdout and stderr of one attempt, each worker's for itself; what sbatch said of a job that never began."""
@@ -97,13 +102,21 @@ class Files:
         directory = self.execution(call)
         if directory is None:
             return f"The output is on the cluster: {call['stdout']} and {call.get('stderr', '')}\n"
-        workers = sorted(directory.glob("worker-*"), key=lambda path: (len(path.name), path.name))
-        names = ("stdout", "stderr") if "jobId" in call else ("stderr.submit",)
-        texts = [self._streams(path, names, max_lines, max_bytes) for path in workers or [directory]]
+        if "jobId" not in call:
+            return self.tail(directory, "stderr.submit", max_lines, max_bytes)
+        places = _workers(directory) or [""]
+        share = max(logs.MIN_WORKER_BYTES, max_bytes // len(places))
+        texts = [
+            logs.join_streams(self.tail(directory, place + stream, max_lines, share) for stream in ("stdout", "stderr"))
+            for place in places
+        ]
         return logs.join_workers(texts, max_lines, max_bytes)
 
-    def _streams(self, directory: Path, names: tuple[str, ...], max_lines: int, max_bytes: int) -> str:
-        return logs.join_streams(self.tail(directory / name, max_lines, max_bytes) for name in names)
+
+def _workers(directory: Path) -> list[str]:
+    """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
+    places = (f"worker-{index}/" for index in range(MAX_WORKERS))
+    return list(itertools.takewhile(lambda place: os.path.isfile(directory / place / "script"), places))
 
 
 def progress(call: Call, files: Files) -> tuple[JobState, str]:

@@ -327,7 +327,7 @@ def _said(record: Record) -> str:
 
 def _slurm_logs(record: Record, max_lines: int, max_bytes: int) -> Iterator[str]:
     for path in sorted(record.directory.glob("slurm-*.log")):
-        yield logs.tail_file(path, max_lines, max_bytes, within=record.directory)
+        yield logs.tail_file(path, max_lines, max_bytes, within=record.directory.resolve())
 
 
 def _explain(code: int, reason: str, job: SlurmJob | None) -> str:
