@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 TOTAL_SECONDS = 30.0
+MOST_RETRY_AFTER_SECONDS = 20.0
 
 
 def _transient(error: BaseException) -> bool:
@@ -43,6 +44,11 @@ _POLICY = tenacity.Retrying(
     before_sleep=_log,
     reraise=True,
 )
+
+
+def asked_seconds(retry_after: str | None) -> float:
+    """What a Retry-After header asks for, in seconds and within bounds; 0.0 for none and for a date."""
+    return min(float(retry_after), MOST_RETRY_AFTER_SECONDS) if retry_after and retry_after.isdecimal() else 0.0
 
 
 def wait_until(

@@ -26,6 +26,7 @@ class Recorder:
         self.ports: set[int] = set()
         self.tokens = 0
         self.answer: tuple[Any, int] = ({"defaultBackend": "SLURM", "supportedBackends": ["SLURM", "Local"]}, 200)
+        self.headers: dict[str, str] = {}  # of the answers
         recorder = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -46,7 +47,8 @@ class Recorder:
             def _send(self, body: Any, code: int) -> None:
                 data = (body if isinstance(body, str) else json.dumps(body)).encode()
                 self.send_response(code)
-                self.send_header("Content-Length", str(len(data)))
+                for name, value in {"Content-Length": str(len(data)), **recorder.headers}.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -148,6 +150,17 @@ def test_errors(recorder: Recorder, answer: tuple[Any, int], error: type[Excepti
         cromwell.create(config(recorder.url)).ping()
     assert words in str(caught.value)
     assert caught.value.detail or not answer[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", [429, 503])
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("3", 3), ("3600", 20), ("", 0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("-1", 0)]
+)
+def test_what_a_busy_gateway_asks_for_is_waited(recorder: Recorder, code: int, header: str, seconds: float) -> None:
+    recorder.answer, recorder.headers = ("later", code), {"Retry-After": header}
+    with pytest.raises(Unreachable) as caught:
+        cromwell.create(config(recorder.url)).ping()
+    assert caught.value.retry_after_seconds == seconds
 
 
 def test_labels_of_the_site_are_checked_at_start() -> None:

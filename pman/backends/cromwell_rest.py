@@ -15,6 +15,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
+from pman import retry
 from pman.errors import BackendError, Misconfigured, PmanError, Unreachable
 from pman.settings import Settings
 
@@ -142,8 +143,11 @@ def _error(answer: requests.Response) -> PmanError:
     if code in (401, 403):
         hint = "Look at CROMWELL_AUTH_USER, CROMWELL_AUTH_PASSWORD or CROMWELL_SERVICE_ACCOUNT."
         return BackendError(f"{said} {hint}", detail=answer.text)
-    transient = code in (404, 408, 429) or code >= 500
-    return (Unreachable if transient else BackendError)(said, detail=answer.text)
+    if not (code in (404, 408, 429) or code >= 500):
+        return BackendError(said, detail=answer.text)
+    error = Unreachable(said, detail=answer.text)
+    error.retry_after_seconds = retry.asked_seconds(answer.headers.get("Retry-After"))
+    return error
 
 
 def words(answer: requests.Response) -> str:
