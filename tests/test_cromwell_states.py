@@ -6,8 +6,9 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -22,6 +23,10 @@ from pman.job import Job, make_job, validate
 from pman.render import Renderer, Spec
 from pman.status import JobState, JobStatus
 from tests.cromwell_replay import FINAL, RECORDINGS, recording
+from tests.fakes.cromwell import store
+from tests.fakes.cromwell.config import TEST_PACE, load
+from tests.fakes.cromwell.server import Cromwell
+from tests.rig import ROOT
 
 JID = "chris-jid-77"
 BASE = "/api/workflows/v1"
@@ -126,6 +131,7 @@ class Player:
         app.add_url_rule(f"{BASE}/query", view_func=self._query)
         app.add_url_rule(f"{BASE}/<name>/status", view_func=self._status)
         app.add_url_rule(f"{BASE}/<name>/metadata", view_func=self._metadata)
+        app.add_url_rule(f"{BASE}/<name>/labels", view_func=self._patch_labels, methods=["PATCH"])
         return app
 
     def _submit(self) -> tuple[dict[str, str], int]:
@@ -167,14 +173,26 @@ class Player:
         }
         return body | {"id": name, "calls": calls}, 200
 
+    def _patch_labels(self, name: str) -> dict[str, Any]:
+        self.submitted[name] |= flask.request.get_json()
+        return {"id": name, "labels": self.submitted[name]}
+
+
+class ShowsWhenAsked(Player):
+    """Shows a workflow from the first question for its status on."""
+
+    def _status(self, name: str) -> tuple[dict[str, str], int]:
+        self.position = 1
+        return super()._status(name)
+
 
 def _chosen(body: dict[str, Any], prefixes: list[str]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if any(key.startswith(prefix) for prefix in prefixes)}
 
 
 @contextmanager
-def playing(timeline: Timeline) -> Iterator[tuple[Player, str]]:
-    player = Player(timeline)
+def playing(timeline: Timeline, kind: type[Player] = Player) -> Iterator[tuple[Player, str]]:
+    player = kind(timeline)
     server = make_server("127.0.0.1", 0, player.app(), threaded=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -382,22 +400,69 @@ def test_another_request_with_the_jid_is_a_conflict_even_while_invisible() -> No
         assert player.posts == 1
 
 
-@pytest.mark.parametrize("length", [0, 200, 5000, 100_000])
-def test_image_and_command_come_back_whole(length: int) -> None:
-    """Short ones from labels, the others from what was submitted."""
+def test_another_request_that_shows_late_keeps_its_labels() -> None:
+    """A second process posts while it is invisible, and finds it between two questions."""
+    with playing(Timeline("x", replies=[("metadata", 200, QUEUED)]), ShowsWhenAsked) as (player, url):
+        backend(url).submit(*job())
+        labels = dict(player.submitted[workflow_id(JID, 1)])
+        with pytest.raises(Conflict):
+            backend(url).submit(*job(args=["other"]))
+        assert player.submitted == {workflow_id(JID, 1): labels}
+
+
+def test_a_job_that_lost_its_labels_gets_them_back() -> None:
+    """Recording 52: its id is known, and no label."""
     with playing(Timeline("x", replies=[("metadata", 200, QUEUED)])) as (player, url):
+        backend(url).submit(*job())
+        labels = dict(player.submitted[workflow_id(JID, 1)])
+        player.submitted[workflow_id(JID, 1)] = {}
+        player.position = 1
+        assert backend(url).submit(*job()).state is JobState.NOT_STARTED
+        assert player.submitted == {workflow_id(JID, 1): labels}
+        assert player.posts == 1
+
+
+def test_a_database_that_takes_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The id is never given to a second workflow, as the abort of one that does not show yet would do."""
+    monkeypatch.setattr(cromwell, "WINDOW_SECONDS", 10.0)
+    monkeypatch.setattr(store, "HOG_GROUP_MAX", 1000)
+    pace = replace(TEST_PACE, metadata_flush=1, pickup_period=3600)
+    config = load(ROOT / "deploy" / "cromwell" / "slurm.conf").at(tmp_path / "executions")
+    with Cromwell(config, tmp_path, pace=pace) as server:
+        own = backend(server.url)
+        with pytest.raises(NotFound):
+            own.status(JID)
+        assert own.submit(*job()).state is JobState.NOT_STARTED
+        rows = [server.store.get(workflow_id(JID, attempt)) for attempt in (1, 2)]
+        assert [row and row.state for row in rows] == ["On Hold", "Submitted"]
+        other = backend(server.url)
+        assert other.submit(*job()).state is JobState.NOT_STARTED
+        other.delete(JID)
+        with pytest.raises(NotFound):
+            own.status(JID)
+
+
+SUBMITTED = {"status": "Submitted", "calls": {}}
+
+
+@pytest.mark.parametrize("length", [0, 200, 5000, 100_000])
+@pytest.mark.parametrize("shown", [SUBMITTED, QUEUED], ids=["Submitted", "Running"])
+def test_image_and_command_come_back_whole(shown: dict[str, Any], length: int) -> None:
+    """Short ones from labels, the others from what was submitted."""
+    with playing(Timeline("x", replies=[("metadata", 200, shown)])) as (player, url):
         made, spec = job(args=["\U0001f9e0\\\"'\n" * (length // 8)], image="a/" * 120 + "b:" + "1" * 120)
         backend(url).submit(made, spec)
         labels = player.submitted[workflow_id(JID, 1)]
         assert all(0 < len(key) <= 255 >= len(value) for key, value in labels.items())
         assert len(labels) <= 25
         options = json.dumps({"org.chrisproject.pman.cmd": made.cmd})
-        body = QUEUED | {"submittedFiles": {"options": options}}
+        body = shown | {"submittedFiles": {"options": options}}
         player.metadata = lambda: body  # type: ignore[method-assign]
         player.position = 1
         status = backend(url).status(JID)
         assert (status.image, status.cmd) == (made.image, made.cmd)
         assert ("submittedFiles" in player.seen_keys) == (length >= 5000)
+        assert bool(player.seen_keys) == (length >= 5000 or shown is QUEUED)
 
 
 def test_a_poll_is_small() -> None:

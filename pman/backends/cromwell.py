@@ -143,7 +143,9 @@ class CromwellBackend:
         """Somebody else's submission of this id was first: wait until it shows, or give it back its labels."""
         if self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
             return
-        if self._client.status(workflow_id(jid, attempt)):  # lost its labels when Cromwell was killed
+        # Known by its id alone, it lost its labels when Cromwell was killed. It may also have begun to show between the
+        # two questions: whose labels it has then is seen by a third.
+        if self._client.status(workflow_id(jid, attempt)) and not self._shown(jid, attempt):
             self._client.patch_labels(workflow_id(jid, attempt), labels)
         if not self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
             raise Unreachable("Cromwell has accepted the job but does not show it yet; it may have been restarted.")
@@ -174,7 +176,8 @@ class CromwellBackend:
         """Whether Cromwell has accepted this attempt, shown or not. Changes nothing.
 
         Cromwell looks at the id first, and then fails to store the hog group. A database that cuts the text short
-        takes the submission: held and labelled as deleted, it is a dead attempt, and this is not done again.
+        takes the submission: held and labelled as deleted, it is a dead attempt, and this is not done again. It stays
+        on hold, since an abort before it shows would free its id for another workflow.
         """
         if not self._may_probe:
             return False
@@ -183,7 +186,6 @@ class CromwellBackend:
         if answer.status_code == 201:
             log.warning("Cromwell's database takes too long a hogGroup: new jobs are unknown to other replicas")
             self._may_probe = False
-            self._client.abort(name)
             return False
         return bool(cromwell_rest.IN_USE.search(answer.text))
 
@@ -199,13 +201,14 @@ class CromwellBackend:
         raise no_such_job(jid)
 
     def _describe(self, jid: str, found: Workflow) -> JobStatus:
-        """The status of a workflow: from the query alone before it was picked up, else with a little metadata."""
-        if found.status in ("On Hold", "Submitted"):
-            meta: dict[str, Any] = {"status": found.status}
-            keys: list[str] = []
-        else:
-            keys = [*METADATA, *found.keys_of_identity()]
-            meta = self._client.metadata(found.id, keys) or {"status": found.status}
+        """The status of a workflow: from the query alone before it was picked up, else with a little metadata.
+
+        The query has the status at every poll; whether the job of a running one waits or runs, and where its logs
+        are, is in metadata only.
+        """
+        waiting, more = found.status in ("On Hold", "Submitted"), found.keys_of_identity()
+        keys = more if waiting else [*METADATA, *more]
+        meta = (self._client.metadata(found.id, keys) if keys else {}) or {"status": found.status}
         calls = [entry for entries in meta.get("calls", {}).values() for entry in entries]
         image, cmd = found.identity(meta, calls)
         state, message = self._judge(meta.get("status", found.status), meta, calls)
