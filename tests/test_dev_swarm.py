@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,14 @@ esac
 """
 
 
-def test_down_takes_back_what_up_made(tmp_path: Path) -> None:
+@pytest.fixture
+def home() -> Iterator[str]:
+    """Sockets have short paths."""
+    with tempfile.TemporaryDirectory(prefix="pman-") as directory:
+        yield directory
+
+
+def test_down_takes_back_what_up_made(tmp_path: Path, home: str) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "docker").write_text(DOCKER)
     (tmp_path / "bin" / "docker").chmod(0o755)
@@ -34,10 +43,10 @@ def test_down_takes_back_what_up_made(tmp_path: Path) -> None:
 
     def script(engine: Path, *words: str) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "DOCKER_HOST": str(engine)}
-        env |= {"PMAN_DEV_HOME": str(tmp_path / "home")}
+        env |= {"PMAN_DEV_HOME": home}
         command = [str(ROOT / "scripts" / "dev-swarm"), *words]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode == NEEDS_SOMETHING:
+        if done.returncode == NEEDS_SOMETHING and os.environ.get("CI") != "true":
             pytest.skip(done.stderr)
         return done
 
