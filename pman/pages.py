@@ -76,7 +76,7 @@ def jobs() -> flask.Response:
         listed = metrics.ask("jobs", lambda: s.backend.jobs(SHOWN + 1))
     except PmanError as error:
         problem = str(error)
-    rows = [(job, _age(job)) for job in listed[:SHOWN]]
+    rows = [(job, _age(job.posted_at), _age(job.finished_at)) for job in listed[:SHOWN]]
     return _page("jobs.html", jobs=rows, more=len(listed) > SHOWN, problem=problem)
 
 
@@ -148,11 +148,11 @@ def _page(name: str, **values: Any) -> flask.Response:
     return response
 
 
-def _age(job: JobStatus) -> str:
-    """How long ago the job ended, in the largest fitting unit; "" before."""
-    if job.finished_at is None:
+def _age(moment: datetime | None) -> str:
+    """How long ago that was, in the largest fitting unit; "" for None."""
+    if moment is None:
         return ""
-    seconds = max(0, int((datetime.now(UTC) - job.finished_at).total_seconds()))
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size} {unit} ago"

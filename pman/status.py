@@ -28,7 +28,7 @@ class JobStatus:
 
     cmd: the command line, shell-quoted into one string. message: one sentence for the user.
     finished_at: completion time, None before. private: what this backend's `logs()` needs to avoid a second
-    look-up; nobody else reads it.
+    look-up; nobody else reads it. posted_at: None where the backend does not say.
     """
 
     jid: str
@@ -38,6 +38,7 @@ class JobStatus:
     message: str = ""
     finished_at: datetime | None = None
     private: object = field(default=None, repr=False, compare=False)
+    posted_at: datetime | None = None
 
     def to_json(self, logs: str = "") -> dict[str, str]:
         """The job JSON of the contract: seven strings."""

@@ -213,7 +213,7 @@ class CromwellBackend:
         image, cmd = found.identity(meta, calls)
         state, message = self._judge(meta.get("status", found.status), meta, calls)
         end = datetime.fromisoformat(meta["end"]) if state.final and "end" in meta else None
-        return JobStatus(jid, image, cmd, state, message, end, private=calls)
+        return JobStatus(jid, image, cmd, state, message, end, calls, found.posted_at)
 
     def _judge(self, status: str, meta: Mapping[str, Any], calls: list[Mapping[str, Any]]) -> tuple[JobState, str]:
         states = [_state(status, call.get("executionStatus", "")) for call in calls or [{}]]
@@ -293,7 +293,8 @@ _WAITING = {
 def _listed(found: Workflow) -> JobStatus:
     state = _state(found.status, "Running")
     end = datetime.fromisoformat(found.end) if state.final and found.end else None
-    return JobStatus(found.labels.get(NAME, ""), *found.identity({}, []), state, finished_at=end)
+    name = found.labels.get(NAME, "")
+    return JobStatus(name, *found.identity({}, []), state, finished_at=end, posted_at=found.posted_at)
 
 
 def _state(status: str, call: str) -> JobState:

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pman.errors import Misconfigured
@@ -50,6 +51,10 @@ class Workflow:
     def dead(self) -> bool:
         """Whether DELETE has taken it away."""
         return DELETED in self.labels
+
+    @property
+    def posted_at(self) -> datetime | None:
+        return datetime.fromisoformat(self.submission) if self.submission else None
 
     def keys_of_identity(self) -> Sequence[str]:
         """Metadata that has the image and command line of a workflow whose labels do not: read only for those."""

@@ -162,4 +162,5 @@ def mtime(path: Path) -> datetime:
 
 def make_status(record: Record, state: JobState, message: str = "", finished_at: datetime | None = None) -> JobStatus:
     """The contract's view of the job."""
-    return JobStatus(record.jid, record.image, record.cmd, state, message, finished_at, private=record)
+    posted_at = datetime.fromtimestamp(record.created_at, UTC)
+    return JobStatus(record.jid, record.image, record.cmd, state, message, finished_at, record, posted_at)

@@ -109,6 +109,7 @@ class DockerBackend:
             message=_message(present),
             finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
             private=_Found(tuple(present)),
+            posted_at=engine.time_of(first["Created"]),
         )
 
     def _workers(self, jid: str) -> list[Json | None]:
@@ -275,7 +276,8 @@ def _listed(first: Json, workers: Iterable[Json]) -> JobStatus:
     """From the list of containers alone, which has neither times of completion nor messages."""
     labels = first["Labels"]
     state = merge(_listed_state(container) for container in workers)
-    return JobStatus(labels[engine.JID], labels.get(engine.IMAGE, first["Image"]), first["Command"], state)
+    image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
+    return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at)
 
 
 def _listed_state(container: Json) -> JobState:

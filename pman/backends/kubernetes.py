@@ -384,6 +384,7 @@ def _status(job: Object, state: JobState, message: str = "", pods: tuple[Object,
         message=message,
         finished_at=reasons.finished_at(job["status"]) if state.final else None,
         private=_Found(job, pods),
+        posted_at=reasons.time(job["metadata"].get("creationTimestamp")),
     )
 
 

@@ -151,6 +151,7 @@ class SwarmBackend:
             message=self._message(labels, slots, ask),
             finished_at=max(ended, default=None) if state.final else None,
             private=_Found(tuple(slots)),
+            posted_at=engine.time_of(service.get("CreatedAt")),
         )
 
     def _message(self, labels: Json, tasks: Sequence[Json], ask: bool) -> str:

@@ -112,6 +112,7 @@ def test_jobs(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: 
     states = rows(browser)
     assert list(states) == ["brain-9", "brain-8", "brain-7"]
     assert "started" in states["brain-9"]
+    assert re.search(r"\d+ (s|min) ago", states["brain-9"])  # it runs: when it was posted
     assert "exit code 3" in states["brain-8"]
     fits(browser, width, tmp_path / f"jobs-{width}.png")
     no_errors(browser)
