@@ -6,20 +6,22 @@ On a SLURM of its own, since its controller is stopped here.
 from __future__ import annotations
 
 import http.server
+import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 
+from pman.backends.cromwell_labels import workflow_id
 from tests.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
 from tests.faultproxy import FaultProxy
-from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
+from tests.rig import COUNTED, FINAL, OUT, Rig, wait_for
 
 pytestmark = pytest.mark.live("slurm")
 
@@ -57,18 +59,25 @@ def proxied(engine: Cromwell, tmp_path: Path) -> Iterator[tuple[Rig, FaultProxy]
         yield rig, proxy
 
 
-def accepted(server: Server, request: dict[str, object]) -> bool:
-    """One POST: True on 201, False on 503; anything else fails the test."""
-    answer = server.post(request)
-    assert answer.status_code in (201, 503), answer.text
-    return answer.status_code == 201
+UNTIL_GO = OUT + 'until [ -e "$out/go" ]; do sleep 0.1; done; '  # a job that runs until a test lets it go on
+
+
+def let_go(rig: Rig, jid: str) -> None:
+    (rig.outgoing(jid) / "go").touch()
+
+
+def noted_jobs(engine: Cromwell, jid: str) -> list[str]:
+    """The SLURM job ids that Cromwell has noted for the first life of `jid`: what it would still know after a kill."""
+    with closing(sqlite3.connect(engine.root / "cromwell.db")) as database:
+        rows = database.execute("SELECT job_id FROM job WHERE id = ?", [workflow_id(jid, 1)]).fetchall()
+    return [row[0] for row in rows]
 
 
 def test_cromwell_is_down_at_start_and_later(engine: Cromwell, tmp_path: Path, jid: str) -> None:
     with proxied(engine, tmp_path) as (rig, proxy):
         proxy.refuse()
         server = rig.start()
-        request = rig.request(jid, COUNTED + "sleep 3")
+        request = rig.request(jid, COUNTED + UNTIL_GO)
         for answer in (server.post(request), server.get(jid), server.delete(jid), server.call("GET", "../../readyz")):
             assert answer.status_code == 503
             assert answer.json()["message"].startswith("Cromwell at http://127.0.0.1:")
@@ -81,6 +90,7 @@ def test_cromwell_is_down_at_start_and_later(engine: Cromwell, tmp_path: Path, j
         proxy.refuse()
         assert server.get(jid).status_code == 503
         proxy.accept()
+        let_go(rig, jid)
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         assert rig.executions(jid) == 1
         assert server.delete(jid).status_code == 204
@@ -144,16 +154,18 @@ def test_errors_of_a_gateway(engine: Cromwell, tmp_path: Path, jid: str) -> None
 
 def test_cromwell_hangs(engine: Cromwell, tmp_path: Path, jid: str) -> None:
     with proxied(engine, tmp_path) as (rig, proxy):
-        server, request = rig.start(CROMWELL_TIMEOUT_SECONDS="0.5"), rig.request(jid, COUNTED + "sleep 2")
+        hasty, server = rig.start(CROMWELL_TIMEOUT_SECONDS="0.5"), rig.start()
+        request = rig.request(jid, COUNTED + UNTIL_GO)
         proxy.hang()
         with ThreadPoolExecutor(2) as pool:
-            calls = (pool.submit(server.post, request), pool.submit(server.get, jid))
+            calls = (pool.submit(hasty.post, request), pool.submit(hasty.get, jid))
             assert [call.result().status_code for call in calls] == [503, 503]
         proxy.resume()
         assert server.post(request).status_code == 201
         proxy.hang()
-        assert server.get(jid).status_code == 503
+        assert hasty.get(jid).status_code == 503
         proxy.resume()
+        let_go(rig, jid)
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         assert rig.executions(jid) == 1
 
@@ -174,11 +186,12 @@ def test_the_connection_is_cut_around_the_submission(
 
 def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: str) -> None:
     server = rig.start()
-    server.post(rig.request(jid, COUNTED + "sleep 3; echo survived"))
+    server.post(rig.request(jid, COUNTED + UNTIL_GO + "echo survived"))
     server.wait_state(jid, "started")
     engine.kill()
     assert server.get(jid).status_code == 503
     engine.start()
+    let_go(rig, jid)
     job = server.wait_final(jid)
     assert job["status"] == "finishedSuccessfully"
     assert "survived" in job["logs"]
@@ -239,7 +252,8 @@ def test_cromwell_is_killed_before_it_shows_a_job(slurm: Slurm, tmp_path: Path, 
     with stock(slurm, tmp_path, "pickup_period=1", "heartbeat_ttl=4", "metadata_flush=600") as (engine, rig):
         servers = (rig.start(), rig.start())
         # It still runs when it is taken over: in the real one, too, no workflow ends before its first metadata show.
-        assert servers[0].post(rig.request(jid, COUNTED + "sleep 15")).status_code == 201
+        assert servers[0].post(rig.request(jid, COUNTED + UNTIL_GO)).status_code == 201
+        wait_for(lambda: noted_jobs(engine, jid), 30, "Cromwell to note the job id")
         assert not shown(engine, jid)
         engine.kill()
         engine.options = (*engine.options, "--set", "metadata_flush=0.1", "--set", "summary_period=0.1")
@@ -250,6 +264,8 @@ def test_cromwell_is_killed_before_it_shows_a_job(slurm: Slurm, tmp_path: Path, 
             answers = [server.get(jid) for server in servers]
             assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
             words.extend(str(answer.json()["status"]) for answer in answers)
+            if words[-1] == "started":
+                let_go(rig, jid)
             return words[-1] in FINAL
 
         wait_for(ended, 90, "the job to end", every=0.3)
@@ -262,7 +278,6 @@ def test_a_job_aborted_before_it_was_picked_up(slurm: Slurm, tmp_path: Path, jid
     """Its metadata has no `end`."""
     with stock(slurm, tmp_path, "pickup_period=600", "metadata_flush=0.2") as (engine, rig):
         server = rig.start()
-        server.post(rig.request(f"{jid}-0", "true"))  # picked up in the first poll
         server.post(rig.request(jid, COUNTED))
         (workflow,) = wait_for(lambda: shown(engine, jid), 30, "Cromwell to show the job")
         assert requests.post(f"{engine.url}/api/workflows/v1/{workflow}/abort", timeout=10).status_code == 200
@@ -276,17 +291,18 @@ def test_a_job_aborted_before_it_was_picked_up(slurm: Slurm, tmp_path: Path, jid
 def test_slurmctld_is_down(slurm: Slurm, engine: Cromwell, rig: Rig, jid: str) -> None:
     """What runs goes on; what is submitted meanwhile fails with sbatch's words, or waits for it."""
     server = rig.start()
-    server.post(rig.request(jid, COUNTED + "sleep 8; echo through"))
+    server.post(rig.request(jid, COUNTED + UNTIL_GO + "echo through"))
     server.wait_state(jid, "started")
     down = time.monotonic()
     slurm.daemon("stop", "slurmctld")
     late = f"{jid}-late"
     try:
         assert server.post(rig.request(late, COUNTED)).status_code == 201
+        let_go(rig, jid)
         # Cromwell sees the end only after its squeue has given up.
         assert server.wait_final(jid, 240)["status"] == "finishedSuccessfully"
         assert "through" in server.get(jid).json()["logs"]
-        wait_for(lambda: time.monotonic() - down > 30 or _ended(server, late), 40, "the outage to last")
+        wait_for(lambda: time.monotonic() - down > 60, 61, "the outage to last a minute")
     finally:
         slurm.daemon("start", "slurmctld")
     job = server.wait_final(late, 240)
@@ -298,10 +314,6 @@ def test_slurmctld_is_down(slurm: Slurm, engine: Cromwell, rig: Rig, jid: str) -
     server.post(rig.request(after, COUNTED))
     assert server.wait_final(after)["status"] == "finishedSuccessfully"
     assert rig.executions(jid) == 1
-
-
-def _ended(server: Server, jid: str) -> bool:
-    return bool(server.get(jid).json()["status"].startswith("finished"))
 
 
 def test_scancel_while_pending(slurm: Slurm, rig: Rig, jid: str) -> None:
