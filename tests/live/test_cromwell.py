@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +181,43 @@ def test_scancel_behind_cromwells_back(server: Server, rig: Rig, slurm: Slurm, j
     assert "before" in job["logs"]
 
 
+def test_a_program_that_ignores_the_signal_writes_nothing_after_its_end(
+    server: Server, rig: Rig, slurm: Slurm, jid: str
+) -> None:
+    """ChRIS fetches the output as soon as it sees a final state."""
+    server.post(rig.request(jid, OUT + "trap '' TERM; while :; do echo more >> \"$out/lines\"; sleep 0.1; done"))
+    lines = rig.outgoing(jid) / "lines"
+    wait_for(lines.exists, 30, "the job to write")
+    (number,) = slurm.jobs(jid, "RUNNING")
+    slurm.run("scancel", number)
+    assert server.wait_final(jid)["status"] == "finishedWithError"
+    written = lines.read_text()
+    wait_for(lambda: not slurm.jobs(jid, "RUNNING,COMPLETING"), 30, "SLURM to be done with the job")
+    assert lines.read_text() == written
+
+
+def test_a_signal_is_not_the_time_limit(server: Server, rig: Rig, slurm: Slurm, jid: str) -> None:
+    """As before a preemption, or by somebody's scancel: the job is RUNNING in SLURM."""
+    server.post(rig.request(jid, COUNTED + "sleep 300"))
+    wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
+    (number,) = slurm.jobs(jid, "RUNNING")
+    slurm.run("scancel", "--full", "--signal=TERM", number)
+    assert server.wait_final(jid)["message"].startswith("The job was ended by SLURM after ")
+
+
+def test_what_each_worker_asks_for(server: Server, rig: Rig, slurm: Slurm, jid: str) -> None:
+    """Memory and GPUs are a worker's own, also where several share a node."""
+    more = {"number_of_workers": 3, "cpu_limit": 2000, "memory_limit": 301, "gpu_limit": 1}
+    server.post(rig.request(jid, COUNTED, **more))
+    assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+    (number,) = slurm.jobs(jid)
+    reserved = slurm.run("scontrol", "-o", "show", "job", number)
+    assert "NumCPUs=6 " in reserved
+    assert "MinMemoryCPU=151M" in reserved
+    assert re.search(r"TresPerTask=\S*gpu[:=]1\b", reserved)
+    assert rig.executions(jid) == 3
+
+
 def test_a_command_line_too_long_for_labels(server: Server, rig: Rig, jid: str) -> None:
     posted = server.post(rig.request(jid, 'printf %s "$1" | wc -c', "x" * 100_000)).json()
     job = server.wait_final(jid)
@@ -239,12 +277,10 @@ def test_a_finished_job_of_the_older_pman(server: Server, rig: Rig, engine: Crom
     assert rig.executions(jid) == 1
 
 
-def test_its_duplicates_are_deleted_together(
-    server: Server, rig: Rig, engine: Cromwell, slurm: Slurm, jid: str
-) -> None:
+def test_its_duplicates_are_deleted_together(server: Server, rig: Rig, engine: Cromwell, jid: str) -> None:
     """Its retries made several workflows of one job; held ones too."""
-    ids = [post_as_the_older_pman(engine, rig, jid, 300, held) for held in (False, True)]
-    wait_for(lambda: "echo" in server.get(jid).text or slurm.run("squeue", "-h"), 30, "the job to run")
+    ids = [post_as_the_older_pman(engine, rig, jid, 300, held) for held in (True, False)]
+    server.wait_state(jid, "started")
     assert server.delete(jid).status_code == 204
     states = {row["id"]: row["status"] for row in query(engine, f"{NAME}:{jid}")}
     assert states == dict.fromkeys(ids, "Aborted")

@@ -6,6 +6,8 @@ On a SLURM of its own, since its controller is stopped here.
 from __future__ import annotations
 
 import http.server
+import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -196,6 +198,74 @@ def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: st
     assert job["status"] == "finishedSuccessfully"
     assert "survived" in job["logs"]
     assert rig.executions(jid) == 1
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_cromwell_is_killed_before_it_notes_the_job_id(
+    engine: Cromwell, slurm: Slurm, rig: Rig, jid: str, state: str
+) -> None:
+    """It submits the job again; the reference configuration finds the SLURM job that is there."""
+    server, blocker = rig.start(), f"{jid}-blocker"
+    if state == "PENDING":
+        server.post(rig.request(blocker, UNTIL_GO, partition="tiny"))
+        server.wait_state(blocker, "started")
+    server.post(rig.request(jid, COUNTED + UNTIL_GO, partition="tiny"))
+    began = 1 if state == "RUNNING" else 0
+    wait_for(lambda: noted_jobs(engine, jid) and rig.executions(jid) == began, 60, f"the job to be {state}")
+    (number,) = slurm.jobs(jid, state)
+    engine.kill()
+    with closing(sqlite3.connect(engine.root / "cromwell.db")) as database:
+        database.execute("DELETE FROM job WHERE id = ?", [workflow_id(jid, 1)])
+        database.commit()
+    engine.start()
+    assert wait_for(lambda: noted_jobs(engine, jid), 30, "Cromwell to submit the job again") == [number]
+    for name in (blocker, jid) if state == "PENDING" else (jid,):
+        let_go(rig, name)
+        assert server.wait_final(name)["status"] == "finishedSuccessfully"
+    assert slurm.jobs(jid) == [number]
+    assert rig.executions(jid) == 1
+
+
+TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+@contextmanager
+def with_sbatch(slurm: Slurm, directory: Path, script: str) -> Iterator[Rig]:
+    """A rig over a Cromwell whose sbatch is this shell script, which fails after all; $SBATCH is the real one."""
+    (directory / "bin").mkdir()
+    sbatch = directory / "bin" / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\nSBATCH={shutil.which('sbatch')}\n{script}\necho '{TIMED_OUT}' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    path = f"{sbatch.parent}:{os.environ['PATH']}"
+    with (
+        cromwell(directory / "engine", slurm, "bubblewrap", PMAN_RC_WAIT="2", PATH=path) as engine,
+        rig_over(engine, directory) as rig,
+    ):
+        yield rig
+
+
+def test_sbatch_gives_up_on_a_job_that_slurm_has_taken(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    with with_sbatch(slurm, tmp_path, '"$SBATCH" "$@" > /dev/null') as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED))
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert rig.executions(jid) == len(slurm.jobs(jid)) == 1
+
+
+def test_slurm_takes_a_job_after_its_sbatch_has_failed(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """It was reported as failed, so it does not run."""
+    later = tmp_path / "later"
+    late = f'(until [ -e "{later}" ]; do sleep 0.1; done; exec "$SBATCH" "$@") > /dev/null 2>&1 &'
+    with with_sbatch(slurm, tmp_path, late) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED))
+        try:
+            job = server.wait_final(jid)
+        finally:
+            later.touch()
+        assert (job["status"], job["message"]) == ("finishedWithError", f"SLURM refused the job: {TIMED_OUT}.")
+        wait_for(lambda: slurm.jobs(jid) and not slurm.jobs(jid, "PENDING,RUNNING,COMPLETING"), 30, "the late job")
+        assert rig.executions(jid) == 0
 
 
 @contextmanager
