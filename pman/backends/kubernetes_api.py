@@ -24,14 +24,13 @@ import urllib3
 import yaml
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from pman import __version__
+from pman import __version__, retry
 from pman.errors import BackendError, BadRequest, Misconfigured, PmanError, Refused, TooLarge, Unreachable
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = urllib3.Timeout(connect=3.0, read=10.0)  # seconds
 CONNECTIONS = 32
-MOST_RETRY_AFTER_SECONDS = 20.0
 DENIED_SECONDS = 0.7
 # https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -158,8 +157,7 @@ def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
     ]
     error = next(kind(sentence) for holds, kind, sentence in rows if holds)
     if isinstance(error, Unreachable):
-        asked = float(retry_after) if retry_after.isdecimal() else DENIED_SECONDS if denied else 0.0
-        error.retry_after_seconds = min(asked, MOST_RETRY_AFTER_SECONDS)
+        error.retry_after_seconds = retry.asked_seconds(retry_after) or (DENIED_SECONDS if denied else 0.0)
     return error
 
 
