@@ -71,3 +71,12 @@ def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     unique per jid and looks before it creates, so that a repeat never makes a second job.
     """
     return _POLICY.copy()(function, *args, **kwargs)
+
+
+def call_last(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """As `call`, within a call that must not be begun anew: an error that is left is no longer transient."""
+    try:
+        return call(function, *args, **kwargs)
+    except PmanError as error:
+        error.transient = False
+        raise

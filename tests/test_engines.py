@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pman import backends, metrics, settings
+from pman import backends, metrics, retry, settings
 from pman.backends import Backend, docker, swarm
 from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
 from pman.job import make_job, validate
@@ -246,6 +246,23 @@ def test_a_delete_whose_answer_is_lost_is_done_on_swarm(engine: FakeEngine) -> N
     metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
     with pytest.raises(NotFound):
         metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+
+
+def test_a_delete_that_is_cut_off_is_never_a_job_that_never_was(engine: FakeEngine) -> None:
+    """Its answer is lost, and after that every answer until its attempts are over."""
+    service(engine)
+    backend = load("swarm", engine)[0]
+    unheard = [None] * (retry.ATTEMPTS - 1)
+
+    def cut(call: Call) -> Answer:
+        engine.routes["GET /services/chris-jid-1"] = lambda _: (404, {"message": "not found"})
+        engine.routes["GET /tasks"] = lambda _: unheard.pop() if unheard else (200, [])
+        return None
+
+    engine.routes["DELETE /services/s1"] = once(cut, lambda _: (404, {"message": "not found"}))
+    with pytest.raises(Unreachable):
+        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    assert not unheard
 
 
 def test_a_delete_whose_answer_is_lost_is_done_on_docker(engine: FakeEngine) -> None:

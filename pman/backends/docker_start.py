@@ -149,7 +149,7 @@ def remove_all(api: Engine, jid: str) -> bool:
     """Remove what is there of the job, and wait until it is gone; False when nothing was."""
     if not _containers(api, jid):
         return False
-    retry.call(_remove_all, api, jid)  # here, since a second look might no longer find the job
+    retry.call_last(_remove_all, api, jid)  # since a second look might no longer find the job
     return True
 
 

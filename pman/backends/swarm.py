@@ -217,7 +217,7 @@ class SwarmBackend:
             ids = {task["ServiceID"] for task in self._living(jid)}
             if not ids:
                 raise
-        retry.call(self._end, jid, ids)  # here, since a second look would no longer find the job
+        retry.call_last(self._end, jid, ids)  # since a second look would no longer find the job
 
     def _end(self, jid: str, service_ids: set[str]) -> None:
         for service_id in service_ids:
