@@ -3,7 +3,8 @@
     DOCKER_HOST=unix:///... PMAN_TEST_IMAGE=... python bench/swarm.py [JOBS] [swarm|docker ...]
 
 `eval "$(scripts/dev-swarm env)"` sets both. Alternates within one run; prints medians in ms and GETs a second of 32
-clients over one pman with one and with two server processes.
+clients over one pman with one and with two server processes. A call of /healthz, which asks no engine, is what HTTP
+between this script's client and pman costs: it is part of every difference.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main(jobs: int, names: list[str]) -> None:
             for operation in ("POST", "GET", "DELETE"):
                 ours, theirs = (statistics.median(spent[key]) for key in (operation, f"{operation} by the SDK"))
                 print(f"{name}: {operation} {ours:7.2f} ms, by the SDK {theirs:7.2f} ms, {ours - theirs:+.2f} ms")
+            print(f"{name}: /healthz {statistics.median(spent['healthz']):.2f} ms")
             for processes in (1, 2):
                 rate = throughput(config | {"SERVER_PROCESSES": str(processes)})
                 print(f"{name}: {rate:.0f} GETs a second, {CLIENTS} clients, {processes} server process(es)")
@@ -94,6 +96,7 @@ def latencies(name: str, config: dict[str, str], jobs: int) -> Timed:
                     lambda job=job: theirs.delete(job.name),  # type: ignore[misc]
                 ),
             }
+            timed(spent, "healthz", lambda: http.get(url.replace("api/v1/", "healthz")).raise_for_status())
             for operation, pair in calls.items():
                 # each is first in half of the rounds: what an engine does after a call slows down the next one
                 sides = [(operation, pair[0]), (f"{operation} by the SDK", pair[1])]

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
 
 import docker.utils
-import requests
+import urllib3
 
 from pman.backends.engine import Engine
 from pman.errors import BadRequest, NotFound, PmanError, Unreachable
@@ -94,10 +94,10 @@ class Images:
         log.info("pulled the image %s", image)
 
 
-def _follow(image: str, answer: requests.Response) -> None:
+def _follow(image: str, answer: urllib3.BaseHTTPResponse) -> None:
     """Read the engine's progress to its end: one JSON object a line. Raises BadRequest for an error among them."""
     said_at = time.monotonic()
-    for line in answer.iter_lines():
+    for line in answer:
         item = json.loads(line) if line.strip() else {}
         if "error" in item:
             raise BadRequest(str(item["error"]))

@@ -11,17 +11,19 @@ import json
 import logging
 import re
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
 import docker.auth
+import docker.constants
 import docker.errors
 import docker.tls
 import requests
 import urllib3
 import yaml
-from docker.transport import UnixHTTPAdapter
 
 from pman import logs
 from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, PmanError, TooLarge, Unreachable
@@ -53,11 +55,12 @@ _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _OnePool(UnixHTTPAdapter):  # type: ignore[misc]
-    """The SDK's adapter keeps a pool for every URL, so that hardly any connection is used twice."""
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A pool of connections to an engine, and the version of the API that the engine speaks."""
 
-    def get_connection(self, url: str, proxies: Any = None) -> Any:  # noqa: ARG002
-        return super().get_connection("http+docker://localhost")
+    pool: urllib3.HTTPConnectionPool
+    version: str
 
 
 class Engine:
@@ -67,33 +70,33 @@ class Engine:
         self.host = settings.docker_host or SOCKETS.get(settings.container_env, DOCKER_SOCKET)
         self._tls = _tls(settings)
         self._timeout_seconds = settings.docker_timeout_seconds
-        self._client: docker.APIClient | None = None
+        self._link: _Link | None = None
         self._credentials: dict[str, tuple[float, dict[str, str]]] = {}
 
     def call(  # noqa: PLR0913 - one method in place of the SDK's hundred
         self, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None,
         stream: bool = False, timeout_seconds: float | None = None, **params: Any,
-    ) -> requests.Response:  # fmt: skip
+    ) -> urllib3.BaseHTTPResponse:  # fmt: skip
         """One request; `params` that are mappings are sent as JSON. Raises pman's error for every status above 399."""
-        client = self._connected()
-        query = {name: json.dumps(v) if isinstance(v, Mapping) else v for name, v in params.items()}
-        url = f"{client.base_url}/v{client.api_version}{path}"
-        timeout = timeout_seconds or self._timeout_seconds
+        link = self._linked()
+        query = urllib.parse.urlencode({k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in params.items()})
+        url = f"/v{link.version}{path}?{query}"
+        sent = None if body is None else json.dumps(body)
+        headers = {"Content-Type": "application/json", **(headers or {})} if sent else headers
+        seconds = timeout_seconds or self._timeout_seconds
         try:
-            answer = client.request(
-                method, url, params=query, json=body, headers=headers, stream=stream, timeout=timeout
+            answer = link.pool.urlopen(
+                method, url, sent, headers, timeout=seconds, retries=False, preload_content=not stream
             )
-        except _NO_ANSWER as error:
-            raise self._silent(error) from error
-        if answer.status_code >= 400:
-            raise self._refused(_error(answer))
-        return cast(requests.Response, answer)
-
-    def _refused(self, error: PmanError) -> PmanError:
-        if _OTHER_VERSION.search(str(error)):
-            self._client = None  # connected anew, it speaks the version of the engine that is there now
-            return Unreachable(f"The container engine at {self.host} has another version now.", detail=error.detail)
-        return error
+            if answer.status < 400:
+                return answer
+            error = _error(answer, f"{method} {url[:200]}")
+        except _NO_ANSWER as silence:
+            raise self._silent(silence) from silence
+        if not _OTHER_VERSION.search(str(error)):
+            raise error
+        self._link = None  # the engine was replaced by one of another version, which is asked for its own
+        raise Unreachable(f"The container engine at {self.host} has another version now.", detail=error.detail)
 
     def get(self, path: str, **params: Any) -> Any:
         """The decoded JSON of a GET."""
@@ -123,7 +126,7 @@ class Engine:
             deadline = time.monotonic() + (FOLLOW_SECONDS if follow else self._timeout_seconds)
             with answer:
                 if follow:
-                    cast(Any, answer.raw.connection).sock.settimeout(QUIET_SECONDS)
+                    cast(Any, answer).connection.sock.settimeout(QUIET_SECONDS)
                 for payload in _payloads(answer):
                     kept += payload
                     if len(kept) > 2 * max_bytes:
@@ -145,7 +148,7 @@ class Engine:
         """Raises Misconfigured where this engine would mount all of a volume in place of a job's directory."""
         if settings.storage_type != "docker_local_volume":
             return
-        version = self._connected().api_version
+        version = self._linked().version
         if tuple(int(part) for part in version.split(".")) < SUBPATH_API:
             mountpoint = self.get(f"/volumes/{settings.volume_name}").get("Mountpoint", "its Mountpoint")
             raise Misconfigured(
@@ -153,30 +156,32 @@ class Engine:
                 f"take a newer engine, or set STORAGE_TYPE=host and STOREBASE={mountpoint}."
             )
 
-    def _connected(self) -> docker.APIClient:
+    def _linked(self) -> _Link:
         """Without a lock, so that an engine that hangs holds every thread up for one time-out and not for all."""
-        client = self._client
-        if client is None:
-            client = self._client = self._connect()
-        return client
+        link = self._link
+        if link is None:
+            link = self._link = self._connect()
+        return link
 
-    def _connect(self) -> docker.APIClient:
+    def _connect(self) -> _Link:
+        """By the SDK's transport; requests go to its pool past the rest of the SDK, which costs more than they do."""
+        seconds = self._timeout_seconds
         try:
             client = docker.APIClient(
-                base_url=self.host, tls=self._tls, timeout=self._timeout_seconds, max_pool_size=POOL_SIZE
-            )
+                base_url=self.host, tls=self._tls, timeout=seconds, max_pool_size=POOL_SIZE,
+                version=docker.constants.DEFAULT_DOCKER_API_VERSION,
+            )  # fmt: skip
+            adapter = client.get_adapter(client.base_url)
+            if client.base_url.startswith("http"):
+                adapter.init_poolmanager(4, POOL_SIZE)
+            request = requests.Request("GET", client.base_url).prepare()
+            pool = adapter.get_connection_with_tls_context(request, client.verify, cert=client.cert)
+            answer = pool.urlopen("GET", "/version", timeout=seconds, retries=False)
+            return _Link(pool, str(answer.json()["ApiVersion"]))
         except docker.errors.TLSParameterError as error:
             raise Misconfigured(f"DOCKER_CERT_PATH: {error}") from error
-        except (docker.errors.DockerException, *_NO_ANSWER) as error:
+        except (docker.errors.DockerException, KeyError, ValueError, TypeError, *_NO_ANSWER) as error:
             raise self._silent(error) from error
-        client.trust_env = False  # neither proxies nor .netrc, which requests would look for at every call
-        if client.base_url == "http+docker://localhost":
-            socket = docker.utils.parse_host(self.host)
-            client.mount("http+docker://", _OnePool(socket, self._timeout_seconds, max_pool_size=POOL_SIZE))
-        else:
-            for prefix in ("http://", "https://"):
-                client.get_adapter(prefix).init_poolmanager(4, POOL_SIZE)
-        return client
 
     def _silent(self, error: BaseException) -> Unreachable:
         return Unreachable(f"The container engine at {self.host} does not answer.", detail=str(error))
@@ -240,31 +245,31 @@ def _registry_auth(registry: str) -> dict[str, str]:
 _BY_STATUS: Mapping[int, type[PmanError]] = {400: BadRequest, 404: NotFound, 409: Conflict, 413: TooLarge}
 
 
-def _error(answer: requests.Response) -> PmanError:
+def _error(answer: urllib3.BaseHTTPResponse, request: str) -> PmanError:
     try:
         words = answer.json()["message"]
-    except (ValueError, KeyError, TypeError, *_NO_ANSWER):
-        words = answer.text[:500] or answer.reason
+    except (ValueError, KeyError, TypeError):
+        words = answer.data[:500].decode(errors="replace") or answer.reason
     words = sentence(str(words))
-    detail = f"{answer.request.method} {answer.request.path_url[:200]}: {answer.status_code} {words}"
+    detail = f"{request}: {answer.status} {words}"
     if _NAME_TAKEN.search(words):  # Podman answers 500 to it
         return Conflict(words, detail=detail)
-    if answer.status_code in _BY_STATUS:
-        return _BY_STATUS[answer.status_code](words, detail=detail)
+    if answer.status in _BY_STATUS:
+        return _BY_STATUS[answer.status](words, detail=detail)
     if "ResourceExhausted" in detail or "larger than max" in words:
         return TooLarge(f"The job is too large for the container engine: {words}", detail=detail)
-    if _PASSING.search(words) or answer.status_code in (502, 504):
+    if _PASSING.search(words) or answer.status in (502, 504):
         return Unreachable(f"The container engine is busy: {words}", detail=detail)
     return BackendError(f"The container engine says: {words}", detail=detail)
 
 
-def _payloads(answer: requests.Response) -> Any:
+def _payloads(answer: urllib3.BaseHTTPResponse) -> Any:
     """The payloads of a multiplexed stream: frames of a type, three zeros, a length of four bytes, and the payload.
 
     https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Container/operation/ContainerAttach
     """
     header, left = b"", 0
-    for block in answer.raw.stream(65536, decode_content=True):
+    for block in answer.stream(65536, decode_content=True):
         position = 0
         while position < len(block):
             if left:
