@@ -321,6 +321,24 @@ def test_a_container_that_is_still_being_made(engine: FakeEngine) -> None:
     assert posted(backend, config).state is JobState.SUCCEEDED
 
 
+# --------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_a_silent_job_of_this_node_is_asked_for_once(engine: FakeEngine) -> None:
+    """The way through the task's log takes half a second, and is for logs that are not here."""
+    service(engine, task("starting"), task("starting", 2))
+    backend = load("swarm", engine)[0]
+    engine.routes["GET /containers/c1/logs"] = engine.routes["GET /containers/c2/logs"] = lambda _: (200, None)
+    status = backend.status("chris-jid-1")
+    engine.calls.clear()
+    backend.logs(status, 10)
+    assert sorted(call.path for call in engine.calls) == ["/containers/c1/logs", "/containers/c2/logs"]
+    del engine.routes["GET /containers/c2/logs"]
+    engine.calls.clear()
+    backend.logs(status, 10)
+    assert [call.path for call in engine.calls if "/tasks/" in call.path] == ["/tasks/t2/logs"]
+
+
 # -------------------------------------------------------------------------------------------------------- credentials
 
 

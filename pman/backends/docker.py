@@ -140,7 +140,7 @@ class DockerBackend:
         assert isinstance(found, _Found)
         share = max(4096, self._max_log_bytes // max(1, len(found.containers)))
         texts = [
-            self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share)
+            self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share) or ""
             for container in found.containers
             if _state(container) is not JobState.NOT_STARTED
         ]

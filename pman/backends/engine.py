@@ -114,8 +114,8 @@ class Engine:
             self._credentials[registry] = (time.monotonic() + CREDENTIALS_SECONDS, header)
         return header
 
-    def tail(self, path: str, max_lines: int, max_bytes: int, *, follow: bool = False) -> str:
-        """The end of a log at `path`, both streams in the order in which the engine got them; "" without a log.
+    def tail(self, path: str, max_lines: int, max_bytes: int, *, follow: bool = False) -> str | None:
+        """The end of a log at `path`, both streams in the order in which the engine got them; None where there is none.
 
         Holds little more than `max_bytes` at a time however much comes. With `follow` until it is quiet or for a
         second: the only way to read one that the engine does not think has begun.
@@ -134,7 +134,7 @@ class Engine:
                     if time.monotonic() > deadline:
                         break
         except (NotFound, Conflict):
-            return ""
+            return None
         except PmanError as error:
             if error.transient:
                 raise

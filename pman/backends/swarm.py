@@ -200,10 +200,12 @@ class SwarmBackend:
         if not _container(task):
             return ""
         if task.get("NodeID") == self._own_node():
-            return self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes)
+            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes)
+            if text is not None:
+                return text
         # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
         follow = task["Status"]["State"] == "starting"
-        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, follow=follow)
+        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, follow=follow) or ""
 
     def _own_node(self) -> str:
         if not self._node_id:

@@ -6,6 +6,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,11 @@ class TestSwarm(EngineCases):
                 server.post(rig.request(jid, "echo near; sleep 600", number_of_workers=2, time_limit_minutes=limit))
                 wait_for(lambda: server.get(jid).json().get("logs") == expected, 60, "both logs")
                 server.delete(jid)
+            server.post(rig.request(jid, "while :; do echo never quiet; sleep 0.1; done", time_limit_minutes=5))
+            wait_for(lambda: "quiet" in server.get(jid).json().get("logs", ""), 60, "its log")
+            began = time.monotonic()
+            assert server.get(jid).status_code == 200
+            assert time.monotonic() - began < 10  # of DOCKER_TIMEOUT_SECONDS=20
 
     def test_tls(self, rig: Rig, jid: str, tmp_path: Path) -> None:
         """Both sides show a certificate of the same authority, or nothing is said."""
