@@ -44,7 +44,7 @@ def sbatch(value: Any) -> str:
         return bare
     text = _text(value)
     if any(ord(character) < 32 or character == "\x7f" for character in text):
-        raise ValueError("a control character cannot stand in a #SBATCH line")
+        raise Unwritable("a control character cannot stand in a #SBATCH line")
     return _SBATCH_SPECIAL.sub(r"\\\g<0>", text)
 
 

@@ -66,7 +66,7 @@ class Renderer:
         self._dev = settings.dev
         self._overlay = settings.templates_dir
         self._site = read_site(self._overlay)
-        self._public = MappingProxyType(settings.model_dump(exclude=set(SECRETS)))
+        self._public = MappingProxyType(settings.model_dump(mode="json", exclude=set(SECRETS)))
         loader = _loader(self._overlay)
         self._environments = {name: sandbox.environment(loader, name, self._dev) for name in sandbox.LANGUAGES}
         for environment in self._environments.values():
@@ -150,12 +150,14 @@ def read_site(overlay: Path | None) -> Mapping[str, Any]:
     if path is None or not path.is_file():
         return {}
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_SiteLoader)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError as error:
         raise TemplateError(f"{path}:1: this is no UTF-8: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TemplateError(f"{path}:{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TemplateError(f"{path}:1: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise TemplateError(f"{path}:1: site.yaml must be a mapping of names to values")
     return values or {}
@@ -167,6 +169,8 @@ class StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.MarkedYAMLError(problem="a key must be one word or text", problem_mark=key_node.start_mark)
@@ -174,6 +178,22 @@ class StrictLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _SiteLoader(StrictLoader):
+    """StrictLoader of text, numbers, booleans, null, lists and mappings; a date is text, other types are refused."""
+
+
+_TYPES = ("str", "int", "float", "bool", "null", "seq", "map")
+_SiteLoader.yaml_constructors = {
+    tag: function
+    for tag, function in StrictLoader.yaml_constructors.items()
+    if tag is None or tag.rsplit(":", 1)[-1] in _TYPES
+}
+_SiteLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rows if not tag.endswith(":timestamp")]
+    for first, rows in StrictLoader.yaml_implicit_resolvers.items()
+}
 
 
 def explain(error: Exception, name: str) -> str:
@@ -194,6 +214,8 @@ def _cause(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateNotFound):
         return f"there is no template {message}"
     if unknown := re.search(r"No (filter|test) named '(\w+)'", message):
+        if unknown[2] in sandbox.QUOTING:
+            return f"|{unknown[2]} writes another language than this template's"
         return unknown[0] + sandbox.hint(unknown[2], sandbox.known(unknown[1]))
     return message
 

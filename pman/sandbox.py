@@ -28,6 +28,7 @@ from pman import quote
 # CPU time of the rendering thread, which a busy machine does not shorten; the largest request takes about a second.
 MAX_RENDER_SECONDS = 10.0
 MAX_REPEATED = 1_000_000  # items or characters that `*` may make
+MAX_TEXT = 4 * 1024 * 1024  # characters that one expression may join; a spec holds no more either
 VARIABLES = ("job", "storage", "settings", "site", "refuse")
 LANGUAGES: Mapping[str, Callable[[Any], str]] = {
     "wdl": quote.wdl,
@@ -44,14 +45,28 @@ QUOTING = {
     "sbatch": "a word of a `#SBATCH` line, which sbatch reads by rules of its own",
     "gotemplate": "YAML for env and mounts of a Swarm service: `{{` is kept from being expanded",
 }
+# The quoting filters that a template in each language may use: another's would not keep a value in one piece there.
+_QUOTES: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
+    "wdl": {"wdl": quote.wdl, "sh": quote.wdl_command},
+    "yaml": {"yaml": quote.yaml, "k8s": quote.k8s, "gotemplate": quote.go_template},
+    "json": {"json": quote.json_},
+    "sh": {"sh": quote.sh, "sbatch": quote.sbatch},
+}
 # Those filters of Jinja's that shape data. The ones that make HTML are left out: they would mark text as quoted.
-_FILTERS = tuple(
-    "abs attr batch capitalize count d default dictsort first float groupby indent int items join last length list "  # noqa: SIM905
-    "lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title trim "
-    "unique upper".split()
+_OF_TEXT = ("capitalize", "lower", "replace", "string", "title", "trim", "upper")
+_OF_LISTS = tuple(
+    "batch first groupby join last list map max min reject rejectattr reverse select selectattr sort sum unique".split()  # noqa: SIM905
 )
-_CHANGES_TEXT = ("capitalize", "lower", "replace", "title", "upper")
+_OF_ANYTHING = tuple("abs attr count d default dictsort float indent int items length round safe".split())  # noqa: SIM905
+_FILTERS = (*_OF_TEXT, *_OF_LISTS, *_OF_ANYTHING)
+_KEEP_QUOTED = ("count", "d", "default", "join", "length", "safe")
 _QUOTED = "a quoted value cannot be joined or changed: join first and quote the whole, as in {{ (a ~ b)|sh }}"
+# What a site's template may set before its blocks, and of which type; shipped templates read these instead of job.*.
+POLICY: Mapping[str, tuple[type, str]] = {
+    "image": (str, "text"),
+    "partition": (str, "text or none"),
+    "time_limit_minutes": (int, "a whole number of minutes or none"),
+}
 
 _clock = threading.local()
 
@@ -82,15 +97,8 @@ def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shell_word = quote.wdl_command if language == "wdl" else quote.sh
-    functions: dict[str, Callable[[Any], str]] = {
-        "sh": shell_word, "wdl": quote.wdl, "yaml": quote.yaml, "json": quote.json_, "k8s": quote.k8s,
-        "gotemplate": quote.go_template, "sbatch": quote.sbatch,
-    }  # fmt: skip
-    made.filters = {name: jinja2.filters.FILTERS[name] for name in _FILTERS}
-    made.filters |= {name: _unquoted_only(jinja2.filters.FILTERS[name]) for name in _CHANGES_TEXT}
-    made.filters |= {name: functools.partial(_quoting_filter, function) for name, function in functions.items()}
-    made.filters["join"] = _join
+    made.filters = {name: _careful(name, jinja2.filters.FILTERS[name]) for name in _FILTERS}
+    made.filters |= {name: functools.partial(_quoting_filter, function) for name, function in _QUOTES[language].items()}
     del made.globals["lipsum"]
     return made
 
@@ -101,7 +109,17 @@ def _literal(function: Callable[[Any], str], value: Any) -> Markup:
     if isinstance(value, jinja2.Undefined):
         str(value)  # raises, with the name
         raise jinja2.UndefinedError("an inline `if` without `else` has no value here")
+    if _holds_quoted(value):
+        raise TypeError(
+            "a list or mapping holds a value that is quoted already: the whole is quoted when it is printed"
+        )
     return Markup(function(value))  # noqa: S704 - what makes it safe
+
+
+def _holds_quoted(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_quoted(part) for pair in value.items() for part in pair)
+    return any(map(_holds_quoted, value)) if isinstance(value, list | tuple) else isinstance(value, Markup)
 
 
 def _quoting_filter(function: Callable[[Any], str], value: Any) -> Markup:
@@ -110,28 +128,57 @@ def _quoting_filter(function: Callable[[Any], str], value: Any) -> Markup:
     return _literal(function, value)
 
 
-def _unquoted_only(function: Callable[..., Any]) -> Callable[..., Any]:
+def _careful(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja's that changes no quoted text, and takes neither letters for a list nor None for a word."""
+    function = _join if name == "join" else function
+    first = int(hasattr(function, "jinja_pass_arg"))  # else the context or environment comes before the value
+
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(arg, Markup) for arg in args):
+        given = [*args[first:], *kwargs.values()]
+        if name not in _KEEP_QUOTED and any(isinstance(arg, Markup) for arg in given):
             raise TypeError(_QUOTED)
+        if name in _OF_LISTS:
+            items_of(given[0])
+        if name in _OF_TEXT:
+            any(map(_as_text, given))
         return function(*args, **kwargs)
 
     return checked
 
 
+def _as_text(value: Any) -> Any:
+    """What may become part of a text: None and the booleans would be words of Python there."""
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"{value} is not text; say what should be written instead, as in {{{{ x or 'none' }}}}")
+    return value
+
+
 def _join(values: Iterable[Any], separator: str = "") -> str:
     """Jinja's `join`; quoted values may be joined by blanks and commas, which mean themselves in every language."""
-    items = list(values)
+    items = [_as_text(value) for value in values]
     if not any(isinstance(item, Markup) for item in [*items, separator]):
-        return separator.join(map(str, items))
+        return _bounded(separator.join(map(str, items)))
     if not all(isinstance(item, Markup) for item in items) or separator.strip(" \t\n,"):
         raise TypeError(_QUOTED)
     return Markup(str(separator).join(items))  # noqa: S704 - all of it is quoted
 
 
+def _bounded(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise OverflowError(f"a text of more than {MAX_TEXT} characters is too much")
+    return text
+
+
+def items_of(value: Any) -> Any:
+    """What a `for` or a filter of lists goes through: never a text, which would come letter by letter."""
+    if isinstance(value, str):
+        raise TypeError(f"a list is needed here, not the text {value[:40]!r}, which would be taken letter by letter")
+    return value
+
+
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
-    """Jinja's compiler with four changes, each of which is an overridden method."""
+    """Jinja's compiler with some changes, each of which is an overridden method."""
 
     def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
         """Constants are quoted at run time: Jinja would HTML-escape `{{ "a'b" }}` before finalize sees it."""
@@ -152,10 +199,41 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_Getitem(self, node: Any, frame: Any) -> None:  # noqa: N802
+        """Slices go through the environment too, as any other subscript does."""
+        if not isinstance(node.arg, jinja2.nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.unquoted(")
+        self.visit(node.node, frame)
+        self.write(")[")
+        self.visit(node.arg, frame)
+        self.write("]")
+
+    def visit_For(self, node: Any, frame: Any) -> None:  # noqa: N802
+        node.iter = _through("items_of", node.iter)
+        super().visit_For(node, frame)
+
+    def visit_Assign(self, node: Any, frame: Any) -> None:  # noqa: N802
+        if isinstance(node.target, jinja2.nodes.Name) and node.target.name in POLICY:
+            node.node = _through("policy", jinja2.nodes.Const(node.target.name), node.node)
+        super().visit_Assign(node, frame)
+
+    def visit_AssignBlock(self, node: Any, frame: Any) -> None:  # noqa: N802
+        if isinstance(node.target, jinja2.nodes.Name) and node.target.name in POLICY:
+            name = node.target.name
+            self.fail(f"the text of a set block is quoted already: write {{% set {name} = ... %}}", node.lineno)
+        super().visit_AssignBlock(node, frame)
+
     def blockvisit(self, nodes: Any, frame: Any) -> None:
         if frame.loop_frame:
             self.writeline("environment.tick()")
         super().blockvisit(nodes, frame)
+
+
+def _through(function: str, *values: Any) -> jinja2.nodes.Call:
+    """The expression environment.function(*values)."""
+    return jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute(function), list(values), [], None, None)
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -175,25 +253,59 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         quoted = [isinstance(value, Markup) for value in values]
         if any(quoted) and not all(quoted):
             raise TypeError(_QUOTED)
-        text = "".join(map(str, values))
+        text = _bounded("".join(str(_as_text(value)) for value in values))
         return Markup(text) if any(quoted) else text  # noqa: S704 - all of it is quoted
+
+    items_of = staticmethod(items_of)
+
+    @staticmethod
+    def unquoted(value: Any) -> Any:
+        """The value, of which a part is wanted."""
+        if isinstance(value, Markup):
+            raise TypeError(_QUOTED)
+        return value
+
+    @staticmethod
+    def policy(name: str, value: Any) -> Any:
+        """What a template sets `name` to, one of POLICY."""
+        kind, said = POLICY[name]
+        absent = value is None and name != "image"
+        if not absent and (not isinstance(value, kind) or isinstance(value, bool | Markup)):
+            raise TypeError(f"{name} must be {said}, not {value!r}")
+        return value
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return super().getattr(self.unquoted(obj), attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return super().getitem(self.unquoted(obj), argument)
+
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What `map` calls a filter with."""
+        if name == "safe":
+            raise TypeError("map cannot mark values as safe")
+        return super().call_filter(name, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if isinstance(left, Markup) or isinstance(right, Markup):
             raise TypeError(_QUOTED)
+        if operator == "%" and isinstance(left, str):
+            any(map(_as_text, right if isinstance(right, tuple) else (right,)))
         if (operator == "*" and _repeats(left, right) > MAX_REPEATED) or (operator == "**" and abs(right) > 64):
             raise OverflowError(f"{operator} would make too much of it")
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         __self.tick()
-        if isinstance(getattr(__obj, "__self__", None), Markup):
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, Markup):
             raise TypeError(_QUOTED)
+        if isinstance(owner, str) and any(isinstance(arg, int) and arg > MAX_REPEATED for arg in args):
+            raise OverflowError(f"{__obj.__name__}() would make too much of it")
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:
-        if isinstance(getattr(value, "__self__", None), Markup):
-            raise TypeError(_QUOTED)
+        self.unquoted(getattr(value, "__self__", None))
         return super().wrap_str_format(value)
 
     def _load_template(self, name: str, globals: Any) -> jinja2.Template:  # noqa: A002
@@ -238,3 +350,8 @@ def members(value: Any) -> list[str]:
 def known(kind: str) -> list[str]:
     """The names of all filters or tests."""
     return [*_FILTERS, *QUOTING] if kind == "filter" else list(jinja2.tests.TESTS)
+
+
+def quotes(language: str) -> list[str]:
+    """The names of the filters that quote in templates of `language`, a key of LANGUAGES."""
+    return list(_QUOTES[language])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
-from pman import job, render, sandbox, settings
+from pman import job, render, sandbox, settings, storage
 from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge
 
 REQUEST: dict[str, Any] = {
@@ -86,6 +87,36 @@ def test_a_site_refuses_a_job(overlay: Overlay) -> None:
     assert caught.value.http_status == 403
 
 
+def plain(value: Any) -> bool:
+    """Whether templates reach only text, numbers, lists, mappings and pman's own frozen dataclasses below this."""
+    if isinstance(value, Mapping):
+        return all(map(plain, [*value.keys(), *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(plain, value))
+    if type(value) in (job.Job, storage.Storage, storage.Mount):
+        return all(plain(getattr(value, name)) for name in sandbox.members(value) if name != "on_host")
+    return type(value) in (str, int, float, bool, type(None))
+
+
+def test_templates_reach_plain_values_only(overlay: Overlay, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Watched(jinja2.Template):
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            seen.extend(value for name, value in args[0].items() if name != "refuse")
+            return super().generate(*args, **kwargs)
+
+    overlay({"site.yaml": "a: 2024-01-01\nb: [{c: 1.5}, null, 0x10]\n"})
+    config = settings.load(
+        {"STOREBASE": "/s", "TEMPLATES_DIR": str(tmp_path), "JOB_LABELS": "a=b", "SLURM_IMAGE_DIR": "/i"}
+    )
+    render.Renderer(config, Watched).render(render.sample_job(config), "slurm")
+    assert len(seen) == len(sandbox.VARIABLES) - 1
+    assert [value for value in seen if not plain(value)] == []
+    with pytest.raises(TemplateError, match="has no attribute"):
+        shell(overlay, "{{ settings.templates_dir.joinpath('/proc/self/environ').read_bytes() }}")
+
+
 def test_secrets_are_no_variables(overlay: Overlay) -> None:
     for name in render.SECRETS:
         with pytest.raises(TemplateError, match=f"has no attribute '{name}'"):
@@ -136,14 +167,80 @@ def test_what_is_printed_is_one_literal(overlay: Overlay, body: str, expected: s
         "job.image|sh|replace('/', '<')",
         "['<', job.image|sh]|join(' ')",
         "job.argv|map('sh')|join(' && ')",
-        "job.image|yaml|sh",
+        "job.image|sh|sbatch",
         "super_text|sh",
+        "(job.auid|sh)[1:-1]",
+        "(job.auid|sh)[0]",
+        "(job.auid|sh).strip()",
+        "('a'|sh).escape(job.auid)",
+        "('a'|sh)|attr('escape')",
+        'job.auid|sh|trim("\'")',
+        "job.auid|sh|reverse",
+        "job.auid|sh|last",
+        "job.auid|sh|indent",
+        "[job.auid|sh]|map('trim', \"'\")|list",
+        "[job.auid, job.auid|sh]",
+        "{'zone': job.auid|sh}|sh",
     ],
 )
 def test_quoted_text_is_never_joined_to_other_text(overlay: Overlay, expression: str) -> None:
     body = "{% set super_text %}x{% endset %}\n\n{{ " + expression + " }}"
     with pytest.raises(TemplateError, match=r"job\.sh\.j2:3: .*quoted"):
         shell(overlay, body)
+
+
+def test_map_marks_nothing_as_safe(overlay: Overlay) -> None:
+    with pytest.raises(TemplateError, match=r"job\.sh\.j2:1: map cannot mark values as safe"):
+        shell(overlay, "{{ [job.auid]|map('sa' ~ 'fe')|join(' ') }}")
+
+
+@pytest.mark.parametrize(
+    ("name", "filters"),
+    [("local/job.sh.j2", ["sh", "sbatch"]), ("wdl/job.wdl.j2", ["sh", "wdl"]), ("k8s/job.yaml.j2", ["yaml", "k8s"])],
+)
+def test_a_language_has_its_own_filters_only(overlay: Overlay, name: str, filters: list[str]) -> None:
+    target = name.partition("/")[0]
+    for known in sandbox.QUOTING:
+        renderer = overlay({name: f"{{{{ job.auid|{known} }}}}"}, APPLICATION_MODE="dev")
+        if known in filters or (target, known) == ("k8s", "gotemplate"):
+            assert "cube" in text(renderer, target)
+        else:
+            with pytest.raises(TemplateError, match=rf"\|{known} writes another language"):
+                text(renderer, target)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("{{ 'gpu:' ~ job.partition }}", "None is not text"),
+        ("{{ job.partition|string }}", "None is not text"),
+        ("{{ job.partition|upper }}", "None is not text"),
+        ("{{ ['a', none]|join(',') }}", "None is not text"),
+        ("{{ 'a=' ~ site.flag }}", "True is not text"),
+        ("{{ 'a=%s' % site.flag }}", "True is not text"),
+        ("{% for m in site.word %}{{ m }}{% endfor %}", "a list is needed here, not the text 'cuda'"),
+        ("{% for m in site.word if m == 'd' %}{% else %}{{ m }}{% endfor %}", "a list is needed here"),
+        ("{{ site.word|map('upper')|list }}", "a list is needed here"),
+        ("{{ site.word|join(' ') }}", "a list is needed here"),
+        ("{% set time_limit_minutes = site.word %}", "time_limit_minutes must be a whole number of minutes or none"),
+        ("{% set time_limit_minutes = true %}", "time_limit_minutes must be a whole number of minutes or none"),
+        ("{% set partition = ['a'] %}", "partition must be text or none, not"),
+        ("{% set image = none %}", "image must be text, not None"),
+        ("{% set image %}m/{{ job.image }}{% endset %}", "write {% set image = ... %}"),
+        ("{% set image = job.image|sh %}", "image must be text, not Markup"),
+        ("{% for a in range(30) %}{% set x = namespace(s='a' * 999999) %}{% endfor %}{{ x }}", "'x' is undefined"),
+        (
+            "{% set x = namespace(s='ab') %}{% for a in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}",
+            "a text of more than 4194304 characters is too much",
+        ),
+        ("{{ 'a'.ljust(900000000)|length }}", "ljust() would make too much of it"),
+    ],
+)
+def test_python_does_not_shine_through(overlay: Overlay, body: str, said: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        text(overlay({"local/job.sh.j2": "\n" + body, "site.yaml": "word: cuda\nflag: yes\n"}))
+    assert "local/job.sh.j2:2: " in str(caught.value)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["e", "escape", "forceescape", "tojson", "urlize", "xmlattr", "striptags", "center"])
@@ -204,6 +301,9 @@ def test_an_error_in_a_shipped_block_names_the_shipped_file(overlay: Overlay) ->
         ("a: [1\nb: 2\n", ":2: "),
         ("a: !!python/object:os.system x\n", ":1: could not determine a constructor"),
         ("? [a]\n: 1\n", ":1: "),
+        ("b: 1\na: !!set {b, c}\n", ":2: could not determine a constructor"),
+        ("a: \x01\n", ":1: "),
+        ("a: " + "[" * 2000 + "\n", ":1: "),
     ],
 )
 def test_site_yaml_is_read_strictly(overlay: Overlay, content: str, said: str) -> None:
@@ -218,6 +318,11 @@ def test_site_yaml_that_is_no_utf8(tmp_path: Path) -> None:
         render.read_site(tmp_path)
 
 
+def test_dates_are_text_and_mappings_merge(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("day: 2024-13-45\nbase: &b {x: 1, y: 1}\nk8s:\n  <<: *b\n  y: 2\n")
+    assert render.read_site(tmp_path) == {"day": "2024-13-45", "base": {"x": 1, "y": 1}, "k8s": {"x": 1, "y": 2}}
+
+
 def test_no_site_yaml_is_no_values(tmp_path: Path) -> None:
     assert render.read_site(tmp_path) == {}
     (tmp_path / "site.yaml").write_text("# nothing yet\n")
@@ -228,6 +333,12 @@ def test_a_value_that_the_language_cannot_carry_is_a_bad_request(overlay: Overla
     with pytest.raises(BadRequest, match="a line break cannot stand in a WDL string") as caught:
         text(overlay({}), "wdl", input_dir="a\nb")
     assert "job.wdl.j2:" in caught.value.detail
+
+
+def test_a_line_break_in_a_line_for_sbatch_is_a_bad_request(overlay: Overlay) -> None:
+    body = "#SBATCH --wckey={{ job.auid|sbatch }}\n"
+    with pytest.raises(BadRequest, match="a control character cannot stand in a #SBATCH line"):
+        text(overlay({"slurm/job.sh.j2": body}), "slurm", auid="a\nb")
 
 
 # -- the sandbox ---------------------------------------------------------------------------------------------------
