@@ -17,11 +17,12 @@ from urllib.parse import SplitResult, urlsplit
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from pman import backends, metrics, overlay, pages, settings
+from pman import backends, lint, metrics, pages, settings
 from pman.api import Service, blueprint
 from pman.auth import Users, credentials
 from pman.errors import PmanError
 from pman.job import MAX_BODY_BYTES
+from pman.overlay import Overlay
 from pman.render import Renderer, sample_job
 
 log = logging.getLogger("pman.http")
@@ -34,7 +35,7 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
         log.warning("%s", warning)
     renderer = Renderer(config)
     renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
-    for finding in overlay.Overlay(renderer, config.templates_dir).lint() if config.templates_dir else ():
+    for finding in lint.findings(Overlay(renderer, config.templates_dir)):
         log.warning("%s", finding)
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES

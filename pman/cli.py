@@ -12,7 +12,7 @@ import click
 
 from pman import __version__, cli_templates, client, settings
 from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
-from pman.job import make_job, validate
+from pman.job import Job, make_job, validate
 from pman.render import TARGETS, Renderer, Spec
 
 SUFFIXES = {"wdl": ".wdl", "k8s": ".yaml", "swarm": ".yaml", "docker": ".yaml", "slurm": ".sh", "local": ".sh"}
@@ -101,10 +101,10 @@ def render(
                     if job.name in written:
                         raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
                     spec = renderer.render(job, target)
+                    if check:
+                        _check(renderer, config, job, spec)
                     _write(spec, job.name, out)
                     written.add(job.name)
-                    if check:
-                        _check(spec)
                 except PmanError as error:
                     raise _exit(error, f"Request {number} of {len(requests)}: " if len(requests) > 1 else "") from None
     except PmanError as error:
@@ -137,9 +137,9 @@ def _write(spec: Spec, name: str, out: Path | None) -> None:
         (out / f"{name}.{extra}").write_bytes(text.encode())
 
 
-def _check(spec: Spec) -> None:
-    from pman.check import judge
+def _check(renderer: Renderer, config: settings.Settings, job: Job, spec: Spec) -> None:
+    from pman import site
 
-    problems = judge(spec)
-    if problems:
-        raise TemplateError("; ".join(problems))
+    found = site.judged(renderer, config, job, spec)
+    if found:
+        raise TemplateError("\n".join(map(str, found)))

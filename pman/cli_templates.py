@@ -346,18 +346,19 @@ def watch(request: Path, target: str, config: settings.Settings) -> NoReturn:
 
 
 def _attempt(renderer: Renderer, request: Path, target: str, config: settings.Settings) -> tuple[str | None, list[str]]:
-    from pman.check import judge
+    from pman import proof, site
 
     try:
         job = make_job(validate(json.loads(request.read_bytes())), config)
-        spec = renderer.render(job, target)
-        return spec.text, judge(spec)
-    except (ValueError, OSError) as error:
-        return None, [f"{request}: {error}"]
-    except BadRequest as error:
+        text = renderer.render(job, target).text
+    except (ValueError, OSError, BadRequest) as error:
         return None, [f"{request}: {error}"]
     except PmanError as error:
         return None, [str(error)]
+    try:
+        return text, [str(finding) for finding in site.proven(renderer, config, job, target)]
+    except proof.Stuck as error:
+        return text, [str(error)]
 
 
 def _stamps(places: list[Path]) -> dict[str, tuple[int, int]]:

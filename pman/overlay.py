@@ -1,11 +1,8 @@
-"""Reads the templates of a site without rendering them: what they shadow, extend and name, and what is wrong in them.
-
-Everything that a site can write without effect (a block that overrides nothing, text outside all blocks, a file that
-nothing reads) is a finding: silence would mean that it works.
-"""
+"""Reads the templates of a site without rendering them: what they shadow, extend, include and name."""
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -13,21 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import meta, nodes
+from jinja2 import TemplateNotFound, meta, nodes
 
 from pman import sandbox
-from pman.errors import Misconfigured
+from pman.errors import Misconfigured, TemplateError
 from pman.job import Job
 from pman.render import SECRETS, TARGETS, Renderer, explain, shipped_templates
 from pman.settings import Settings
 from pman.storage import Storage
 
 _TYPES: Mapping[str, Any] = {"job": Job, "storage": Storage, "settings": Settings}
-# Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
-_SHELL_BLOCKS = ("prologue", "environment", "command")
-# What a site's template may set before its blocks; the shipped templates read these instead of job.*.
-POLICY = ("image", "partition", "time_limit_minutes")
-_BESIDE = ("site.yaml", "settings.env", "README.md", "requests")
+_OF_MAPPINGS = ["items", "keys", "values", "get"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +58,7 @@ class Overlay:
     def __init__(self, renderer: Renderer, directory: Path | None) -> None:
         self.directory = directory
         self.findings: list[Finding] = []
-        self._renderer = renderer
+        self.renderer = renderer
         self._parsed: dict[str, Template | None] = {}
         self.site_names = _templates(directory) if directory else []
         self.shipped_names = _templates(shipped_templates())
@@ -106,113 +99,80 @@ class Overlay:
         ]
         return changed if self.site_names else list(TARGETS)
 
-    def lint(self) -> list[Finding]:
-        """Everything that can be seen to be wrong without rendering, in the site's own files."""
-        for name in self.site_names:
-            template = self.template(name)
-            if template:
-                self.findings += [
-                    *self._blocks(template),
-                    *self._names(template),
-                    *self._unread(template),
-                    *_quoting(template),
-                ]
-        return self.findings + (list(self._unused()) if self.directory else [])
+    def all_templates(self) -> list[Template]:
+        """Every template that can be parsed, the site's and the shipped ones."""
+        return [template for name in (*self.site_names, *self.shipped_names) if (template := self.template(name))]
+
+    def readers(self, name: str) -> list[Template]:
+        """The templates that what `name` sets may reach: those it is rendered together with."""
+        together = {step for other in self.all_templates() for step in self._with(other.name, name)}
+        return [template for step in together if (template := self.template(step))]
+
+    def _with(self, other: str, name: str) -> set[str]:
+        reached = self.reach(other)
+        return reached if name in reached else set()
 
     def _parse(self, name: str) -> Template | None:
+        path = str(self.directory / name) if self.directory and name in self.site_names else name
         try:
-            environment = self._renderer.environment(name)
-            source, path, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
+            environment = self.renderer.environment(name)
+            source, found, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
+            path = str(found)
             tree = environment.parse(source, name, path)
             environment.compile(source, name, path)  # finds unknown filters
+        except TemplateNotFound:
+            return None  # told where it is named
+        except TemplateError as error:
+            self.findings.append(finding_of(str(error)))
+            return None
+        except Misconfigured as error:
+            self.findings.append(Finding("template", str(error), path, 1))
+            return None
         except Exception as error:
-            self.findings.append(finding_of(str(error) if isinstance(error, Misconfigured) else explain(error, name)))
+            self.findings.append(finding_of(explain(error, name)))
             return None
         blocks = {block.name: block.lineno for block in tree.find_all(nodes.Block)}
         parents = [
             node.template.value for node in tree.find_all(nodes.Extends) if isinstance(node.template, nodes.Const)
         ]
         uses = tuple(name for name in meta.find_referenced_templates(tree) if name)
-        return Template(name, str(path), source, tree, blocks, parents[0] if parents else None, uses)
+        return Template(name, path, source, tree, blocks, parents[0] if parents else None, uses)
 
-    def _unused(self) -> Iterator[Finding]:
-        entries = {name for entry in TARGETS.values() for name in (entry.template, *entry.extras.values())}
-        read = {step for name in entries for step in self.reach(name)}
-        for name in self.site_names:
-            if name not in read:
-                near = sandbox.hint(name, self.shipped_names)
-                yield Finding("unused-file", f"nothing reads this template{near}", str(self._path(name)), 1)
-        for path in sorted(self.directory.rglob("*")) if self.directory else ():
-            relative = path.relative_to(self._path(""))
-            if path.is_file() and path.suffix != ".j2" and relative.parts[0] not in _BESIDE and path.name[0] != ".":
-                yield Finding("unused-file", "nothing reads this file: templates end in .j2", str(path), 0)
-
-    def _path(self, name: str) -> Path:
-        return (self.directory or Path()) / name
-
-    def _blocks(self, template: Template) -> Iterator[Finding]:
-        if template.parent is None:
-            return
-        known = {name for parent in self.chain(template.parent) for name in parent.blocks}
-        for block in template.tree.find_all(nodes.Block):
-            own = any(
-                inner is block for outer in template.tree.find_all(nodes.Block) for inner in outer.find_all(nodes.Block)
-            )
-            if known and not own and block.name not in known:
-                message = (
-                    f"the block {block.name} overrides nothing in {template.parent}{sandbox.hint(block.name, known)}"
-                )
-                yield _at(template, "unknown-block", message, block.lineno, block.name)
-        for node in template.tree.body:
-            yield from _outside_blocks(template, node)
-
-    def _names(self, template: Template) -> Iterator[Finding]:
-        unknown = meta.find_undeclared_variables(template.tree) - set(sandbox.VARIABLES) - self._set_anywhere()
-        unknown -= set(self._renderer.environment(template.name).globals)
-        for node in template.tree.find_all(nodes.Name):
-            if node.ctx == "load" and node.name in unknown:
-                message = f"{node.name!r} is undefined{sandbox.hint(node.name, sandbox.VARIABLES)}"
-                yield _at(template, "undefined", message, node.lineno, node.name)
-        excused = {id(node) for node in _asked_whether_defined(template.tree)}
-        for step in template.tree.find_all(nodes.Getattr):
-            known = self._members(step.node)
-            if known is not None and step.attr not in known and id(step) not in excused:
-                message = f"{_written(step.node)} has no {step.attr!r}{sandbox.hint(step.attr, known)}"
-                yield _at(template, "undefined", message, step.lineno, step.attr)
-
-    def _unread(self, template: Template) -> Iterator[Finding]:
-        """Variables that the site sets before its blocks, for the shipped template to read."""
-        used = [other for name in (*self.site_names, *self.shipped_names) if (other := self.template(name))]
-        read = {node.name for other in used for node in other.tree.find_all(nodes.Name) if node.ctx == "load"}
-        for node in template.tree.body if template.parent else ():
-            if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name) and node.target.name not in read:
-                message = f"nothing reads {node.target.name}{sandbox.hint(node.target.name, POLICY)}"
-                yield _at(template, "unused-set", message, node.lineno, node.target.name)
-
-    def _set_anywhere(self) -> set[str]:
-        """Names that any template sets: an included template sees those of the one that includes it."""
-        trees = [template.tree for name in (*self.site_names, *self.shipped_names) if (template := self.template(name))]
-        return {node.name for tree in trees for node in tree.find_all(nodes.Name) if node.ctx != "load"}
-
-    def _members(self, node: nodes.Expr) -> list[str] | None:
+    def members(self, node: nodes.Node) -> list[str] | None:
         """The names below an expression whose type is known, else None."""
-        kind = self._type(node)
+        kind = self.type_of(node)
         if kind is Settings:
-            return [name for name in Settings.model_fields if name not in SECRETS] + ["items", "keys", "values", "get"]
+            return [name for name in Settings.model_fields if name not in SECRETS] + _OF_MAPPINGS
         if isinstance(kind, Mapping):
-            return [str(key) for key in kind] + ["items", "keys", "values", "get"]
+            return [str(key) for key in kind] + _OF_MAPPINGS
+        if kind is str or isinstance(kind, str):
+            return [name for name in dir(str) if not name.startswith("_")]
         return sandbox.members(kind) or None if isinstance(kind, type) else None
 
-    def _type(self, node: nodes.Expr) -> Any:
+    def type_of(self, node: nodes.Node) -> Any:
+        """The type of an expression below job, storage, settings; below site its value; None where it is unknown."""
         if isinstance(node, nodes.Name):
-            return self._renderer.site if node.name == "site" else _TYPES.get(node.name)
-        if not isinstance(node, nodes.Getattr):
+            return self.renderer.site if node.name == "site" else _TYPES.get(node.name)
+        if (name := attribute_of(node)) is None:
             return None
-        kind = self._type(node.node)
+        kind = self.type_of(node.node)  # type: ignore[attr-defined]
         if isinstance(kind, Mapping):
-            return kind.get(node.attr)
+            return kind.get(name)
         hints = typing.get_type_hints(kind) if isinstance(kind, type) else {}
-        return hints.get(node.attr)
+        return hints.get(name) or _property_type(kind, name)
+
+
+def attribute_of(node: nodes.Node) -> str | None:
+    """The name that `a.name` or `a["name"]` asks for."""
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    constant = node.arg if isinstance(node, nodes.Getitem) else None
+    return constant.value if isinstance(constant, nodes.Const) and isinstance(constant.value, str) else None
+
+
+def _property_type(kind: Any, name: str) -> Any:
+    found = getattr(kind, name, None) if isinstance(kind, type) else None
+    return typing.get_type_hints(found.fget).get("return") if isinstance(found, property) else None
 
 
 def parse_file(path: Path) -> Template:
@@ -248,70 +208,22 @@ def _block_ends(source: str) -> dict[str, int]:
     return ends
 
 
-def _quoting(template: Template) -> Iterator[Finding]:
-    for mark in template.tree.find_all(nodes.Filter):
-        if mark.name == "safe":
-            message = "|safe puts a value in unquoted: whoever sends it can write commands here"
-            yield _at(template, "marked-safe", message, mark.lineno, "safe")
-    for scope in template.tree.find_all(nodes.ScopedEvalContextModifier):
-        yield _at(template, "marked-safe", "quoting cannot be turned off", scope.lineno, "autoescape")
-    for output in template.tree.find_all(nodes.Output):
-        for before, node, after in zip([None, *output.nodes], output.nodes, [*output.nodes[1:], None], strict=False):
-            sides = [side.data for side in (before, after) if isinstance(side, nodes.TemplateData)]
-            quoted = len(sides) == 2 and sides[0][-1:] in ("'", '"') and sides[0][-1:] == sides[1][:1]
-            if quoted and not isinstance(node, nodes.TemplateData):
-                message = "quotes stand around {{ }}, which writes its own: leave them out"
-                yield _at(template, "quoted-twice", message, node.lineno)
-    if template.name.endswith(".wdl.j2"):
-        yield from _wdl_strings_in_shell(template)
-
-
-def _wdl_strings_in_shell(template: Template) -> Iterator[Finding]:
-    for block in template.tree.find_all(nodes.Block):
-        outputs = block.find_all(nodes.Output) if block.name in _SHELL_BLOCKS else ()
-        for node in (node for output in outputs for node in output.nodes):
-            if isinstance(node, nodes.Getattr | nodes.Getitem | nodes.Name | nodes.Concat) and not _is_number(node):
-                message = f"{{{{ {_written(node)} }}}} is a WDL string here, in the shell's text: write |sh"
-                yield _at(template, "wrong-quoting", message, node.lineno)
-
-
-def _outside_blocks(template: Template, node: nodes.Node) -> Iterator[Finding]:
-    """Text and values at the top of a template that extends another; Jinja skips them without a word."""
-    if isinstance(node, nodes.If | nodes.For):
-        for inner in node.iter_child_nodes():
-            yield from _outside_blocks(template, inner)
-    if not isinstance(node, nodes.Output):
-        return
-    text = [child.data for child in node.nodes if isinstance(child, nodes.TemplateData)]
-    if any(piece.strip() for piece in text) or len(text) < len(node.nodes):
-        first = next((piece for piece in text if piece.strip()), "")
-        line = node.lineno + first[: len(first) - len(first.lstrip())].count("\n")
-        yield _at(template, "outside-blocks", "this stands outside all blocks, so it is never rendered", line)
-
-
-def _is_number(node: nodes.Node) -> bool:
-    return isinstance(node, nodes.Getattr) and typing.get_type_hints(Job).get(node.attr) in (int, int | None)
-
-
-def _asked_whether_defined(tree: nodes.Template) -> Iterator[nodes.Node]:
-    tests = (node.node for node in tree.find_all(nodes.Test) if node.name in ("defined", "undefined"))
-    filters = (node.node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d") and node.node)
-    for node in (*tests, *filters):
-        yield node
-        yield from node.find_all(nodes.Getattr)
-
-
-def _written(node: nodes.Node) -> str:
-    if isinstance(node, nodes.Getattr):
-        return f"{_written(node.node)}.{node.attr}"
-    return node.name if isinstance(node, nodes.Name) else "..."
-
-
-def _at(template: Template, rule: str, message: str, line: int, word: str = "") -> Finding:
+def at(template: Template, rule: str, message: str, line: int, word: str = "") -> Finding:
+    """A finding in a template; its column is where `word` stands in the line."""
     lines = template.source.splitlines()
     found = re.search(rf"\b{re.escape(word)}\b", lines[line - 1]) if word and 0 < line <= len(lines) else None
     return Finding(rule, message, template.path, line, found.start() + 1 if found else 0)
 
 
+def files(directory: Path) -> Iterator[Path]:
+    """The files of an overlay, through symbolic links (a ConfigMap's are), without those that begin with a dot."""
+    seen = set()
+    for place, directories, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(place)
+        directories[:] = [] if real in seen else [name for name in directories if not name.startswith(".")]
+        seen.add(real)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
 def _templates(directory: Path) -> list[str]:
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*.j2") if path.is_file())
+    return sorted(path.relative_to(directory).as_posix() for path in files(directory) if path.suffix == ".j2")

@@ -1,17 +1,17 @@
 """Proves that a spec delivers its job: the command line and environment byte for byte, and the right directories.
 
 Shell scripts are run by bash with a PATH that holds nothing: every command ends in a stub, which records the one that
-carries the job's command line. Kubernetes' and Swarm's own expansions are done as they document them.
+carries the job's command line. Kubernetes' and Swarm's own expansions are done as they document them. A limit of this:
+a program does run that a script calls by a path it puts together, or behind `PATH=... ` on the same line.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,37 +19,70 @@ from typing import Any
 import yaml
 
 from pman import check
-from pman.job import Job
+from pman.job import INCOMING, OUTGOING, Job
 from pman.render import Spec
 from pman.storage import Storage
 
 # Stands in front of the job's own command line while a spec is proven; no program is called like this.
 MARK = "pman-check-7f3a9c"
+# Stands in values of requests as a command and as a template: one that anything runs or expands was not quoted.
+CANARY = "pman-check-injected"
 _TIMEOUT_SECONDS = 20
 _STUB = r"""
-command_not_found_handle() {
-  case " $* " in *" $PMAN_MARK "*) ;; *) return 0 ;; esac
+set -T
+trap 'PATH=/nonexistent' DEBUG # whatever the script makes of it
+pman_record() { # KIND WORD...
+  local IFS=' ' pman_name pman_kind=$1
+  shift
   { printf '%s\0' "$@"; printf 'pman-check-part\0'
-    for name in $PMAN_NAMES; do printf '%s\0' "$name=${!name-}"; done
-    printf 'pman-check-part\0%s\0%s\0' "${incoming-}" "${outgoing-}"; } >>"$PMAN_RECORD"
+    for pman_name in $PMAN_NAMES; do printf '%s\0' "$pman_name=${!pman_name-}"; done
+    printf 'pman-check-part\0%s\0%s\0' "${incoming-}" "${outgoing-}"; } >"$PMAN_RECORD.$pman_kind"
 }
-exec() { [ "$#" = 0 ] || { "$@"; exit "$?"; }; }
+command_not_found_handle() {
+  local pman_word
+  [[ $1 != "$PMAN_CANARY" ]] || printf '%s\n' "${BASH_LINENO[0]}" >>"$PMAN_RECORD.injected"
+  for pman_word; do [[ $pman_word != "$PMAN_MARK" ]] || pman_record call "$@"; done
+  return 0
+}
+exec() { [[ $# = 0 ]] || { pman_record exec "$@"; exit 0; }; }
+command() {
+  case ${1-} in
+  -v | -V) printf '%s\n' "${2-}" ;;
+  -p) shift; "$@" ;;
+  *) "$@" ;;
+  esac
+}
+test() { # of files elsewhere, PMAN_FILES is the answer: this machine is not the cluster
+  if [[ $# = 3 && $1 = '!' ]]; then ! test "$2" "$3"; return; fi
+  if [[ $# = 2 && $1 = -[defrswx] && $2 = /* ]]; then return "$PMAN_FILES"; fi
+  builtin test "$@"
+}
+[() { test "${@:1:$#-1}"; }
+sleep() { ((++PMAN_NAPS < 100)) || exit 75; }
 cd() { :; }
 source() { :; }
-cd() { :; }
 .() { :; }
 kill() { :; }
-sleep() { :; }
+type() { :; }
+hash() { :; }
 """
+
+
+class Stuck(Exception):
+    """The script of a spec does not come to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What does not arrive. what: argv, env, incoming or outgoing. line: in the rendered text, from 1, if known."""
+    """What does not arrive. what: argv, env, incoming, outgoing, volumes; injected: what runs instead of arriving.
+
+    line: in the rendered text, from 1, if known.
+    """
 
     what: str
     message: str
     line: int | None = None
+    level: str = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +91,9 @@ class _Delivered:
     env: Mapping[str, str] = field(default_factory=dict)
     incoming: str | None = None
     outgoing: str | None = None
+    injected: Sequence[int | None] = ()  # lines in which CANARY ran
+    others: tuple[Flaw, ...] = ()
+    status: int = 0  # exit status of a script
 
 
 def marked(job: Job) -> Job:
@@ -66,24 +102,28 @@ def marked(job: Job) -> Job:
 
 
 def flaws(job: Job, storage: Storage, spec: Spec) -> Iterator[Flaw]:
-    """What does not arrive of `job` (not marked) in `spec`, which was rendered from marked(job) and judged good."""
+    """What does not arrive of `job` (not marked) in `spec`, which was rendered from marked(job) and judged good.
+
+    Raises Stuck.
+    """
     try:
         found = _READERS[spec.target](job, spec.text)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         yield Flaw("argv", f"the job's command cannot be found in the result: {error or type(error).__name__}")
         return
+    yield from found.others
+    for number in found.injected:
+        yield Flaw("injected", "a value of the request runs as a command here", number)
+    if MARK not in found.words:
+        left = f": the script leaves with status {found.status} before" if not found.words and found.status else ""
+        yield Flaw("argv", f"the command line of the job is never run{left}")
+        return
     yield from _argv(job, storage, found.words)
     yield from _environment(job, found)
-    for what, mount in (("incoming", storage.incoming), ("outgoing", storage.outgoing)):
-        source = getattr(found, what)
-        if source is not None and source != mount.source:
-            yield Flaw(what, f"{mount.target} is {source!r} instead of {mount.source!r}", _line(spec.text, what))
+    yield from _directories(job, storage, spec, found)
 
 
 def _argv(job: Job, storage: Storage, words: list[str]) -> Iterator[Flaw]:
-    if MARK not in words:
-        yield Flaw("argv", "the command line of the job is never run")
-        return
     arrived, expected = words[words.index(MARK) + 1 :], list(job.argv)
     if len(arrived) < len(expected):
         yield Flaw("argv", f"only {len(arrived)} of the {len(expected)} words of the command line arrive")
@@ -95,8 +135,31 @@ def _argv(job: Job, storage: Storage, words: list[str]) -> Iterator[Flaw]:
             return
 
 
+def _directories(job: Job, storage: Storage, spec: Spec, found: _Delivered) -> Iterator[Flaw]:
+    own = {f"{name}={value}" for name, value in job.env}
+    wrapper = [word for word in found.words[: found.words.index(MARK)] if word not in own]
+    bound = dict(_bound(wrapper))
+    for what, mount in (("incoming", storage.incoming), ("outgoing", storage.outgoing)):
+        for source in (getattr(found, what), bound.get(mount.target)):
+            if source is not None and source != mount.source:
+                line = _line(spec.text, what) if spec.target not in _SCRIPTS else None
+                yield Flaw(what, f"{mount.target} is {source!r} instead of {mount.source!r}", line)
+    if spec.target in _SCRIPTS and OUTGOING in found.words and not any(OUTGOING in word for word in wrapper):
+        said = f"nothing in front of the command mounts {OUTGOING}, which it is given"
+        yield Flaw("outgoing", said, level="warning")
+
+
+def _bound(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Directory in the container and where it comes from, as SRC:DST[:OPTIONS] or `SRC DST` say."""
+    for before, word in zip(["", *words], words, strict=False):
+        if pair := re.fullmatch(rf"(?s)(?:--?[\w-]+=)?(.*):({INCOMING}|{OUTGOING})(?::[a-zA-Z,]+)?", word):
+            yield pair[2], pair[1]
+        elif word in (INCOMING, OUTGOING):
+            yield word, before
+
+
 def _environment(job: Job, found: _Delivered) -> Iterator[Flaw]:
-    before = found.words[: found.words.index(MARK)] if MARK in found.words else []
+    before = found.words[: found.words.index(MARK)]
     given = dict(found.env) | dict(word.split("=", 1) for word in before if "=" in word)
     for name, value in job.env:
         if name not in given:
@@ -108,8 +171,8 @@ def _environment(job: Job, found: _Delivered) -> Iterator[Flaw]:
 
 
 def _line(text: str, what: str) -> int | None:
-    """The line that names the directory: `incoming:`, `incoming=` or /share/incoming."""
-    found = re.search(rf"(?m)^.*(?:^\s*{what}\s*[:=]|/share/{what}\b).*$", text)
+    """The line that names the directory: `incoming:` or /share/incoming."""
+    found = re.search(rf"(?m)^.*(?:^\s*{what}\s*:|/share/{what}\b).*$", text)
     return text.count("\n", 0, found.start()) + 1 if found else None
 
 
@@ -121,8 +184,10 @@ def _wdl(job: Job, text: str) -> _Delivered:
     shared = runtime.get("sharedir")
     incoming = runtime.get("incoming", f"{shared}/incoming" if shared else "")
     outgoing = runtime.get("outgoing", f"{shared}/outgoing" if shared else "")
-    found = _run(job, check.wdl_command(text)[1])
-    return replace(found, incoming=incoming, outgoing=outgoing)
+    first, script = check.wdl_command(text)
+    found = _run(job, script)
+    injected = [line and line + first - 1 for line in found.injected]
+    return replace(found, incoming=incoming, outgoing=outgoing, injected=injected)
 
 
 def _local(job: Job, text: str) -> _Delivered:
@@ -135,40 +200,70 @@ def _slurm(job: Job, text: str) -> _Delivered:
 
 
 def _run(job: Job, script: str, *arguments: str) -> _Delivered:
-    programs = {word for word in re.findall(r"(?<![\w./-])/[\w./+-]+", script) if os.access(word, os.X_OK)}
-    stubs = "".join(
-        f'{path}() {{ command_not_found_handle {path} "$@"; }}\n' for path in sorted(programs) if Path(path).is_file()
-    )
+    """What the script runs on a cluster that has all the files it asks for, or else on one that has none of them."""
+    found = _run_where(0, job, script, *arguments)
+    return found if found.words else _run_where(1, job, script, *arguments)
+
+
+def _run_where(files: int, job: Job, script: str, *arguments: str) -> _Delivered:
+    programs = sorted(set(re.findall(r"(?<![\w./-])/[\w./+-]+", script)))
+    stubs = "".join(f'{path}() {{ command_not_found_handle {path} "$@"; }}\n' for path in programs)
     with tempfile.TemporaryDirectory(prefix="pman-check-") as directory:
-        record, file = Path(directory, "record"), Path(directory, "script")
-        file.write_text(_STUB + stubs + script, encoding="utf-8")
-        names = " ".join(name for name, _ in job.env)
-        env = {"PATH": "/nonexistent", "PMAN_MARK": MARK, "PMAN_NAMES": names, "PMAN_RECORD": str(record)}
+        record, file, stub = (Path(directory, name) for name in ("record", "script", "stub"))
+        file.write_text(script, encoding="utf-8")
+        stub.write_text(_STUB + stubs, encoding="utf-8")
+        env = {
+            "BASH_ENV": str(stub), "PATH": "/nonexistent", "HOME": directory, "SLURM_JOB_ID": "1", "SLURM_PROCID": "0",
+            "PMAN_MARK": MARK, "PMAN_CANARY": CANARY, "PMAN_NAMES": " ".join(name for name, _ in job.env),
+            "PMAN_RECORD": str(record), "PMAN_FILES": str(files), "PMAN_NAPS": "0",
+        }  # fmt: skip
         bash = shutil.which("bash") or "/bin/bash"
-        env |= {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "HOME": directory}
-        subprocess.run(
-            [bash, str(file), *arguments], cwd=directory, env=env, stdin=subprocess.DEVNULL, capture_output=True,
-            check=False, timeout=_TIMEOUT_SECONDS,
-        )  # fmt: skip
-        recorded = record.read_bytes().decode() if record.exists() else ""
-    if not recorded:
+        try:
+            done = subprocess.run(
+                [bash, str(file), *arguments], cwd=directory, env=env, stdin=subprocess.DEVNULL, capture_output=True,
+                check=False, timeout=_TIMEOUT_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise Stuck(f"the script was still running after {_TIMEOUT_SECONDS} s: what does it wait for?") from None
+        made = {path.suffix: path.read_bytes().decode() for path in Path(directory).glob("record.*")}
+    injected = [int(line) for line in made.get(".injected", "").split()]
+    return replace(_recorded(made.get(".exec") or made.get(".call", "")), injected=injected, status=done.returncode)
+
+
+def _recorded(text: str) -> _Delivered:
+    if not text:
         return _Delivered([])
-    words, variables, directories = (part.split("\0")[:-1] for part in recorded.split("pman-check-part\0")[:3])
+    words, variables, directories = (part.split("\0")[:-1] for part in text.split("pman-check-part\0")[:3])
     env = dict(entry.split("=", 1) for entry in variables)
-    return _Delivered(words, env, *((directories[0] or None, directories[1] or None) if directories else ()))
+    return _Delivered(words, env, directories[0] or None, directories[1] or None)
 
 
 def _kubernetes(_job: Job, text: str) -> _Delivered:
     pod = yaml.safe_load(text)["spec"]["template"]["spec"]
-    container = next(c for c in pod["containers"] if MARK in [*c.get("command", []), *c.get("args", [])])
+    container = next((c for c in pod["containers"] if MARK in _words(c)), None)
+    if container is None:
+        raise ValueError("no container has it in command and args, word by word")
+    entries = [entry for entry in container.get("env") or [] if "value" in entry]
     env: dict[str, str] = {}
-    for entry in container.get("env", []):
-        if "value" in entry:
-            env[entry["name"]] = _expand(entry["value"], env)
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    sources = {m["mountPath"]: _volume_source(volumes[m["name"]], m) for m in container["volumeMounts"]}
-    words = [_expand(word, env) for word in [*container.get("command", []), *container.get("args", [])]]
-    return _Delivered(words, env, sources.get("/share/incoming", ""), sources.get("/share/outgoing", ""))
+    for entry in entries:
+        env[entry["name"]] = _expand(entry["value"], env)
+    volumes = {volume["name"]: volume for volume in pod.get("volumes") or []}
+    mounts = container.get("volumeMounts") or []
+    lost = [Flaw("volumes", f"the mount {m['name']} has no volume") for m in mounts if m["name"] not in volumes]
+    sources = {m["mountPath"]: _volume_source(volumes[m["name"]], m) for m in mounts if m["name"] in volumes}
+    words = [_expand(word, env) for word in _words(container)]
+    open_ = re.compile(rf"(?<!\$)(?:\$\$)*\$\({CANARY}\)")
+    others = (*lost, *_expanded([*_words(container), *(e["value"] for e in entries)], open_, "Kubernetes", "k8s"))
+    return _Delivered(words, env, sources.get(INCOMING, ""), sources.get(OUTGOING, ""), others=others)
+
+
+def _words(container: Mapping[str, Any]) -> list[str]:
+    return [*(container.get("command") or []), *(container.get("args") or [])]
+
+
+def _expanded(texts: list[str], open_: re.Pattern[str], who: str, quoting: str) -> Iterator[Flaw]:
+    if any(open_.search(text) for text in texts):
+        yield Flaw("injected", f"{who} would expand a value of the request here: write |{quoting}")
 
 
 def _volume_source(volume: Mapping[str, Any], mount: Mapping[str, Any]) -> str:
@@ -184,7 +279,10 @@ def _expand(text: str, env: Mapping[str, str]) -> str:
 def _swarm(_job: Job, text: str) -> _Delivered:
     container = yaml.safe_load(text)["TaskTemplate"]["ContainerSpec"]
     words = [*container.get("Command", []), *container.get("Args", [])]
-    return _engine(words, [_go(entry) for entry in container.get("Env", [])], container.get("Mounts", []), _go)
+    env, mounts = container.get("Env") or [], container.get("Mounts") or []
+    found = _engine(words, [_go(entry) for entry in env], mounts, _go)
+    texts = [*env, *map(_mount_source, mounts), container.get("Hostname", "")]
+    return replace(found, others=tuple(_expanded(texts, re.compile(rf"\{{\{{{CANARY}"), "Swarm", "gotemplate")))
 
 
 def _docker(_job: Job, text: str) -> _Delivered:
@@ -199,7 +297,7 @@ def _docker(_job: Job, text: str) -> _Delivered:
 def _engine(words: list[str], env: list[str], mounts: list[Any], read: Callable[[str], str]) -> _Delivered:
     sources = {mount["Target"]: read(_mount_source(mount)) for mount in mounts}
     pairs = dict(entry.split("=", 1) for entry in env if "=" in entry)
-    return _Delivered(words, pairs, sources.get("/share/incoming", ""), sources.get("/share/outgoing", ""))
+    return _Delivered(words, pairs, sources.get(INCOMING, ""), sources.get(OUTGOING, ""))
 
 
 def _mount_source(mount: Mapping[str, Any]) -> str:
@@ -213,6 +311,7 @@ def _go(text: str) -> str:
     return "{{".join(re.sub(r"(?s)\{\{.*?(\}\}|$)", "(a Go template)", part) for part in text.split('{{"{{"}}'))
 
 
+_SCRIPTS = ("slurm", "local")
 _READERS: Mapping[str, Callable[[Job, str], _Delivered]] = {
     "wdl": _wdl, "k8s": _kubernetes, "swarm": _swarm, "docker": _docker, "slurm": _slurm, "local": _local,
 }  # fmt: skip

@@ -23,7 +23,9 @@ _WDL_SPECIAL = re.compile(r"[^A-Za-z0-9 ./:@,=+_-]")
 
 
 class Unwritable(ValueError):
-    """The language cannot carry this text."""
+    """The language cannot carry this text. value: what was to be printed, once that is known."""
+
+    value: Any = None
 
 
 def sh(value: Any) -> str:

@@ -82,17 +82,26 @@ class Renderer:
         return Spec(target, self._text(entry.template, context), extras)
 
     def origins(self, job: Job, name: str) -> list[tuple[str, int]]:
-        """The file and line that each line of the rendered template `name` begins in. Raises as `render` does."""
+        """File and line of each line of the rendered template `name`: where it begins, or the site's first part of it.
+
+        Raises as `render` does.
+        """
         lines: list[tuple[str, int]] = []
         at_start = True
-        with _explained(name), sandbox.time_limit():
+        with _explained(name, job), sandbox.time_limit():
             pieces = self.environment(name).get_template(name).generate(self._context(job))
             for piece in pieces:
                 file, line = _origin(pieces)
                 for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece)):
-                    lines += [(file, line + offset)] if at_start else []
+                    if at_start:
+                        lines.append((file, line + offset))
+                    elif self._is_own(file) and not self._is_own(lines[-1][0]):
+                        lines[-1] = (file, line + offset)
                     at_start = text.endswith("\n")
         return lines
+
+    def _is_own(self, file: str) -> bool:
+        return self._overlay is not None and Path(file).is_relative_to(self._overlay)
 
     @property
     def site(self) -> Mapping[str, Any]:
@@ -116,22 +125,32 @@ class Renderer:
         }
 
     def _text(self, name: str, context: Mapping[str, Any]) -> str:
-        with _explained(name), sandbox.time_limit():
+        with _explained(name, context["job"]), sandbox.time_limit():
             return _join(self.environment(name).get_template(name).generate(context), name)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, job: Job) -> Iterator[None]:
     try:
         yield
     except PmanError:
         raise
     except quote.Unwritable as error:
-        raise BadRequest(
-            f"The job cannot be written for this scheduler: {error}.", detail=explain(error, name)
-        ) from error
+        said = f"cannot be written for this scheduler: {error}."
+        raise BadRequest({_field(job, error.value): said}, detail=explain(error, name)) from error
     except Exception as error:
         raise TemplateError(explain(error, name)) from error
+
+
+def _field(job: Job, value: Any) -> str:
+    """The field of the request that most of a printed value comes from."""
+    parts = {
+        "jid": [job.jid], "auid": [job.auid], "input_dir": [job.input_dir], "output_dir": [job.output_dir],
+        "args": job.argv, "env": [value for _, value in job.env],
+    }  # fmt: skip
+    text = str(value)
+    lengths = {name: max((len(part) for part in given if part in text), default=0) for name, given in parts.items()}
+    return max(lengths, key=lambda name: lengths[name]) if any(lengths.values()) else "job"
 
 
 def sample_job(settings: Settings) -> Job:
@@ -265,7 +284,11 @@ class _Confined(jinja2.FileSystemLoader):
     """Reads no file that a symbolic link puts outside its directory."""
 
     def get_source(self, environment: jinja2.Environment, template: str) -> Any:
-        found = super().get_source(environment, template)
+        try:
+            found = super().get_source(environment, template)
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise TemplateError(f"{self.searchpath[0]}/{template}:{line}: this is no UTF-8") from None
         root = os.path.realpath(self.searchpath[0])
         if not os.path.realpath(found[1]).startswith(root + os.sep):
             raise TemplateError(f"{found[1]}:1: a symbolic link leads out of the template directory")

@@ -113,7 +113,11 @@ def _literal(function: Callable[[Any], str], value: Any) -> Markup:
         raise TypeError(
             "a list or mapping holds a value that is quoted already: the whole is quoted when it is printed"
         )
-    return Markup(function(value))  # noqa: S704 - what makes it safe
+    try:
+        return Markup(function(value))  # noqa: S704 - what makes it safe
+    except quote.Unwritable as error:
+        error.value = value
+        raise
 
 
 def _holds_quoted(value: Any) -> bool:
@@ -150,7 +154,10 @@ def _careful(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _as_text(value: Any) -> Any:
     """What may become part of a text: None and the booleans would be words of Python there."""
     if value is None or isinstance(value, bool):
-        raise TypeError(f"{value} is not text; say what should be written instead, as in {{{{ x or 'none' }}}}")
+        instead = (
+            "say what should be written where it is absent" if value is None else "quotes in site.yaml make it text"
+        )
+        raise TypeError(f"{value} is not text; {instead}")
     return value
 
 

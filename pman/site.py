@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pman import check, proof, settings
+from pman import check, lint, proof, settings
 from pman.errors import BadRequest, PmanError, Refused, TemplateError
 from pman.job import Job, make_job, validate
 from pman.overlay import Finding, Overlay, finding_of
@@ -28,6 +29,10 @@ _HOSTILE = (
     "%s\\n", "", "*", "&amp;", "two\n  lines\n", "\r\n", "tab\t", "na\u00efve \U0001f9e0", "SCRIPT_EPILOGUE", "-n",
     "a=b", "null", "# x",
 )  # fmt: skip
+# Run, where an author's own quotes stand around them; {{ for Swarm, no $ for WDL, a line break for comments.
+_RUN = f"$({proof.CANARY}){{{{{proof.CANARY}}}}}"
+_RUN_QUOTED = f'";{proof.CANARY};"'
+_RUN_BELOW = f"x\n{proof.CANARY} #"
 _ALL = ("wdl", "k8s", "swarm", "docker", "slurm", "local")
 _ENGINES = ("k8s", "swarm", "docker")
 
@@ -40,6 +45,7 @@ class Case:
     request: Mapping[str, Any]
     settings: Mapping[str, str] = field(default_factory=dict)
     targets: Sequence[str] = _ALL
+    may_be_unwritable: bool = False  # a language may have no way to write its values
 
 
 def corpus() -> list[Case]:
@@ -55,13 +61,22 @@ def corpus() -> list[Case]:
         ("many workers", {"number_of_workers": 64, "cpu_limit": 1, "memory_limit": 1}, {}, _ALL),
         ("many arguments", {"args": [f"--a{n}=$(x)" for n in range(200)]}, {}, _ALL),
         ("directories apart", {"input_dir": "key 1/it's", "output_dir": "feed_1/$(out)"}, {}, _ALL),
+        ("commands in values", _hostile(_RUN), {}, _ALL),
+        ("commands in quotes", _hostile(_RUN_QUOTED), {}, _ALL),
         ("limits ignored", {"gpu_limit": 1}, {"IGNORE_LIMITS": "yes"}, _ALL),
         ("user, labels", {}, {"CONTAINER_USER": "1000:2000", "SHM_SIZE": "64", "JOB_LABELS": "site=a"}, _ALL),
         ("nfs", {}, {"STORAGE_TYPE": "nfs", "NFS_SERVER": "nfs.example.org"}, _ENGINES),
         ("volume", {}, {"STORAGE_TYPE": "docker_local_volume", **volume}, _ENGINES[1:]),
         ("claim", {}, {"STORAGE_TYPE": "kubernetes_pvc", **volume}, _ENGINES[:1]),
     ]
-    return [Case(name, {**PLAIN, **fields}, environment, targets) for name, fields, environment, targets in rows]
+    cases = [Case(name, {**PLAIN, **fields}, environment, targets) for name, fields, environment, targets in rows]
+    return [*cases, Case("line break in a name", {**PLAIN, "auid": _RUN_BELOW}, may_be_unwritable=True)]
+
+
+def _hostile(value: str) -> dict[str, Any]:
+    """Fields that hold the value wherever a user may put it."""
+    directories = {"input_dir": f"{value}/in", "output_dir": f"{value}/out"}
+    return {"jid": value, "auid": value, "args": [value], "env": [f"V={value}"], **directories}
 
 
 def own_corpus(directory: Path) -> list[Case]:
@@ -98,7 +113,7 @@ class SiteCheck:
             overlay = Overlay(Renderer(self._settings({})), self.directory)
         except TemplateError as error:
             return [finding_of(str(error), "site.yaml")]
-        found = list(overlay.lint())
+        found = lint.findings(overlay)
         for target in self.targets or overlay.targets():
             found += self._target(overlay, target)
         return sorted(_each_once(found), key=lambda finding: (finding.file, finding.line))
@@ -124,11 +139,15 @@ class SiteCheck:
             config, renderer = made[str(case.settings)]
             job = make_job(validate(dict(case.request)), config)
             try:
-                found += self._judge(_Attempt(overlay, target, case.name, config, renderer, job))
+                attempt = _Attempt(overlay, target, case.name, config, renderer, proof.marked(job))
+                found += self._judge(attempt, job)
             except Refused:
                 refusals += 1
             except BadRequest as error:
-                found.append(finding_of(error.detail or str(error)))
+                refusals += case.may_be_unwritable
+                found += [] if case.may_be_unwritable else [finding_of(error.detail or str(error))]
+            except proof.Stuck as error:
+                return [*found, _placed(overlay, target, Finding("changed", str(error), ""), _CAUSES["argv"])]
             except PmanError as error:
                 found.append(finding_of(str(error)))
                 if isinstance(error.__cause__, TimedOut):
@@ -139,14 +158,17 @@ class SiteCheck:
             found.append(_placed(overlay, target, Finding("all-refused", said, ""), ()))
         return found
 
-    def _judge(self, attempt: _Attempt) -> list[Finding]:
-        spec = attempt.renderer.render(proof.marked(attempt.job), attempt.target)
-        problems = check.problems(spec, self.kubernetes, shellcheck=attempt.case == "plain")
-        if problems:
-            return [attempt.at("invalid", problem.message, problem.line, problem.part) for problem in problems]
-        flaws = proof.flaws(attempt.job, mounts(attempt.job, attempt.config), spec)
-        found = [attempt.caused(flaw) for flaw in flaws]
-        return found + (list(self._undeclared(attempt, spec)) if attempt.target == "wdl" else [])
+    def _judge(self, attempt: _Attempt, job: Job) -> list[Finding]:
+        """All about one request; `attempt` renders its marked job."""
+        spec = attempt.renderer.render(attempt.job, attempt.target)
+        found = attempt.judged(spec, self.kubernetes, shellcheck=attempt.case == "plain")
+        if found:
+            return found
+        flaws = proof.flaws(job, mounts(job, attempt.config), spec)
+        return [
+            *(attempt.caused(flaw) for flaw in flaws),
+            *(self._undeclared(attempt, spec) if attempt.target == "wdl" else ()),
+        ]
 
     def _undeclared(self, attempt: _Attempt, spec: Spec) -> Iterator[Finding]:
         """Runtime attributes that Cromwell's configuration does not declare: it ignores them."""
@@ -156,8 +178,22 @@ class SiteCheck:
             line = next(n for n, text in enumerate(spec.text.splitlines(), 1) if re.match(rf"\s*{name}\s*:", text))
             said = f"Cromwell ignores the runtime attribute {name}: {self.cromwell_conf} does not declare it"
             found = attempt.at("undeclared-attribute", said, line, exact=True)
-            own = self.directory is not None and Path(found.file).is_relative_to(self.directory)
-            yield found if own else replace(found, level="warning")
+            yield found if attempt.is_own(found.file) else replace(found, level="warning")
+
+
+def judged(renderer: Renderer, config: Settings, job: Job, spec: Spec) -> list[Finding]:
+    """What is wrong with a spec of `job` that `renderer` has made, at the lines of its templates."""
+    overlay = Overlay(renderer, config.templates_dir)
+    attempt = _Attempt(overlay, spec.target, job.jid, config, renderer, job)
+    return list(_each_once(attempt.judged(spec, check.KUBERNETES_VERSION, shellcheck=False)))
+
+
+def proven(renderer: Renderer, config: Settings, job: Job, target: str) -> list[Finding]:
+    """What `pman check` says of one job; the rules that need no rendering included. Raises as Renderer.render does."""
+    overlay = Overlay(renderer, config.templates_dir)
+    attempt = _Attempt(overlay, target, job.jid, config, renderer, proof.marked(job))
+    found = [*lint.findings(overlay), *SiteCheck(config.templates_dir)._judge(attempt, job)]
+    return sorted(_each_once(found), key=lambda finding: (finding.file, finding.line))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +205,29 @@ class _Attempt:
     case: str
     config: Settings
     renderer: Renderer
-    job: Job
+    job: Job  # as it is rendered
+
+    def judged(self, spec: Spec, kubernetes: str, shellcheck: bool) -> list[Finding]:
+        """What the parser or schema of the language says."""
+        found = []
+        for problem in check.problems(spec, kubernetes, shellcheck):
+            own = self._own_part(spec) if problem.message.startswith("bash: ") else None
+            found.append(own or self.at("invalid", problem.message, problem.line, problem.part))
+        return found
+
+    def _own_part(self, spec: Spec) -> Finding | None:
+        """The first run of the site's lines that bash cannot read by itself: what it names may be far below."""
+        lines = zip(self.renderer.origins(self.job, TARGETS[self.target].template), spec.text.split("\n"), strict=False)
+        for own, part in itertools.groupby(lines, key=lambda line: self.is_own(line[0][0])):
+            places, texts = zip(*part, strict=True)
+            wrong = next(check.bash_problems("\n".join(texts)), None) if own else None
+            if wrong:
+                file, line = places[min(wrong.line or 1, len(places)) - 1]
+                return Finding("invalid", f"{wrong.message} (request: {self.case})", file, line)
+        return None
+
+    def is_own(self, file: str) -> bool:
+        return self.overlay.directory is not None and Path(file).is_relative_to(self.overlay.directory)
 
     def at(self, rule: str, message: str, line: int | None, part: str = "", exact: bool = False) -> Finding:
         """A finding at the template line that this line of the result comes from.
@@ -177,16 +235,15 @@ class _Attempt:
         A parser stumbles at or after the cause, and shipped text is good: the site's line before it is the one.
         """
         template = TARGETS[self.target].extras.get(part, TARGETS[self.target].template)
-        lines = self.renderer.origins(proof.marked(self.job), template)
-        until = lines[: line or 1]
-        own = [place for place in until if Path(place[0]).is_relative_to(self.overlay.directory or template)]
+        until = self.renderer.origins(self.job, template)[: line or 1]
+        own = [place for place in until if self.is_own(place[0])]
         file, number = ((not exact and own) or until or [(template, 1)])[-1]
         return Finding(rule, f"{message} (request: {self.case})", file, number)
 
     def caused(self, flaw: proof.Flaw) -> Finding:
         if flaw.line:
             return self.at("changed", flaw.message, flaw.line)
-        found = Finding("changed", f"{flaw.message} (request: {self.case})", "")
+        found = Finding("changed", f"{flaw.message} (request: {self.case})", "", level=flaw.level)
         return _placed(self.overlay, self.target, found, _CAUSES[flaw.what], f"job.{flaw.what}")
 
 
@@ -194,8 +251,12 @@ class _Attempt:
 _CAUSES: Mapping[str, Sequence[str]] = {
     "argv": ("command", "runtime", "prologue", "environment", "container_extra"),
     "env": ("environment", "command", "runtime", "prologue"),
-    "incoming": ("directories", "mounts", "volume_mounts", "volumes", "runtime", "command"),
-    "outgoing": ("directories", "mounts", "volume_mounts", "volumes", "runtime", "command"),
+    "injected": ("environment", "mounts", "container_extra", "prologue", "command"),
+    "volumes": ("volume_mounts", "volumes"),
+    **dict.fromkeys(
+        ("incoming", "outgoing"),
+        ("directories", "mounts", "volume_mounts", "volumes", "runtime", "environment", "prologue", "command"),
+    ),
 }
 # Attributes that every Cromwell backend knows.
 _ALWAYS = frozenset({"docker", "maxRetries", "continueOnReturnCode", "failOnStderr", "preemptible"})
@@ -216,6 +277,8 @@ def _each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
         if finding.rule == "template" and (finding.file, finding.line) in undefined:
             continue  # the same name, met again while rendering
         cause = re.sub(r" \(request: [^()]*\)$", "", finding.message)
+        if finding.rule == "changed":  # whatever it is instead
+            cause = re.split(r" is ['\"]|variable |^word ", cause, maxsplit=1)[0]
         groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)
     for first, *more in groups.values():
         yield replace(first, message=f"{first.message}, and {len(more)} more") if more else first

@@ -136,16 +136,23 @@ def test_a_bad_request_exits_with_1_and_names_the_field(given: bytes, said: str)
     [
         ("\n{{ job.imag }}", "wdl/job.wdl.j2:2: "),
         ("\n\n{% block x %}", "wdl/job.wdl.j2:3: "),
-        ("version 1.0\ntask t {\n  command <<< >>>\n  runtime { cpu 1 }\n}\n", "line 4"),
+        ("version 1.0\ntask t {\n  command <<< >>>\n  runtime { cpu 1 }\n}\n", "wdl/job.wdl.j2:4: "),
     ],
 )
 def test_a_bad_template_exits_with_2_and_names_file_and_line(tmp_path: Path, overlay: str, said: str) -> None:
     (tmp_path / "wdl").mkdir()
     (tmp_path / "wdl/job.wdl.j2").write_text(overlay)
     done = offline(EXAMPLE, "--to", "wdl", "--templates", tmp_path, "--check", *BASE)
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, b"")
     assert said in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+def test_a_language_that_cannot_carry_a_value_exits_with_1_and_names_the_field() -> None:
+    request = json.loads(EXAMPLE.read_text()) | {"input_dir": "a\nb"}
+    done = offline("-", "--to", "wdl", *BASE, given=json.dumps(request).encode())
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"input_dir: cannot be written for this scheduler: a line break" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,311 @@
+"""What can be seen to be wrong in a site's templates without rendering them.
+
+Everything that a site can write without effect (a block that overrides nothing, text outside all blocks, a file that
+nothing reads) is a finding: silence would mean that it works.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from jinja2 import meta, nodes
+
+from pman import sandbox
+from pman.overlay import Finding, Overlay, Template, at, attribute_of, files
+from pman.render import TARGETS
+
+# Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
+_SHELL_BLOCKS = ("prologue", "environment", "command")
+# Shipped blocks that are no suggestion: without their lines a job runs with other limits, or twice.
+_NEED_SUPER: Mapping[str, tuple[str, ...]] = {"slurm/job.sh.j2": ("directives", "claim")}
+_BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
+_NUMBER_FILTERS = ("abs", "count", "float", "int", "length", "round", "sum")
+_COUNTERS = ("index", "index0", "revindex", "revindex0", "length", "depth", "depth0")
+
+
+def findings(overlay: Overlay) -> list[Finding]:
+    """Everything that is wrong in the site's own files."""
+    rules = (_references, _blocks, _names, _sets, _marked_safe, _quoting)
+    templates = [template for name in overlay.site_names if (template := overlay.template(name))]
+    found = [finding for template in templates for rule in rules for finding in rule(overlay, template)]
+    return [*overlay.findings, *found, *(_unused(overlay, overlay.directory) if overlay.directory else ())]
+
+
+def _unused(overlay: Overlay, directory: Path) -> Iterator[Finding]:
+    entries = {name for entry in TARGETS.values() for name in (entry.template, *entry.extras.values())}
+    read = {step for name in entries for step in overlay.reach(name)}
+    for name in overlay.site_names:
+        if name not in read:
+            near = sandbox.hint(name, overlay.shipped_names)
+            yield Finding("unused-file", f"nothing reads this template{near}", str(directory / name), 1)
+    for path in sorted(files(directory)):
+        if path.suffix != ".j2" and not _BESIDE.fullmatch(path.relative_to(directory).as_posix()):
+            message = "nothing reads this file: templates end in .j2"
+            yield Finding("unused-file", message, str(path), level="warning")
+
+
+def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    """Other templates that this one names."""
+    known = {*overlay.site_names, *overlay.shipped_names, *(f"shipped/{name}" for name in overlay.shipped_names)}
+    for node in template.tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+        names = _constants(node.template)  # type: ignore[attr-defined]
+        if names and not known.intersection(names) and not getattr(node, "ignore_missing", False):
+            message = f"there is no template {names[0]}{sandbox.hint(names[0], known)}"
+            yield at(template, "template", message, node.lineno)
+        if isinstance(node, nodes.Extends) and template.name in names:
+            yield at(template, "template", f"this extends itself: write shipped/{template.name}", node.lineno)
+        for name in known.intersection(names):
+            if _language(name) not in (_language(template.name), "sh" if _language(template.name) == "wdl" else ""):
+                message = f"{name} is read into {template.name}, whose quoting it gets: give it the same ending"
+                yield at(template, "wrong-language", message, node.lineno)
+
+
+def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    if template.parent is None or template.parent == template.name:
+        return
+    known = {name for parent in overlay.chain(template.parent) for name in parent.blocks}
+    inner = {id(node) for block in template.tree.find_all(nodes.Block) for node in block.find_all(nodes.Block)}
+    for block in template.tree.find_all(nodes.Block):
+        if known and id(block) not in inner and block.name not in known:
+            message = f"the block {block.name} overrides nothing in {template.parent}{sandbox.hint(block.name, known)}"
+            yield at(template, "unknown-block", message, block.lineno, block.name)
+        if block.name in _NEED_SUPER.get(template.name, ()) and not _calls(block, "super"):
+            message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
+            yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")
+    for node in template.tree.body:
+        yield from _outside_blocks(template, node)
+
+
+def _outside_blocks(template: Template, node: nodes.Node) -> Iterator[Finding]:
+    """What Jinja skips without a word at the top of a template that extends another: text, an `if` around blocks."""
+    if isinstance(node, nodes.If | nodes.For):
+        for block in node.find_all(nodes.Block):
+            message = f"the block {block.name} counts always: the condition or loop belongs inside it"
+            yield at(template, "outside-blocks", message, block.lineno, block.name)
+        for inner in node.iter_child_nodes():
+            yield from _outside_blocks(template, inner)
+    if not isinstance(node, nodes.Output):
+        return
+    text = [child.data for child in node.nodes if isinstance(child, nodes.TemplateData)]
+    if any(piece.strip() for piece in text) or len(text) < len(node.nodes):
+        first = next((piece for piece in text if piece.strip()), "")
+        line = node.lineno + first[: len(first) - len(first.lstrip())].count("\n")
+        yield at(template, "outside-blocks", "this stands outside all blocks, so it is never rendered", line)
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+def _names(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    unknown = meta.find_undeclared_variables(template.tree) - set(sandbox.VARIABLES) - _set_anywhere(overlay)
+    unknown -= set(overlay.renderer.environment(template.name).globals)
+    for node in template.tree.find_all(nodes.Name):
+        if node.ctx == "load" and node.name in unknown:
+            message = f"{node.name!r} is undefined{sandbox.hint(node.name, sandbox.VARIABLES)}"
+            yield at(template, "undefined", message, node.lineno, node.name)
+    excused = {id(node) for node in _asked_whether_defined(template.tree)}
+    for step in template.tree.find_all((nodes.Getattr, nodes.Getitem)):
+        name = attribute_of(step)
+        known = overlay.members(step.node) if name is not None else None  # type: ignore[attr-defined]
+        if name is not None and known is not None and name not in known and id(step) not in excused:
+            message = f"{_written(step.node)} has no {name!r}{sandbox.hint(name, known)}"  # type: ignore[attr-defined]
+            yield at(template, "undefined", message, step.lineno, name)
+
+
+def _set_anywhere(overlay: Overlay) -> set[str]:
+    """Names that any template sets: blocks see those of their template, an included one those of its reader."""
+    found: set[str] = set()
+    for template in overlay.all_templates():
+        loops = (loop.target for loop in template.tree.find_all(nodes.For) if any(loop.find_all(nodes.Include)))
+        sets = (node.target for node in template.tree.find_all((nodes.Assign, nodes.AssignBlock)))  # type: ignore[attr-defined]
+        for target in (*loops, *sets):
+            found |= {name.name for name in (target, *target.find_all(nodes.Name)) if isinstance(name, nodes.Name)}
+        found |= _macros(template)
+    return found
+
+
+def _macros(template: Template) -> set[str]:
+    """The names of the macros that a template defines or imports, and of the templates that it imports."""
+    found = {node.name for node in template.tree.find_all(nodes.Macro)}
+    found |= {node.target for node in template.tree.find_all(nodes.Import)}
+    imported = (name for node in template.tree.find_all(nodes.FromImport) for name in node.names)
+    return found | {name if isinstance(name, str) else name[1] for name in imported}
+
+
+def _sets(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    """Variables that are set without effect: none that can see them reads them."""
+    read = {name for other in overlay.readers(template.name) for name in _read(other.tree)}
+    for name, line in _assigned(template.tree.body) if template.parent else ():
+        if name not in read and name != "_":
+            message = f"nothing reads {name} here{sandbox.hint(name, read.intersection(sandbox.POLICY))}"
+            yield at(template, "unused-set", message, line, name)
+    for scope in template.tree.find_all((nodes.For, nodes.Block)):
+        for name, line in _assigned(scope.body) if not any(scope.find_all(nodes.Include)) else ():  # type: ignore[attr-defined]
+            if name not in _read(scope):
+                way = "a namespace() keeps it" if isinstance(scope, nodes.For) else "set it before the blocks"
+                message = f"{name} is forgotten at the end of this {type(scope).__name__.lower()}: {way}"
+                yield at(template, "unused-set", message, line, name)
+
+
+def _assigned(body: list[nodes.Node]) -> Iterator[tuple[str, int]]:
+    """Name and line of the assignments in a scope, also of those below an `if`."""
+    for node in body:
+        if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
+            yield node.target.name, node.lineno
+        elif isinstance(node, nodes.If):
+            yield from _assigned([*node.body, *node.elif_, *node.else_])
+
+
+def _read(tree: nodes.Node) -> set[str]:
+    return {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+
+
+# -- quoting -------------------------------------------------------------------------------------------------------
+
+
+def _marked_safe(_overlay: Overlay, template: Template) -> Iterator[Finding]:
+    for mark in template.tree.find_all(nodes.Filter):
+        if mark.name == "safe" or (mark.name == "map" and mark.args and _constants(mark.args[0]) == ["safe"]):
+            message = "|safe puts a value in unquoted: whoever sends it can write commands here"
+            yield at(template, "marked-safe", message, mark.lineno, "safe")
+    for scope in template.tree.find_all(nodes.ScopedEvalContextModifier):
+        yield at(template, "marked-safe", "quoting cannot be turned off", scope.lineno, "autoescape")
+
+
+def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    """Values where their own quotes mean nothing: between the author's, in a comment, in another language's text."""
+    in_shell = {id(node) for scope in _shell_text(template) for _, node in _printed(scope, [""])}
+    wdl_reads = any(other.name.endswith(".wdl.j2") for other in overlay.readers(template.name))
+    for before, node in _printed(template.tree, [""]):
+        if _is_number(overlay, node):
+            continue
+        written, opened = f"{{{{ {_written(node)} }}}}", _inside(before.replace("#SBATCH", "SBATCH"))
+        if opened in ("'", '"'):
+            message = "quotes stand around {{ }}, which writes its own: leave them out"
+            yield at(template, "quoted-twice", message, node.lineno)
+        elif id(node) not in in_shell or _is_text(template, node):
+            continue
+        elif before.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
+            yield at(template, "wrong-quoting", f"{written} is read by sbatch here: write |sbatch", node.lineno)
+        elif opened == "#":
+            message = f"{written} stands in a comment: a line break in it begins a line of its own"
+            yield at(template, "wrong-quoting", message, node.lineno)
+        elif wdl_reads and not _is_filtered(node, "sh"):
+            message = f"{written} is a WDL string here, in the shell's text: write |sh"
+            yield at(template, "wrong-quoting", message, node.lineno)
+    if _language(template.name) == "wdl":
+        yield from _shell_words_in_wdl(template, in_shell)
+
+
+def _shell_words_in_wdl(template: Template, in_shell: set[int]) -> Iterator[Finding]:
+    for block in template.tree.find_all(nodes.Block):
+        for _, node in _printed(block, [""]):
+            if id(node) not in in_shell and _is_filtered(node, "sh"):
+                message = "a WDL string is needed here, which |sh does not write: leave it out"
+                yield at(template, "wrong-quoting", message, node.lineno, "sh")
+
+
+def _shell_text(template: Template) -> list[nodes.Node]:
+    """The parts of a template that are text of the shell."""
+    if _language(template.name) != "wdl":
+        return [template.tree] if _language(template.name) == "sh" else []
+    blocks = [block for block in template.tree.find_all(nodes.Block) if block.name in _SHELL_BLOCKS]
+    called = {node.node.name for b in blocks for node in b.find_all(nodes.Call) if isinstance(node.node, nodes.Name)}
+    return [*blocks, *(macro for macro in template.tree.find_all(nodes.Macro) if macro.name in called)]
+
+
+def _printed(node: nodes.Node, line: list[str]) -> Iterator[tuple[str, nodes.Node]]:
+    """Every expression that is printed below `node`, with what stands before it on its line; line[0] is that so far."""
+    for child in node.iter_child_nodes():
+        if isinstance(child, nodes.TemplateData):
+            line[0] = (line[0] + child.data).rpartition("\n")[2] if "\n" in child.data else line[0] + child.data
+        elif isinstance(node, nodes.Output):
+            yield line[0], child
+            line[0] += "x"
+        else:
+            yield from _printed(child, line)
+
+
+def _inside(text: str) -> str:
+    """What is open at the end of a line of shell text: a quote, a comment (#), or nothing."""
+    opened = [""]
+    pieces: list[str] = re.findall(r"\\.|\$\(|(?<!\S)#|.", text)
+    for piece in pieces:
+        now = opened[-1]
+        if now == "'":
+            opened = opened[:-1] if piece.endswith("'") else opened
+        elif piece == now or (piece == ")" and now == "$("):
+            opened = opened[:-1]
+        elif piece in ('"', "$(") or (piece in ("'", "#") and now != '"'):
+            opened.append(piece)
+            if piece == "#":
+                return piece
+    return opened[-1].strip("$(")
+
+
+def _is_filtered(node: nodes.Node, name: str) -> bool:
+    """Whether the filter `name` writes all of an expression."""
+    if isinstance(node, nodes.CondExpr):
+        return _is_filtered(node.expr1, name) and (node.expr2 is None or _is_filtered(node.expr2, name))
+    if isinstance(node, nodes.Filter) and node.name == "join":
+        inner = node.node
+        return isinstance(inner, nodes.Filter) and inner.name == "map" and _constants(inner.args[0]) == [name]
+    return isinstance(node, nodes.Filter) and node.name in (name, "safe")
+
+
+def _is_text(template: Template, node: nodes.Node) -> bool:
+    """Whether a call brings text that is quoted where it is written: a macro's, a block's; or none, as refuse()."""
+    callee = node.node if isinstance(node, nodes.Call) else None
+    if isinstance(callee, nodes.Getattr):
+        callee = callee.node
+    return isinstance(callee, nodes.Name) and callee.name in {"super", "caller", "loop", "refuse", *_macros(template)}
+
+
+def _is_number(overlay: Overlay, node: nodes.Node) -> bool:
+    """Whether an expression is a number, which has no quotes in any language."""
+    if isinstance(node, nodes.BinExpr):
+        return _is_number(overlay, node.left) and _is_number(overlay, node.right)
+    if isinstance(node, nodes.Const):
+        return isinstance(node.value, int | float)
+    if isinstance(node, nodes.Filter):
+        return node.name in _NUMBER_FILTERS
+    if isinstance(node, nodes.Getattr) and _written(node.node) == "loop":
+        return node.attr in _COUNTERS
+    kind = overlay.type_of(node)
+    return _written(node) == "time_limit_minutes" or kind in (int, int | None) or isinstance(kind, int | float)
+
+
+# -- nodes ---------------------------------------------------------------------------------------------------------
+
+
+def _language(name: str) -> str:
+    return name.removesuffix(".j2").rsplit(".", 1)[-1]
+
+
+def _constants(node: nodes.Node | None) -> list[str]:
+    """The text of a constant, or of a list of them."""
+    if isinstance(node, nodes.List | nodes.Tuple):
+        return [text for item in node.items for text in _constants(item)]
+    values = node.value if isinstance(node, nodes.Const) else ()
+    return [values] if isinstance(values, str) else [*values] if isinstance(values, tuple | list) else []
+
+
+def _calls(node: nodes.Node, name: str) -> bool:
+    return any(isinstance(call.node, nodes.Name) and call.node.name == name for call in node.find_all(nodes.Call))
+
+
+def _asked_whether_defined(tree: nodes.Template) -> Iterator[nodes.Node]:
+    tests = (node.node for node in tree.find_all(nodes.Test) if node.name in ("defined", "undefined"))
+    filters = (node.node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d") and node.node)
+    for node in (*tests, *filters):
+        yield node
+        yield from node.find_all((nodes.Getattr, nodes.Getitem))
+
+
+def _written(node: nodes.Node) -> str:
+    if (name := attribute_of(node)) is not None:
+        return f"{_written(node.node)}.{name}"  # type: ignore[attr-defined]
+    return node.name if isinstance(node, nodes.Name) else "..."
