@@ -196,9 +196,11 @@ def diff(directory: Path | None) -> None:
 
 
 def _diff_blocks(overlay: Overlay, name: str) -> None:
-    from pman.overlay import blocks_of
+    from pman.overlay import blocks_of, outside_of_blocks
 
     chain = overlay.chain(name)
+    outside, beside = outside_of_blocks(chain[0]), "outside of blocks"
+    _show_diff("", outside, f"{chain[0].parent} {beside}", f"{chain[0].path} {beside}")
     below = {block: text for parent in reversed(chain[1:]) for block, text in blocks_of(parent).items()}
     for block, text in blocks_of(chain[0]).items():
         _show_diff(below.get(block, ""), text, f"{chain[0].parent} block {block}", f"{chain[0].path} block {block}")
@@ -293,7 +295,7 @@ def _fields(prefix: str, model: type) -> Iterator[tuple[str, str, str]]:
 def upgrade_check(old: Path, directory: Path | None) -> None:
     """Which of the site's overrides touch what changed since the templates in OLD_VERSION_DIR.
 
-    Exit status 1 when any does: read the diff and adapt the override.
+    Exit status 1 when any does: read the diff and adapt the override. 2 where OLD_VERSION_DIR lacks a template.
     """
     from pman.overlay import blocks_of, parse_file
 
@@ -301,6 +303,8 @@ def upgrade_check(old: Path, directory: Path | None) -> None:
     touched = False
     for name in overlay.site_names:
         template = overlay.template(name)
+        if name in overlay.shipped_names and not (old / name).is_file():
+            raise Misconfigured(f"{old} holds no {name}: name the `templates` directory of the other version.")
         for base in overlay.chain(template.parent) if template and template.parent else []:
             shipped_name = base.name.removeprefix("shipped/")
             if not base.name.startswith("shipped/") and base.name in overlay.site_names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import typing
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateNotFound, meta, nodes
+from jinja2 import Environment, TemplateNotFound, meta, nodes
 
 from pman import sandbox
 from pman.errors import Misconfigured, TemplateError
@@ -117,26 +118,16 @@ class Overlay:
         try:
             environment = self.renderer.environment(name)
             source, found, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
-            path = str(found)
-            tree = environment.parse(source, name, path)
-            environment.compile(source, name, path)  # finds unknown filters
+            return _read(environment, source, name, str(found))
         except TemplateNotFound:
             return None  # told where it is named
         except TemplateError as error:
             self.findings.append(finding_of(str(error)))
-            return None
         except Misconfigured as error:
             self.findings.append(Finding("template", str(error), path, 1))
-            return None
         except Exception as error:
             self.findings.append(finding_of(explain(error, name)))
-            return None
-        blocks = {block.name: block.lineno for block in tree.find_all(nodes.Block)}
-        parents = [
-            node.template.value for node in tree.find_all(nodes.Extends) if isinstance(node.template, nodes.Const)
-        ]
-        uses = tuple(name for name in meta.find_referenced_templates(tree) if name)
-        return Template(name, path, source, tree, blocks, parents[0] if parents else None, uses)
+        return None
 
     def members(self, node: nodes.Node) -> list[str] | None:
         """The names below an expression whose type is known, else None."""
@@ -160,6 +151,18 @@ class Overlay:
             return kind.get(name)
         hints = typing.get_type_hints(kind) if isinstance(kind, type) else {}
         return hints.get(name) or _property_type(kind, name)
+
+
+@functools.lru_cache(maxsize=100)
+def _read(environment: Environment, source: str, name: str, path: str) -> Template:
+    """A template parsed once for all saves of others. Raises Jinja's errors."""
+    tree = environment.parse(source, name, path)
+    environment.compile(source, name, path)  # finds unknown filters
+    blocks = {block.name: block.lineno for block in tree.find_all(nodes.Block)}
+    extends = (node.template for node in tree.find_all(nodes.Extends))
+    parents = [parent.value for parent in extends if isinstance(parent, nodes.Const)]
+    uses = tuple(name for name in meta.find_referenced_templates(tree) if name)
+    return Template(name, path, source, tree, blocks, parents[0] if parents else None, uses)
 
 
 def attribute_of(node: nodes.Node) -> str | None:
@@ -189,6 +192,15 @@ def blocks_of(template: Template) -> dict[str, str]:
     lines = template.source.splitlines()
     ends = _block_ends(template.source)
     return {name: "\n".join(lines[first - 1 : ends.get(name, first)]) for name, first in template.blocks.items()}
+
+
+def outside_of_blocks(template: Template) -> str:
+    """What stands between the blocks of a template, without `extends`, comments and empty lines."""
+    lines = re.sub(r"(?s)\{#.*?#\}", lambda found: "\n" * found[0].count("\n"), template.source).splitlines()
+    ends = _block_ends(template.source)
+    inside = {n for name, first in template.blocks.items() for n in range(first, ends.get(name, first) + 1)}
+    outside = [line for number, line in enumerate(lines, 1) if number not in inside and line.strip()]
+    return "\n".join(line for line in outside if not re.match(r"\s*\{%[-+]?\s*extends\b", line))
 
 
 def finding_of(text: str, rule: str = "template") -> Finding:

@@ -823,6 +823,12 @@ def test_diff_shows_blocks_and_whole_templates(tmp_path: Path) -> None:
     assert "-  backoffLimit: 0\n+  backoffLimit: 1" in shown
 
 
+def test_diff_shows_what_stands_outside_of_blocks(tmp_path: Path) -> None:
+    body = extending(SLURM, "{# a\nnote #}\n{% set partition = 'x' %}\n", block("prologue", "true\n"))
+    shown = run("templates", "diff", "--templates", write(tmp_path, {SLURM: body})).stdout
+    assert f"+++ {tmp_path}/{SLURM} outside of blocks\n@@ -0,0 +1 @@\n+{{% set partition = 'x' %}}\n---" in shown
+
+
 @pytest.mark.parametrize("target", ["wdl", "k8s", "swarm", "docker", "slurm", "local"])
 def test_new_overlays_are_good_and_change_nothing_yet(tmp_path: Path, target: str) -> None:
     place = tmp_path / "overlay"
@@ -867,6 +873,10 @@ def test_upgrade_check_names_what_changed_beneath_an_override(tmp_path: Path) ->
     assert "-    time: " in changed.stdout
     (old / K8S).write_text("other")
     assert f"{place}/{K8S} replaces" in run("templates", "upgrade-check", old, "--templates", place).stdout
+    (old / K8S).unlink()
+    lacking = run("templates", "upgrade-check", old, "--templates", place)
+    assert (lacking.exit_code, lacking.stdout) == (2, "")
+    assert f"{old} holds no {K8S}" in lacking.output
 
 
 def test_blocks_are_read_whole() -> None:
