@@ -117,6 +117,7 @@ export APPTAINER_CACHEDIR=/scratch/apptainer-cache
     exit 126 ;;
   esac
   set -- apptainer exec --no-home --cleanenv
+  set -- "$@" --env "PMAN_WORKER_INDEX=$PMAN_WORKER_INDEX" --env "PMAN_WORKER_COUNT=$PMAN_WORKER_COUNT"
   set -- "$@" --bind /software:/software:ro
   set -- "$@" --bind /atlas/mni:/atlas:ro
   set -- "$@" --bind "$incoming:/share/incoming:ro" --bind "$outgoing:/share/outgoing" "docker://$image"

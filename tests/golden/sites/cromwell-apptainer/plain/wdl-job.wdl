@@ -1,0 +1,32 @@
+version 1.0
+workflow ChRISJob {
+  call plugin_instance
+}
+
+task plugin_instance {
+  command <<<
+nl='
+'
+module load 'cuda/12.4'
+case "$PWD" in
+*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+*) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
+esac
+export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
+set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+exec "$@"
+  >>>
+
+  runtime {
+    image: "/software/images/fnndsc\u0025pl-simpledsapp+2.1.0.sif"
+    cpu: 2
+    memory: "512 MiB"
+    gpu_limit: 0
+    number_of_workers: 1
+    incoming: "/data/store/key-chris-jid-1/incoming"
+    outgoing: "/data/store/key-chris-jid-1/outgoing"
+    sharedir: "/data/store/key-chris-jid-1"
+    jid: "chris-jid-1"
+    maxRetries: 0
+  }
+}

@@ -1,0 +1,120 @@
+#!/bin/bash
+#SBATCH --job-name=chris-jid-62
+#SBATCH --comment=org.chrisproject.pman.name=chris-jid-62
+#SBATCH --output=slurm-%j.log
+#SBATCH --open-mode=append
+#SBATCH --no-requeue
+#SBATCH --signal=B:USR2@30
+#SBATCH --ntasks=1
+#SBATCH --nodes=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16000M
+#SBATCH --gres=gpu:1
+#SBATCH --partition=long
+set -u
+workers=1
+time_limit_s=0
+incoming=/data/store/key-chris-jid-62/incoming
+outgoing=/data/store/key-chris-jid-62/outgoing
+image=docker.io/fnndsc/pl-fshack:1.3
+# rename(2) is atomic, so of all SLURM jobs that carry this script exactly one goes on, and none of a former attempt.
+# 75: another one runs the job, it was deleted, it was requeued by hand, or this node does not see the state directory.
+if [ "${1-}" != worker ]; then
+  unset SLURM_JWT SSH_AUTH_SOCK
+  [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || exit 75
+  mv -T "attempt.${SLURM_JOB_NAME##*.}" "claim.$SLURM_JOB_ID" || [ -e "claim.$SLURM_JOB_ID" ] || exit 75
+fi
+set -m # every worker is a process group of its own
+workers_started=()
+interruptions=0 # signals that ended a wait(1) before its time
+limit_is_near=
+clean_up() { :; } # a container runtime puts its own here
+
+finish() { # EXIT_CODE REASON: the result, written whole and last
+  [ -z "${watchdog-}" ] || kill -KILL -- "-$watchdog" 2>/dev/null
+  printf '%s %s\n' "$1" "$2" >rc.new && mv rc.new rc
+  exit "$1"
+}
+
+signal_workers() { # SIGNAL: true while any process of any worker is left
+  local group left=1
+  for group in "${workers_started[@]}"; do kill "-$1" -- "-$group" 2>/dev/null && left=0; done
+  return "$left"
+}
+
+stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
+  trap '' TERM INT HUP USR1 USR2
+  [ ! -e rc ] || exit "$1"
+  printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
+  mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
+  signal_workers TERM
+  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
+  signal_workers KILL
+  clean_up
+  finish "$1" "$2"
+}
+
+stop_by_signal() {
+  [ -z "$limit_is_near" ] || stop 124 "ended by its time limit"
+  stop 143 "ended by a signal"
+}
+
+start_workers() {
+  local index
+  for ((index = 0; index < workers; index++)); do
+    (run_worker "$index") </dev/null >"stdout.$index" 2>"stderr.$index" &
+    workers_started+=("$!")
+  done
+}
+
+reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
+  local seen code
+  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  return "$code"
+}
+
+supervise() {
+  local group code worst=0 directory running
+  for directory in "$incoming" "$outgoing"; do
+    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
+  done
+  trap stop_by_signal TERM INT HUP
+  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning
+  start_workers
+  if [ "$time_limit_s" -gt 0 ]; then
+    (sleep "$time_limit_s" && kill -USR1 "$$") &
+    watchdog=$!
+  fi
+  for group in "${workers_started[@]}"; do
+    running=$'\n'$(jobs -pr)$'\n'
+    reap "$group"
+    code=$?
+    if [[ $running == *$'\n'"$group"$'\n'* ]]; then # else its number may be somebody else's by now
+      kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
+    fi
+    [ "$code" -le "$worst" ] || worst=$code
+  done
+  clean_up
+  finish "$worst" ""
+}
+
+
+run_worker() {
+  mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
+  export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
+  set --
+  case "$incoming$outgoing" in *[:,]*)
+    echo "a path must not hold a colon or a comma for apptainer" >&2
+    exit 126 ;;
+  esac
+  container="docker://$image"
+  set -- apptainer exec --no-home --nv --bind "$incoming:/share/incoming:ro" --bind "$outgoing:/share/outgoing" "$container"
+  set -- "$@" fshack /share/incoming /share/outgoing
+  exec "$@"
+}
+
+if [ "${1-}" = worker ]; then
+  run_worker "$SLURM_PROCID"
+fi
+supervise
