@@ -288,10 +288,16 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().getitem(self.unquoted(obj), argument)
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """What `map` calls a filter with."""
+        """How `map` calls a filter."""
+        self.tick()
         if name == "safe":
             raise TypeError("map cannot mark values as safe")
         return super().call_filter(name, *args, **kwargs)
+
+    def call_test(self, *args: Any, **kwargs: Any) -> Any:
+        """How `select` and `reject` call a test."""
+        self.tick()
+        return super().call_test(*args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if isinstance(left, Markup) or isinstance(right, Markup):

@@ -353,6 +353,8 @@ LOOPS = {
     ),
     "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "recursive loop": "{% for x in [[1, 2]] * 2 recursive %}{{ loop([[1], [2]]) }}{{ loop([[1], [2]]) }}{% endfor %}",
+    "tests of lists": "{{ range(99999)|select('in', range(99999)|select('odd')|list)|list }}",
+    "filters of filters": "{% for a in range(999) %}{{ range(99999)|map('string')|list|length }}{% endfor %}",
     "filters of loops": "{% for a in range(99999) %}{{ range(99999)|sum if true }}{% endfor %}",
 }
 
