@@ -110,7 +110,7 @@ def _wdl(text: str, shellcheck: bool) -> Iterator[Problem]:
     except wdl.Error.MultipleValidationErrors as error:
         yield from (Problem(str(e), e.pos.line) for e in error.exceptions)
     except (wdl.Error.SyntaxError, wdl.Error.ValidationError, wdl.Error.EvalError) as error:
-        yield Problem(_first_line(str(error)), error.pos.line)
+        yield Problem(_first_line(str(error))[:200], error.pos.line)
     except ValueError as error:
         yield Problem(str(error))
     else:
@@ -127,10 +127,21 @@ def _kubernetes(text: str, version: str) -> Iterator[Problem]:
     library = _need("kubernetes_validate")
     try:
         library.validate(data, version, strict=True)
+        yield from _labels(data, text)
     except library.ValidationError as error:
         yield Problem(f"{_path(error)}{_deepest(error).message} (Kubernetes {error.version})", _line(text, error))
     except (library.utils.SchemaNotFoundError, library.utils.VersionNotSupportedError) as error:
         yield Problem(error.message)
+
+
+def _labels(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
+    """Labels that the API refuses though its schema allows them: values are names of at most 63 characters."""
+    template = ((data.get("spec") or {}).get("template") or {}).get("metadata") or {}
+    for metadata in (data.get("metadata") or {}, template):
+        for name, value in (metadata.get("labels") or {}).items():
+            if len(value) > 63 or not re.fullmatch(r"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?)?", value):
+                lines = [n for n, line in enumerate(text.splitlines(), 1) if line.strip().startswith(f"{name}:")]
+                yield Problem(f"the label {name} cannot be {value!r}: an annotation can", lines[-1] if lines else None)
 
 
 def _schema(text: str, name: str) -> Iterator[Problem]:

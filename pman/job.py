@@ -70,7 +70,8 @@ def _jid(value: str) -> str:
     return jid
 
 
-def _image(value: str) -> str:
+def image_reference(value: str) -> str:
+    """The value, where it is an OCI image reference. Raises ValueError."""
     match = _IMAGE.fullmatch(value) if len(value) <= 600 else None
     if not match or len(match["name"]) > 255:
         raise ValueError("is no OCI image reference")
@@ -137,7 +138,7 @@ class JobRequest(BaseModel):
         strict=True, ge=1, le=100_000_000, description="an integer of MiB from 1 to 100000000"
     )
     gpu_limit: Integer = Field(strict=True, ge=0, le=1024, description="an integer from 0 to 1024")
-    image: Annotated[Text, AfterValidator(_image)] = Field(
+    image: Annotated[Text, AfterValidator(image_reference)] = Field(
         description="an OCI image reference such as docker.io/fnndsc/pl-simpledsapp:2.1.0",
         json_schema_extra={"pattern": f"^{_IMAGE.pattern.replace('?P<name>', '?:')}$"},
     )

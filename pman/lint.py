@@ -66,13 +66,15 @@ def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
 def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
     if template.parent is None or template.parent == template.name:
         return
-    known = {name for parent in overlay.chain(template.parent) for name in parent.blocks}
+    chain = overlay.chain(template.parent)
+    parents, known = {parent.name for parent in chain}, {name for parent in chain for name in parent.blocks}
     inner = {id(node) for block in template.tree.find_all(nodes.Block) for node in block.find_all(nodes.Block)}
     for block in template.tree.find_all(nodes.Block):
         if known and id(block) not in inner and block.name not in known:
             message = f"the block {block.name} overrides nothing in {template.parent}{sandbox.hint(block.name, known)}"
             yield at(template, "unknown-block", message, block.lineno, block.name)
-        if block.name in _NEED_SUPER.get(template.name, ()) and not _calls(block, "super"):
+        needed = _NEED_SUPER.get(template.name, ()) if f"shipped/{template.name}" in parents else ()
+        if block.name in needed and not _calls(block, "super"):
             message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
             yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")
     for node in template.tree.body:
@@ -107,10 +109,11 @@ def _names(overlay: Overlay, template: Template) -> Iterator[Finding]:
             message = f"{node.name!r} is undefined{sandbox.hint(node.name, sandbox.VARIABLES)}"
             yield at(template, "undefined", message, node.lineno, node.name)
     excused = {id(node) for node in _asked_whether_defined(template.tree)}
+    optional = _optional_names(template.tree)
     for step in template.tree.find_all((nodes.Getattr, nodes.Getitem)):
         name = attribute_of(step)
         known = overlay.members(step.node) if name is not None else None  # type: ignore[attr-defined]
-        if name is not None and known is not None and name not in known and id(step) not in excused:
+        if name is not None and known is not None and name not in {*known, *optional} and id(step) not in excused:
             message = f"{_written(step.node)} has no {name!r}{sandbox.hint(name, known)}"  # type: ignore[attr-defined]
             yield at(template, "undefined", message, step.lineno, name)
 
@@ -303,6 +306,13 @@ def _asked_whether_defined(tree: nodes.Template) -> Iterator[nodes.Node]:
     for node in (*tests, *filters):
         yield node
         yield from node.find_all((nodes.Getattr, nodes.Getitem))
+
+
+def _optional_names(tree: nodes.Template) -> set[str]:
+    """Names that the template asks for with `x.get("name")` or `"name" in x`."""
+    calls = [call for call in tree.find_all(nodes.Call) if attribute_of(call.node) == "get" and call.args]
+    compares = [compare.expr for compare in tree.find_all(nodes.Compare) if compare.ops[0].op in ("in", "notin")]
+    return {name for node in (*(call.args[0] for call in calls), *compares) for name in _constants(node)}
 
 
 def _written(node: nodes.Node) -> str:

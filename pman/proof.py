@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from pman import check
-from pman.job import INCOMING, OUTGOING, Job
+from pman.job import INCOMING, OUTGOING, Job, image_reference
 from pman.render import Spec
 from pman.storage import Storage
 
@@ -74,7 +74,7 @@ class Stuck(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What does not arrive. what: argv, env, incoming, outgoing, volumes; injected: what runs instead of arriving.
+    """What does not arrive. what: argv, env, incoming, outgoing, volumes, image; injected: what runs instead.
 
     line: in the rendered text, from 1, if known.
     """
@@ -92,6 +92,7 @@ class _Delivered:
     incoming: str | None = None
     outgoing: str | None = None
     injected: Sequence[int | None] = ()  # lines in which CANARY ran
+    image: str | None = None  # where an engine pulls it
     others: tuple[Flaw, ...] = ()
     status: int = 0  # exit status of a script
 
@@ -121,6 +122,10 @@ def flaws(job: Job, storage: Storage, spec: Spec) -> Iterator[Flaw]:
     yield from _argv(job, storage, found.words)
     yield from _environment(job, found)
     yield from _directories(job, storage, spec, found)
+    try:
+        image_reference(found.image or job.image)
+    except ValueError as error:
+        yield Flaw("image", f"the image {found.image!r} {error}")
 
 
 def _argv(job: Job, storage: Storage, words: list[str]) -> Iterator[Flaw]:
@@ -254,7 +259,8 @@ def _kubernetes(_job: Job, text: str) -> _Delivered:
     words = [_expand(word, env) for word in _words(container)]
     open_ = re.compile(rf"(?<!\$)(?:\$\$)*\$\({CANARY}\)")
     others = (*lost, *_expanded([*_words(container), *(e["value"] for e in entries)], open_, "Kubernetes", "k8s"))
-    return _Delivered(words, env, sources.get(INCOMING, ""), sources.get(OUTGOING, ""), others=others)
+    places = sources.get(INCOMING, ""), sources.get(OUTGOING, "")
+    return _Delivered(words, env, *places, image=container["image"], others=others)
 
 
 def _words(container: Mapping[str, Any]) -> list[str]:
@@ -282,7 +288,11 @@ def _swarm(_job: Job, text: str) -> _Delivered:
     env, mounts = container.get("Env") or [], container.get("Mounts") or []
     found = _engine(words, [_go(entry) for entry in env], mounts, _go)
     texts = [*env, *map(_mount_source, mounts), container.get("Hostname", "")]
-    return replace(found, others=tuple(_expanded(texts, re.compile(rf"\{{\{{{CANARY}"), "Swarm", "gotemplate")))
+    return replace(
+        found,
+        image=container["Image"],
+        others=tuple(_expanded(texts, re.compile(rf"\{{\{{{CANARY}"), "Swarm", "gotemplate")),
+    )
 
 
 def _docker(_job: Job, text: str) -> _Delivered:
@@ -291,7 +301,7 @@ def _docker(_job: Job, text: str) -> _Delivered:
     host = body.get("HostConfig", {})
     binds = [bind.rsplit(":", 2 if bind.count(":") > 1 else 1) for bind in host.get("Binds", [])]
     mounts = [*host.get("Mounts", []), *({"Source": bind[0], "Target": bind[1]} for bind in binds)]
-    return _engine(words, body.get("Env") or [], mounts, str)
+    return replace(_engine(words, body.get("Env") or [], mounts, str), image=body["Image"])
 
 
 def _engine(words: list[str], env: list[str], mounts: list[Any], read: Callable[[str], str]) -> _Delivered:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -304,6 +305,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise TypeError(_QUOTED)
         if operator == "%" and isinstance(left, str):
             any(map(_as_text, right if isinstance(right, tuple) else (right,)))
+            if re.search(r"\d{7}", left):
+                raise OverflowError("a width of millions is too much")
         if (operator == "*" and _repeats(left, right) > MAX_REPEATED) or (operator == "**" and abs(right) > 64):
             raise OverflowError(f"{operator} would make too much of it")
         return super().call_binop(context, operator, left, right)

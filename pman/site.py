@@ -253,6 +253,7 @@ _CAUSES: Mapping[str, Sequence[str]] = {
     "env": ("environment", "command", "runtime", "prologue"),
     "injected": ("environment", "mounts", "container_extra", "prologue", "command"),
     "volumes": ("volume_mounts", "volumes"),
+    "image": (),
     **dict.fromkeys(
         ("incoming", "outgoing"),
         ("directories", "mounts", "volume_mounts", "volumes", "runtime", "environment", "prologue", "command"),
@@ -279,6 +280,7 @@ def _each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
         cause = re.sub(r" \(request: [^()]*\)$", "", finding.message)
         if finding.rule == "changed":  # whatever it is instead
             cause = re.split(r" is ['\"]|variable |^word ", cause, maxsplit=1)[0]
+        cause = cause[:40] if finding.rule == "invalid" else cause  # parsers go on to quote the request
         groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)
     for first, *more in groups.values():
         yield replace(first, message=f"{first.message}, and {len(more)} more") if more else first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -546,6 +547,16 @@ TABLE = [
         WDL, 3, "job.image has no 'startwith'; did you mean startswith", "undefined", 37,
     ),
     Broken(
+        "label that is no name",
+        only(K8S, "pod_labels", "{{ super() }}\n        user: {{ job.auid }}\n"),
+        K8S, 4, "the label user cannot be '$(pman-check-injected)", "invalid",
+    ),
+    Broken(
+        "image that is no reference",
+        {DOCKER: extending(DOCKER, '{% set image = "https://mirror.example.org/" ~ job.image %}\n')},
+        DOCKER, 1, "fnndsc/pl-simpledsapp:2.1.0' is no OCI image reference", "changed",
+    ),
+    Broken(
         "every request refused",
         only(WDL, "prologue", '{{ refuse("closed") }}\n'),
         WDL, 1, "every request of the corpus is refused", "all-refused",
@@ -647,6 +658,11 @@ GOOD: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("files", GOOD.values(), ids=GOOD)
 def test_what_is_good_is_left_in_peace(files: dict[str, str], tmp_path: Path) -> None:
     assert [str(finding) for finding in site.SiteCheck(write(tmp_path, files)).findings()] == []
+
+
+def test_whole_copies_of_the_shipped_templates_are_good(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "templates", tmp_path, dirs_exist_ok=True)
+    assert [str(finding) for finding in site.SiteCheck(tmp_path).findings()] == []
 
 
 def test_the_check_runs_no_program_of_this_machine(tmp_path: Path) -> None:

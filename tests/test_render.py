@@ -234,6 +234,7 @@ def test_a_language_has_its_own_filters_only(overlay: Overlay, name: str, filter
             "a text of more than 4194304 characters is too much",
         ),
         ("{{ 'a'.ljust(900000000)|length }}", "ljust() would make too much of it"),
+        ("{{ '%900000000d' % 1 }}", "a width of millions is too much"),
     ],
 )
 def test_python_does_not_shine_through(overlay: Overlay, body: str, said: str) -> None:
