@@ -257,8 +257,8 @@ def vars_(target: str, directory: Path | None) -> None:
     for name, kind, meaning in rows:
         click.echo(f"{name:<{width}}  {kind[:28]:<28}  {meaning}")
     click.echo(f"\nFilters that quote ({TARGETS[target].template}):")
-    for name, meaning in sandbox.QUOTING.items():
-        click.echo(f"  {name:<12}{meaning}")
+    for name in sandbox.quotes(TARGETS[target].template.split(".")[1]):
+        click.echo(f"  {name:<12}{sandbox.QUOTING[name]}")
 
 
 def _variables(site: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

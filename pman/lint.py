@@ -185,13 +185,17 @@ def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
     for before, node in _printed(template.tree, [""]):
         if _is_number(overlay, node):
             continue
-        written, opened = f"{{{{ {_written(node)} }}}}", _inside(before.replace("#SBATCH", "SBATCH"))
+        written, line = f"{{{{ {_written(node)} }}}}", before.rpartition("\n")[2]
+        opened = _inside(line.replace("#SBATCH", "SBATCH"))
         if opened in ("'", '"'):
             message = "quotes stand around {{ }}, which writes its own: leave them out"
             yield at(template, "quoted-twice", message, node.lineno)
         elif id(node) not in in_shell or _is_text(template, node):
             continue
-        elif before.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
+        elif _in_heredoc(before):
+            message = f"{written} stands in a heredoc, where quotes are text: printf '%s\\n' {written} writes it"
+            yield at(template, "wrong-quoting", message, node.lineno)
+        elif line.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
             yield at(template, "wrong-quoting", f"{written} is read by sbatch here: write |sbatch", node.lineno)
         elif opened == "#":
             message = f"{written} stands in a comment: a line break in it begins a line of its own"
@@ -220,16 +224,27 @@ def _shell_text(template: Template) -> list[nodes.Node]:
     return [*blocks, *(macro for macro in template.tree.find_all(nodes.Macro) if macro.name in called)]
 
 
-def _printed(node: nodes.Node, line: list[str]) -> Iterator[tuple[str, nodes.Node]]:
-    """Every expression that is printed below `node`, with what stands before it on its line; line[0] is that so far."""
+def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Node]]:
+    """Every expression that is printed below `node`, with all text that stands before it; text[0] is that so far."""
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.TemplateData):
-            line[0] = (line[0] + child.data).rpartition("\n")[2] if "\n" in child.data else line[0] + child.data
+            text[0] += child.data
         elif isinstance(node, nodes.Output):
-            yield line[0], child
-            line[0] += "x"
+            yield text[0], child
+            text[0] += "x"
         else:
-            yield from _printed(child, line)
+            yield from _printed(child, text)
+
+
+def _in_heredoc(text: str) -> bool:
+    """Whether a heredoc of the shell is open at the end of the text."""
+    end = ""
+    for line in text.split("\n")[:-1]:
+        if end:
+            end = "" if line.strip() == end else end
+        elif found := re.search(r"(?<!<)<<-?\s*['\"\\]?([A-Za-z_]\w*)", line):
+            end = "" if "((" in line else found[1]
+    return bool(end)
 
 
 def _inside(text: str) -> str:

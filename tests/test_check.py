@@ -296,6 +296,11 @@ TABLE = [
         LOCAL, 3, "a value of the request runs as a command here", "changed",
     ),
     Broken(
+        "value in a quoted heredoc, which the value could end",
+        only(LOCAL, "prologue", "cat >note <<'EOF'\nfor\n{{ job.auid }}\nEOF\n"),
+        LOCAL, 5, "{{ job.auid }} stands in a heredoc", "wrong-quoting",
+    ),
+    Broken(
         "directory in double quotes",
         only(LOCAL, "prologue", 'ls "{{ storage.incoming.source }}/x"\n'),
         LOCAL, 3, "quotes stand around {{ }}", "quoted-twice",
@@ -627,6 +632,9 @@ GOOD: dict[str, dict[str, str]] = {
     "numbers in quotes and comments": only(
         LOCAL, "prologue", 'echo "{{ job.workers }} of {{ job.cpu_cores * 2 }}" # {{ job.gpu_count }}\n'
     ),
+    "a heredoc that ends before": only(
+        LOCAL, "prologue", "cat >note <<-EOF\n\ttext\n\tEOF\nn=$((1 << workers))\ncat {{ job.auid }} <<<x\n"
+    ),
     "the whole command in a log": only(
         SLURM, "command", '{{ super() }}\n  logger -t pman "$*"\n  logger -t pman "$@"\n'
     ),
@@ -867,6 +875,8 @@ def test_vars_come_from_the_models(tmp_path: Path) -> None:
     names = {line.split()[0] for line in shown.splitlines() if line.startswith("settings.")}
     public = set(settings.Settings.model_fields) - {"secret_key", "cromwell_auth_password", "cromwell_service_account"}
     assert names == {f"settings.{name}" for name in public}
+    filters = {line.split()[0] for line in shown.partition("Filters that quote")[2].splitlines()[1:]}
+    assert filters == {"wdl", "sh"}
     rows = [line for line in shown.splitlines() if line.startswith(("job.", "storage."))]
     assert all(len(row.split(maxsplit=2)) == 3 for row in rows)
 
