@@ -192,6 +192,9 @@ def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
             yield at(template, "quoted-twice", message, node.lineno)
         elif id(node) not in in_shell or _is_text(template, node):
             continue
+        elif opened == "`" or line.endswith(("$", "\\")):
+            message = f"{written} loses its quotes to what stands before it: a backquote (write $( ) instead), $ or \\"
+            yield at(template, "wrong-quoting", message, node.lineno)
         elif _in_heredoc(before):
             message = f"{written} stands in a heredoc, where quotes are text: printf '%s\\n' {written} writes it"
             yield at(template, "wrong-quoting", message, node.lineno)
@@ -248,7 +251,7 @@ def _in_heredoc(text: str) -> bool:
 
 
 def _inside(text: str) -> str:
-    """What is open at the end of a line of shell text: a quote, a comment (#), or nothing."""
+    """What is open at the end of a line of shell text: a quote, a backquote, a comment (#), or nothing."""
     opened = [""]
     pieces: list[str] = re.findall(r"\\.|\$\(|(?<!\S)#|.", text)
     for piece in pieces:
@@ -257,7 +260,7 @@ def _inside(text: str) -> str:
             opened = opened[:-1] if piece.endswith("'") else opened
         elif piece == now or (piece == ")" and now == "$("):
             opened = opened[:-1]
-        elif piece in ('"', "$(") or (piece in ("'", "#") and now != '"'):
+        elif piece in ('"', "$(", "`") or (piece in ("'", "#") and now != '"'):
             opened.append(piece)
             if piece == "#":
                 return piece

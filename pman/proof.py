@@ -7,8 +7,11 @@ a program does run that a script calls by a path it puts together, or behind `PA
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +31,9 @@ MARK = "pman-check-7f3a9c"
 # Stands in values of requests as a command and as a template: one that anything runs or expands was not quoted.
 CANARY = "pman-check-injected"
 _TIMEOUT_SECONDS = 20
+_CPU_SECONDS = 3  # of each process of a script; a whole script takes some 20 ms
 _STUB = r"""
+ulimit -t "$PMAN_CPU_SECONDS"
 set -T
 trap 'PATH=/nonexistent' DEBUG # whatever the script makes of it
 pman_record() { # KIND WORD...
@@ -207,7 +212,9 @@ def _slurm(job: Job, text: str) -> _Delivered:
 def _run(job: Job, script: str, *arguments: str) -> _Delivered:
     """What the script runs on a cluster that has all the files it asks for, or else on one that has none of them."""
     found = _run_where(0, job, script, *arguments)
-    return found if found.words else _run_where(1, job, script, *arguments)
+    if found.words:
+        return found
+    return replace(_run_where(1, job, script, *arguments), injected=found.injected)
 
 
 def _run_where(files: int, job: Job, script: str, *arguments: str) -> _Delivered:
@@ -221,18 +228,41 @@ def _run_where(files: int, job: Job, script: str, *arguments: str) -> _Delivered
             "BASH_ENV": str(stub), "PATH": "/nonexistent", "HOME": directory, "SLURM_JOB_ID": "1", "SLURM_PROCID": "0",
             "PMAN_MARK": MARK, "PMAN_CANARY": CANARY, "PMAN_NAMES": " ".join(name for name, _ in job.env),
             "PMAN_RECORD": str(record), "PMAN_FILES": str(files), "PMAN_NAPS": "0",
+            "PMAN_CPU_SECONDS": str(_CPU_SECONDS),
         }  # fmt: skip
-        bash = shutil.which("bash") or "/bin/bash"
-        try:
-            done = subprocess.run(
-                [bash, str(file), *arguments], cwd=directory, env=env, stdin=subprocess.DEVNULL, capture_output=True,
-                check=False, timeout=_TIMEOUT_SECONDS,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise Stuck(f"the script was still running after {_TIMEOUT_SECONDS} s: what does it wait for?") from None
+        status = _status([shutil.which("bash") or "/bin/bash", str(file), *arguments], directory, env)
         made = {path.suffix: path.read_bytes().decode() for path in Path(directory).glob("record.*")}
     injected = [int(line) for line in made.get(".injected", "").split()]
-    return replace(_recorded(made.get(".exec") or made.get(".call", "")), injected=injected, status=done.returncode)
+    return replace(_recorded(made.get(".exec") or made.get(".call", "")), injected=injected, status=status)
+
+
+def _status(command: list[str], directory: str, env: Mapping[str, str]) -> int:
+    """The exit status of a command, which is killed after a time, with all that it leaves behind."""
+    with subprocess.Popen(
+        command, cwd=directory, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            status = process.wait(_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = -signal.SIGKILL
+        _end_session(process.pid)
+    if status == -signal.SIGKILL:  # as ends what has used up its CPU time
+        raise Stuck("the script does not come to an end: what does it wait for?")
+    return status
+
+
+def _end_session(leader: int) -> None:
+    """Kills the processes of a session; a script puts those in the background into groups of their own.
+
+    Where there is no /proc, the limit of CPU time ends them.
+    """
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            session = stat.read_text().rpartition(")")[2].split()[3]
+            if int(session) == leader:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
 def _recorded(text: str) -> _Delivered:

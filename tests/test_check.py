@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -301,6 +302,16 @@ TABLE = [
         LOCAL, 5, "{{ job.auid }} stands in a heredoc", "wrong-quoting",
     ),
     Broken(
+        "value in backquotes",
+        only(LOCAL, "prologue", "n=1\nn=`basename {{ job.auid }}`\n"),
+        LOCAL, 4, "{{ job.auid }} loses its quotes", "wrong-quoting",
+    ),
+    Broken(
+        "value after a backslash",
+        only(LOCAL, "prologue", "logger \\{{ job.auid }}\n"),
+        LOCAL, 3, "{{ job.auid }} loses its quotes", "wrong-quoting",
+    ),
+    Broken(
         "directory in double quotes",
         only(LOCAL, "prologue", 'ls "{{ storage.incoming.source }}/x"\n'),
         LOCAL, 3, "quotes stand around {{ }}", "quoted-twice",
@@ -471,7 +482,7 @@ TABLE = [
     Broken(
         "a script that never ends",
         only(SLURM, "prologue", "while squeue; do :; done\n"),
-        SLURM, 2, "the script was still running after", "changed",
+        SLURM, 2, "the script does not come to an end", "changed",
     ),
     Broken(
         "shipped lines for sbatch lost",
@@ -588,7 +599,7 @@ def run(*arguments: str | Path) -> Any:
 @pytest.mark.parametrize("broken", TABLE, ids=[broken.name for broken in TABLE])
 def test_what_is_broken_is_named(broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pman.sandbox.MAX_RENDER_SECONDS", 0.5)
-    monkeypatch.setattr("pman.proof._TIMEOUT_SECONDS", 2 if broken.name == "a script that never ends" else 60)
+    monkeypatch.setattr("pman.proof._CPU_SECONDS", 1)
     found = site.SiteCheck(write(tmp_path, broken.files)).findings()
     told = "\n".join(map(str, found))
     matching = [
@@ -681,6 +692,23 @@ def test_the_check_runs_no_program_of_this_machine(tmp_path: Path) -> None:
     place = write(tmp_path / "overlay", only(SLURM, "prologue", lines))
     assert site.SiteCheck(place).findings() == []
     assert not made.exists()
+
+
+def test_the_check_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lines = "while squeue; do :; done &\n"
+    place = write(tmp_path / "overlay", {SLURM: extending(SLURM, block("prologue", lines))})
+    assert site.SiteCheck(place, targets=["slurm"]).findings() == []
+    wait_for(lambda: not processes_of(tmp_path), 20, "the end of all processes")
+
+
+def processes_of(place: Path) -> list[str]:
+    """The processes whose command line names `place`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [path.parent.name] if str(place).encode() in path.read_bytes() else []
+    return found
 
 
 def test_a_mounted_configmap_is_read_through_its_links(tmp_path: Path) -> None:
