@@ -8,12 +8,13 @@ task plugin_instance {
 nl='
 '
 module load 'cuda/12.4'
-case "$PWD" in
-*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+case "${PWD##*/}" in
+worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
-set -- env 'GREETING=hello' 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+set -- 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
+set -- env 'GREETING=hello' "$@"
 exec "$@"
   >>>
 

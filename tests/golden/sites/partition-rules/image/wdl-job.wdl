@@ -7,8 +7,8 @@ task plugin_instance {
   command <<<
 nl='
 '
-case "$PWD" in
-*/worker-*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
+case "${PWD##*/}" in
+worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1

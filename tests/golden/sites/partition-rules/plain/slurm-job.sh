@@ -16,6 +16,9 @@ time_limit_s=0
 incoming=/data/store/key-chris-jid-1/incoming
 outgoing=/data/store/key-chris-jid-1/outgoing
 image=docker.io/fnndsc/pl-simpledsapp:2.1.0
+limit_is_near=
+interruptions=0 # signals that ended a wait(1) before its time
+trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning, which may come at once
 # rename(2) is atomic, so of all SLURM jobs that carry this script exactly one goes on, and none of a former attempt.
 # 75: another one runs the job, it was deleted, it was requeued by hand, or this node does not see the state directory.
 if [ "${1-}" != worker ]; then
@@ -25,12 +28,10 @@ if [ "${1-}" != worker ]; then
 fi
 set -m # every worker is a process group of its own
 workers_started=()
-interruptions=0 # signals that ended a wait(1) before its time
-limit_is_near=
 clean_up() { :; } # a container runtime puts its own here
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
-  [ -z "${watchdog-}" ] || kill -KILL -- "-$watchdog" 2>/dev/null
+  trap '' TERM INT HUP USR1 USR2
   printf '%s %s\n' "$1" "$2" >rc.new && mv rc.new rc
   exit "$1"
 }
@@ -72,6 +73,16 @@ reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) ear
   return "$code"
 }
 
+watch() { # ends the job after its time limit, in which it was not suspended; ends with this script, which holds the pipe
+  local left=$time_limit_s
+  while [ "$left" -gt 0 ]; do
+    read -r -t 5
+    [ "$?" -gt 128 ] || return # the end of the pipe, not of the 5 s
+    left=$((left - 5))
+  done
+  kill -USR1 "$$"
+}
+
 supervise() {
   local group code worst=0 directory running
   for directory in "$incoming" "$outgoing"; do
@@ -79,12 +90,9 @@ supervise() {
   done
   trap stop_by_signal TERM INT HUP
   trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
-  trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning
   start_workers
-  if [ "$time_limit_s" -gt 0 ]; then
-    (sleep "$time_limit_s" && kill -USR1 "$$") &
-    watchdog=$!
-  fi
+  set +m # or else wait(1) would also end when a worker is suspended
+  [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
   for group in "${workers_started[@]}"; do
     running=$'\n'$(jobs -pr)$'\n'
     reap "$group"
