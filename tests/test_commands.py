@@ -109,6 +109,7 @@ CHECKS: Mapping[str, Callable[[str, Path], None]] = {
 }
 # command -> the file that runs it, and how it is called there
 ELSEWHERE = {
+    "kubectl apply -k deploy/kubernetes": ("tests/live/test_kubernetes.py", '"apply", f"--kustomize='),
     "scripts/test": (".ci/run", "scripts/test"),
     "scripts/dev": ("tests/live/test_dev.py", "scripts/dev"),
     "scripts/dev --on slurm": ("tests/live/test_dev.py", '"--on", name'),
