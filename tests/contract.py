@@ -166,6 +166,7 @@ class Contract:
 
         wait_for(silent, rig.job_seconds, "the job to stop writing", every=0.2)
         assert server.post(request).status_code == 201
+        assert server.delete(jid).status_code == 204
 
     def test_files_are_complete_when_finished(self, server: Server, rig: Rig, jid: str) -> None:
         script = OUT + 'i=0; while [ $i -lt 20 ]; do echo line >> "$out/lines"; i=$((i+1)); sleep 0.05; done'
