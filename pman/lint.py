@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_origin
 
 from jinja2 import meta, nodes
 
@@ -183,7 +184,7 @@ def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
     in_shell = {id(node) for scope in _shell_text(template) for _, node in _printed(scope, [""])}
     wdl_reads = any(other.name.endswith(".wdl.j2") for other in overlay.readers(template.name))
     for before, node in _printed(template.tree, [""]):
-        if _is_number(overlay, node):
+        if _is_bare(overlay, node):
             continue
         written, line = f"{{{{ {_written(node)} }}}}", before.rpartition("\n")[2]
         opened = _inside(line.replace("#SBATCH", "SBATCH"))
@@ -285,10 +286,10 @@ def _is_text(template: Template, node: nodes.Node) -> bool:
     return isinstance(callee, nodes.Name) and callee.name in {"super", "caller", "loop", "refuse", *_macros(template)}
 
 
-def _is_number(overlay: Overlay, node: nodes.Node) -> bool:
-    """Whether an expression is a number, which has no quotes in any language."""
+def _is_bare(overlay: Overlay, node: nodes.Node) -> bool:
+    """Whether an expression is a number or one of a few plain words, which have no quotes in any language."""
     if isinstance(node, nodes.BinExpr):
-        return _is_number(overlay, node.left) and _is_number(overlay, node.right)
+        return _is_bare(overlay, node.left) and _is_bare(overlay, node.right)
     if isinstance(node, nodes.Const):
         return isinstance(node.value, int | float)
     if isinstance(node, nodes.Filter):
@@ -296,7 +297,8 @@ def _is_number(overlay: Overlay, node: nodes.Node) -> bool:
     if isinstance(node, nodes.Getattr) and _written(node.node) == "loop":
         return node.attr in _COUNTERS
     kind = overlay.type_of(node)
-    return _written(node) == "time_limit_minutes" or kind in (int, int | None) or isinstance(kind, int | float)
+    plain = kind in (int, int | None) or isinstance(kind, int | float) or get_origin(kind) is Literal
+    return plain or _written(node) in ("time_limit_minutes", "container_runtime")
 
 
 # -- nodes ---------------------------------------------------------------------------------------------------------

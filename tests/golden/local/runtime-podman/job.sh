@@ -116,7 +116,7 @@ run_worker() {
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
   case "$incoming$outgoing" in *[:,]*)
-    echo "a path must not hold a colon or a comma for" podman >&2
+    echo "a path must not hold a colon or a comma for podman" >&2
     exit 126 ;;
   esac
   # in two steps, so that the values of the job's environment do not stand among a client's arguments while it runs
