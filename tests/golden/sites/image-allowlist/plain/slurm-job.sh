@@ -112,7 +112,7 @@ run_worker() {
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
   case "$incoming$outgoing" in *[:,]*)
-    echo "a path must not hold a colon or a comma for" apptainer >&2
+    echo "a path must not hold a colon or a comma for apptainer" >&2
     exit 126 ;;
   esac
   container="docker://$image"
