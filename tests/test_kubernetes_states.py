@@ -154,7 +154,10 @@ WAITING = {
 }  # fmt: skip
 
 
-NOW = datetime.now(UTC)
+def ago(minutes: float) -> str:
+    return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+
+
 Events = Callable[[str], list[Object]]
 
 
@@ -165,7 +168,7 @@ def waiting(pods: list[Object], events: Events, job: Object | None = None) -> re
 
 def event(reason: str, message: str, first: int = 0, last: int = 0) -> Object:
     """A warning, first and last seen so many minutes ago."""
-    times = {name: (NOW - timedelta(minutes=ago)).isoformat() for name, ago in (("first", first), ("last", last))}
+    times = {name: ago(minutes) for name, minutes in (("first", first), ("last", last))}
     return {
         "type": "Warning", "reason": reason, "message": message,
         "firstTimestamp": times["first"], "lastTimestamp": times["last"],
@@ -200,7 +203,7 @@ def container_waits(reason: str, message: str) -> list[Object]:
     """A pod that was scheduled an hour ago and whose container waits."""
     pods = as_pods(recorded("pod_missing_secret")["pods"])
     for condition in pods[0]["status"]["conditions"]:
-        condition["lastTransitionTime"] = (NOW - timedelta(minutes=60)).isoformat()
+        condition["lastTransitionTime"] = ago(60)
     pods[0]["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": reason, "message": message}}
     return pods
 
@@ -316,7 +319,7 @@ def test_a_lost_claim_is_told_from_a_busy_node() -> None:
     scheduled = next(c for c in pods[0]["status"]["conditions"] if c["type"] == "PodScheduled")
     scheduled["message"] = '0/1 nodes are available: persistentvolumeclaim "c" not found. not found'
     seen = [{"type": "Warning", "reason": "FailedScheduling", "message": scheduled["message"]}]
-    seen[0] |= {"eventTime": (NOW - timedelta(minutes=3)).isoformat(), "firstTimestamp": None}
+    seen[0] |= {"eventTime": ago(3), "firstTimestamp": None}
     reason = waiting(pods, lambda _: seen)
     assert (reason.can_heal, minutes(reason)) == (False, 3)
 
