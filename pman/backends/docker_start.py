@@ -4,7 +4,8 @@ The API starts an exited container again, and a request may arrive long after it
 started by the id that its creation returned, by nobody but its maker, and once. Where the start does not come (pman
 was killed, the answer was lost), a repeated POST takes the job over: after a while it removes the container, by id and
 without force, and makes a new one. An engine refuses to remove what runs, and to start what is removed; so whichever
-of the two comes first wins, and the other one fails however late it comes.
+of the two comes first wins, and the other one fails however late it comes. Only a job that begins and ends between the
+last look at it and its removal, which are milliseconds apart, would run again: engines remove what has ended.
 """
 
 from __future__ import annotations
