@@ -60,6 +60,22 @@ class _OneEngine(EngineCases):
         for server in servers:
             server.stop()
 
+    def test_engine_removes_nothing_that_runs_and_starts_nothing_that_is_removed(
+        self, rig: Rig, api: docker.APIClient
+    ) -> None:
+        """What taking over a job stands on: of a start and a removal without force only the first one is done."""
+        started, removed = (api.create_container(rig.image, ["sleep", "600"])["Id"] for _ in range(2))
+        try:
+            api.start(started)
+            with pytest.raises(docker.errors.APIError, match="running"):
+                api.remove_container(started)
+            assert api.inspect_container(started)["State"]["Running"]
+            api.remove_container(removed)
+            with pytest.raises(docker.errors.NotFound):
+                api.start(removed)
+        finally:
+            api.remove_container(started, force=True)
+
     def test_start_that_arrives_late(self, rig: Rig, tmp_path: Path, jid: str) -> None:
         """After pman gave it up, took the job over, and the job ended: it starts nothing."""
         with proxied(rig, tmp_path) as (between, proxy):
