@@ -3,8 +3,11 @@
     eval "$(scripts/dev-kubernetes env)"; python bench/kubernetes_calls.py [PAIRS]
 
 Jobs of POST and DELETE select a node that does not exist, so that no container disturbs the measurement; the GET is of
-one finished job with its log (Job, list of pods, log). pman is asked over HTTP on one connection. Within a pair the
-order changes from pair to pair. Prints medians and quartiles of the differences, and what importing the client costs.
+one finished job with its log (Job, list of pods, log). DELETE is measured of a job that pman was asked about before, as
+pfcon does, and of one that it was not. pman is asked over HTTP on one connection. Within a pair the order changes from
+pair to pair, and before each call the cluster has QUIET_SECONDS to deal with the one before: its controllers act on
+every Job. Prints medians and quartiles of the differences, what one HTTP call costs that asks Kubernetes nothing
+(/healthz, in the same rounds), and what importing the client costs.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -31,6 +35,7 @@ from pman.job import make_job, validate
 from pman.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET_SECONDS = 0.1
 IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
 
 
@@ -89,6 +94,9 @@ class Pair:
     def bare_delete(self, jid: str) -> None:
         self.batch.delete_namespaced_job(jid, self.namespace, body={"propagationPolicy": "Foreground"})
 
+    def bare_post(self, body: dict[str, object]) -> None:
+        self.batch.create_namespaced_job(self.namespace, body, field_validation="Strict")  # as pman does
+
     def pman(self, method: str, address: str, **kwargs: object) -> None:
         self.session.request(method, address, timeout=60, **kwargs).raise_for_status()  # type: ignore[arg-type]
 
@@ -112,45 +120,54 @@ def measure(pair: Pair, home: Path, pairs: int) -> None:
     process, url, seconds = pair.serve(home)
     try:
         print(f"start to first answer           {seconds:7.3f} s")
-        figures: dict[str, list[tuple[float, float]]] = {"POST": [], "GET": [], "DELETE": []}
+        figures: dict[str, list[tuple[float, float]]] = {}
+        http: list[float] = []
         for number in range(pairs):
-            ours, bare = f"ours-{number}", f"bare-{number}"
-            body, wanted = pair.body(bare), pair.request | {"jid": ours}
-            calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-                "POST": (
-                    lambda w=wanted: pair.pman("POST", url, json=w),  # type: ignore[misc]
-                    lambda b=body: pair.batch.create_namespaced_job(pair.namespace, b),  # type: ignore[misc]
-                ),
-                "GET": (lambda: pair.pman("GET", f"{url}{done}/"), lambda: pair.bare_get(done)),
-                "DELETE": (
-                    lambda j=ours: pair.pman("DELETE", f"{url}{j}/"),  # type: ignore[misc]
-                    lambda j=bare: pair.bare_delete(j),  # type: ignore[misc]
-                ),
-            }
-            for name, both in calls.items():
-                figures[name].append(timed(both, swapped=number % 2 == 1))
+            for name, ours, bare in one_round(pair, url, done, number):
+                if name == "DELETE":
+                    milliseconds(partial(pair.pman, "GET", f"{url}seen-{number}/"))
+                figures.setdefault(name, []).append(timed(ours, bare, swapped=number % 2 == 1))
+            http.append(milliseconds(lambda: pair.pman("GET", url.replace("api/v1/", "healthz"))))
         print(f"resident memory                 {psutil.Process(process.pid).memory_info().rss / 2**20:7.1f} MiB")
         for name, pairs_of_ms in figures.items():
             report(name, pairs_of_ms)
+        print(f"of which HTTP alone {statistics.median(http):5.1f} ms")
     finally:
         process.terminate()
         process.wait()
 
 
-def timed(both: tuple[Callable[[], object], Callable[[], object]], swapped: bool) -> tuple[float, float]:
+Call = Callable[[], object]
+
+
+def one_round(pair: Pair, url: str, done: str, number: int) -> Iterator[tuple[str, Call, Call]]:
+    """Names, pman's calls and the bare ones."""
+    yield "GET", partial(pair.pman, "GET", f"{url}{done}/"), partial(pair.bare_get, done)
+    for name, jid in (("DELETE", f"seen-{number}"), ("DELETE, unseen", f"unseen-{number}")):
+        ours = partial(pair.pman, "POST", url, json=pair.request | {"jid": jid})
+        yield "POST", ours, partial(pair.bare_post, pair.body(f"bare-{jid}"))
+        yield name, partial(pair.pman, "DELETE", f"{url}{jid}/"), partial(pair.bare_delete, f"bare-{jid}")
+
+
+def timed(ours: Call, bare: Call, swapped: bool) -> tuple[float, float]:
     """Milliseconds of pman's call and of the bare one."""
-    taken = [0.0, 0.0]
-    for which in (1, 0) if swapped else (0, 1):
-        began = time.perf_counter()
-        both[which]()
-        taken[which] = (time.perf_counter() - began) * 1000
-    return taken[0], taken[1]
+    if swapped:
+        later = milliseconds(bare)
+        return milliseconds(ours), later
+    return milliseconds(ours), milliseconds(bare)
+
+
+def milliseconds(call: Call) -> float:
+    time.sleep(QUIET_SECONDS)
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1000
 
 
 def report(name: str, pairs: list[tuple[float, float]]) -> None:
     ours, bare = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
     low, middle, high = statistics.quantiles([a - b for a, b in pairs], n=4)
-    print(f"{name:6} pman {ours:6.1f} ms, bare {bare:6.1f} ms; above it {middle:5.1f} ms ({low:.1f} to {high:.1f})")
+    print(f"{name:14} pman {ours:6.1f} ms, bare {bare:6.1f} ms; above it {middle:5.1f} ms ({low:.1f} to {high:.1f})")
 
 
 if __name__ == "__main__":
