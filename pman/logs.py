@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _BLOCK = 64 * 1024
-MIN_WORKER_BYTES = 4096
+_MIN_WORKER_BYTES = 4096
 
 
 def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = None) -> str:
@@ -33,9 +33,14 @@ def _is_regular_below(fd: int, directory: Path) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(f"{directory}/")
 
 
+def share_of(max_bytes: int, workers: int) -> int:
+    """Bytes of log that are read of each of several workers."""
+    return max(_MIN_WORKER_BYTES, max_bytes // max(1, workers))
+
+
 def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:
     """The ends of `stdout.N` and `stderr.N` of all workers of a job, as one text."""
-    share = max(MIN_WORKER_BYTES, max_bytes // workers)
+    share = share_of(max_bytes, workers)
     resolved = directory.resolve()
     texts = [
         join_streams(

@@ -105,7 +105,7 @@ class Files:
         if "jobId" not in call:
             return self.tail(directory, "stderr.submit", max_lines, max_bytes)
         places = _workers(directory) or [""]
-        share = max(logs.MIN_WORKER_BYTES, max_bytes // len(places))
+        share = logs.share_of(max_bytes, len(places))
         texts = [
             logs.join_streams(self.tail(directory, place + stream, max_lines, share) for stream in ("stdout", "stderr"))
             for place in places

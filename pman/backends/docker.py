@@ -138,7 +138,7 @@ class DockerBackend:
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private
         assert isinstance(found, _Found)
-        share = max(4096, self._max_log_bytes // max(1, len(found.containers)))
+        share = logs.share_of(self._max_log_bytes, len(found.containers))
         texts = [
             self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share) or ""
             for container in found.containers

@@ -88,7 +88,6 @@ OURS = "app.kubernetes.io/managed-by=pman"
 MAX_BODY_BYTES = 1_500_000
 REPLACE_SECONDS = 40.0  # how long a POST waits for the pods of a deleted job with the same jid to end
 POLL_SECONDS = 0.25
-MIN_LOG_BYTES = 4096
 PAGE = 500  # objects of a listing in one answer
 MOST_SEEN = 10_000  # jobs
 
@@ -198,7 +197,7 @@ class KubernetesBackend:
             return ""
         pods = self._pods(found.job) if found.pods is None else found.pods
         share = max(1, max_lines // max(1, len(pods)))
-        size = max(MIN_LOG_BYTES, self._max_log_bytes // max(1, len(pods)))
+        size = logs.share_of(self._max_log_bytes, len(pods))
         reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share, size)
         texts = [reader.read(pod) if _begun(pod) else "" for pod in pods]
         several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1

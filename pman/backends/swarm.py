@@ -184,7 +184,7 @@ class SwarmBackend:
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private
         assert isinstance(found, _Found)
-        share = max(4096, self._max_log_bytes // max(1, len(found.tasks)))
+        share = logs.share_of(self._max_log_bytes, len(found.tasks))
         deadline = time.monotonic() + LOGS_SECONDS
 
         def text(task: Json) -> str:
@@ -229,8 +229,9 @@ class SwarmBackend:
         def living() -> list[Json]:
             return [task for task in self._living(jid) if task["ServiceID"] in service_ids]
 
-        seconds = min(max(map(_grace_seconds, living()), default=0) + DELETE_SECONDS, MAX_DELETE_SECONDS)
-        if retry.wait_until(lambda: not living(), seconds, first_pause=0.02, longest_pause=0.25):
+        left = living()
+        seconds = min(max(map(_grace_seconds, left), default=0) + DELETE_SECONDS, MAX_DELETE_SECONDS)
+        if not left or retry.wait_until(lambda: not living(), seconds, first_pause=0.02, longest_pause=0.25):
             return
         if any(self._is_up(task) for task in living()):
             raise Unreachable(f"The job {jid} has not ended within {seconds:.0f} s; delete it again.")
