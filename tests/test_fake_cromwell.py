@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -59,9 +60,13 @@ def jobs() -> list[str]:
     return [line.split()[0] for line in listed.splitlines()]
 
 
-@cache
 def loaded(conf: Path) -> Config:
-    """A configuration, read once: the environment that it looks at is the same for all tests."""
+    """A configuration, read once for each value of what tests set differently of the environment that it looks at."""
+    return _loaded(conf, os.environ.get("PMAN_RC_WAIT"))
+
+
+@cache
+def _loaded(conf: Path, _: str | None) -> Config:
     return load(conf)
 
 
@@ -247,7 +252,7 @@ def test_recorded_timeline(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     timeline = recording(name)["timeline"]
     paths = {entry["endpoint"]: entry["exchange"]["request"] for entry in timeline}
     submission = recording("70-docker-bug-submit" if name.startswith("7") else "10-submit-ok")["exchanges"][0]
-    pace = replace(PACE, pickup_period=NEVER, token_period=NEVER, key_value_flush=1, poll_first=1)
+    pace = replace(PACE, pickup_period=NEVER, token_period=NEVER, launch=1, key_value_flush=1, poll_first=1)
     seen: dict[str, list[Any]] = {endpoint: [] for endpoint in paths}
     config = replace(loaded(RECORDED_CONF).at(tmp_path / "executions"), docker_bug=name.startswith("7"))
     with Cromwell(config, tmp_path / "cromwell", pace=pace) as server:
@@ -499,9 +504,8 @@ def test_thirty_clients_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project_conf(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """deploy/cromwell/slurm.conf without containers, quick to notice a lost job."""
+    """deploy/cromwell/slurm.conf without containers."""
     monkeypatch.setenv("PMAN_CONTAINER", "none")
-    monkeypatch.setenv("PMAN_RC_WAIT", "1")
     return PROJECT_CONF
 
 
@@ -536,7 +540,10 @@ def test_project_configuration_notes_a_cancelled_job(project_conf: Path, tmp_pat
         assert final(target, workflow)["returnCode"] == 125
 
 
-def test_project_configuration_notes_a_job_that_left_no_code(project_conf: Path, tmp_path: Path) -> None:
+def test_project_configuration_notes_a_job_that_left_no_code(
+    project_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMAN_RC_WAIT", "1")
     with serving(tmp_path, conf=project_conf) as target:
         workflow = submit(target, "echo begin; sleep 300")
         job = wait_for(lambda: target.job_id(workflow), TIMEOUT_SECONDS, "job")
