@@ -60,7 +60,12 @@ def measure(server: str, home: Path) -> dict[str, float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{home}", "SECRET_KEY": "a key for the benchmark", "PORT": str(port)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{home}:{os.environ.get('PYTHONPATH', '')}",
+        "SECRET_KEY": "a key for the benchmark",
+        "PORT": str(port),
+    }
     env |= {"STOREBASE": str(home / "store"), "LOCAL_STATE_DIR": str(home / "state"), "LOG_LEVEL": "WARNING"}
     began = time.monotonic()
     process = subprocess.Popen(
