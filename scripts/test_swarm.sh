@@ -1,33 +1,85 @@
 #!/usr/bin/env bash
-# Smoke test straight to a real Swarm: brings one up (scripts/dev-swarm), runs pman beside it, submits, polls, fetches
-# logs, deletes, and cleans up what it started.
+# Smoke test on a real Swarm: brings one up, runs pman on it, submits, polls, fetches logs, deletes, and cleans up.
+#
+#   scripts/test_swarm.sh                 # the Swarm of scripts/dev-swarm, which reaches nothing outside
+#   scripts/test_swarm.sh --existing      # the engine that DOCKER_HOST names (else the default socket)
+#
+# pman runs as a stack (deploy/compose.yml) of PMAN_IMAGE, or of an image built here where the engine has or gets the
+# base image of deploy/Dockerfile; else beside the Swarm, from this source.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
+case "$#:${1-}" in
+    0: | 1:--existing) ;;
+    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
 make_venv test
 
-was_up=yes
-scripts/dev-swarm status >/dev/null 2>&1 || was_up=
-scripts/dev-swarm up
-eval "$(scripts/dev-swarm env)"
 directory=$(mktemp -d)
-pman=
+stack=pman-smoke-$$
+beside='' deployed='' was_up=yes
+scripts/dev-swarm status >/dev/null 2>&1 || was_up=
+
+running() { docker ps --quiet --filter "label=com.docker.stack.namespace=$stack" "$@"; }
+
 clean_up() {
-    if [[ -n $pman ]]; then
-        kill "$pman" 2>/dev/null || true
-        wait "$pman" || true
+    if [[ -n $beside ]]; then
+        kill "$beside" 2>/dev/null || true
+        wait "$beside" || true
+    fi
+    if [[ -n $deployed ]]; then
+        docker stack rm "$stack"
+        while [[ -n $(running) ]]; do sleep 0.2; done
     fi
     rm -rf "$directory"
     [[ -n $was_up ]] || scripts/dev-swarm down
 }
-trap clean_up EXIT
 
+has() { docker image inspect "$1" >/dev/null 2>&1 || docker pull --quiet "$1" >/dev/null; }
+
+# Sets PMAN_IMAGE. Only a missing base image is a reason to do without; a build that fails is an error.
+find_image() {
+    if [[ -n ${PMAN_IMAGE-} ]]; then
+        has "$PMAN_IMAGE" || exit 1
+    else
+        has "$(sed -n 's/^ARG BASE=//p' deploy/Dockerfile)" || return
+        export PMAN_IMAGE=localhost/pman:7
+        docker build --quiet --file deploy/Dockerfile --tag "$PMAN_IMAGE" . || exit 1
+    fi
+}
+
+# The smoke test runs inside, since a port of the Swarm may not be reachable from here.
+smoke_a_stack() {
+    local container='' started=$SECONDS
+    echo "test_swarm.sh: pman runs as a stack of $PMAN_IMAGE"
+    [[ $DOCKER_HOST != unix://* ]] || export DOCKER_SOCKET=${DOCKER_HOST#unix://}
+    deployed=yes
+    PMAN_PORT=0 PMAN_TEMPLATES=$PWD/deploy/templates docker stack deploy --compose-file deploy/compose.yml "$stack"
+    until container=$(running --filter health=healthy) && [[ -n $container ]]; do
+        if ((SECONDS - started > 120)); then
+            docker stack ps --no-trunc "$stack" >&2
+            exit 1
+        fi
+        sleep 0.2
+    done
+    docker exec --interactive "$container" python3 - http://127.0.0.1:5005 "$PMAN_TEST_IMAGE" <scripts/smoke
+}
+
+smoke_beside() {
+    local url
+    echo "test_swarm.sh: pman runs beside the Swarm, since no image of it can be had"
+    CONTAINER_ENV=swarm PORT=0 .venv/bin/python -m pman serve 2>"$directory/log" &
+    beside=$!
+    until url=$(grep -o 'http://[0-9.:]*' "$directory/log"); do
+        kill -0 "$beside" 2>/dev/null || { cat "$directory/log" >&2; exit 1; }
+        sleep 0.1
+    done
+    scripts/smoke "${url%%$'\n'*}" "$PMAN_TEST_IMAGE"
+}
+
+trap clean_up EXIT
+scripts/dev-swarm up "$@"
+eval "$(scripts/dev-swarm env)"
 mkdir "$directory/store"
-CONTAINER_ENV=swarm STOREBASE="$directory/store" SECRET_KEY="only for this smoke test" PORT=0 \
-    .venv/bin/python -m pman serve 2>"$directory/log" &
-pman=$!
-until url=$(grep -o 'http://[0-9.:]*' "$directory/log"); do
-    kill -0 "$pman" 2>/dev/null || { cat "$directory/log" >&2; exit 1; }
-    sleep 0.1
-done
-scripts/smoke "${url%%$'\n'*}" "$PMAN_TEST_IMAGE"
+export STOREBASE="$directory/store" SECRET_KEY="only for this smoke test"
+if find_image; then smoke_a_stack; else smoke_beside; fi

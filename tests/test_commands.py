@@ -16,6 +16,7 @@ import requests
 from pman import settings
 from pman.auth import Users
 from tests.rig import ROOT, wait_for
+from tests.test_docs import PAGES as ALL_PAGES
 from tests.test_docs import blocks
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
@@ -140,6 +141,55 @@ def test_other_commands_are_run_where_it_is_said(command: str) -> None:
     file, words = ELSEWHERE[command]
     assert command in {found for _, found in FOUND}
     assert words in (ROOT / file).read_text()
+
+
+# Commands inside a sentence that are run here, and what they then say.
+OFFLINE = {
+    "pman check examples/sites/*/": "",  # exit status 0, and silence
+    "pman templates list": "wdl/job.wdl.j2",
+    "pman templates show wdl/job.wdl.j2": "workflow ChRISJob",
+}
+# Others -> where they are run, and how they are called there.
+INLINE = {
+    "docker build -f deploy/Dockerfile -t localhost/pman:7 .": ("tests/live/test_deploy.py", "BUILD)"),
+    "docker compose -f deploy/compose.yml up": ("tests/live/test_deploy.py", '"deploy/compose.yml", project'),
+    "docker compose -f deploy/compose.slurm.yml up": ("tests/live/test_deploy.py", '"deploy/compose.slurm.yml", env'),
+    "docker compose -f compose.dev.yml up": ("tests/live/test_deploy.py", '"compose.dev.yml", project'),
+    "docker stack deploy -c deploy/compose.yml pman": ("tests/live/test_deploy.py", "docker stack deploy -c"),
+    "scripts/test_swarm.sh --existing": ("tests/live/test_deploy.py", 'scripts/test_swarm.sh {option}"'),
+    'eval "$(scripts/dev-swarm env)"': ("scripts/test_swarm.sh", 'eval "$(scripts/dev-swarm env)"'),
+    "scripts/dev-swarm up": ("scripts/test_swarm.sh", "scripts/dev-swarm up"),
+    "scripts/dev-swarm start registry": ("tests/live/engine_cases.py", '("start", "registry")'),
+    "scripts/dev-podman up": ("scripts/test", 'scripts/dev-"$name" up'),
+    "scripts/test --fast": ("tests/test_commands.py", '"scripts/test --fast": collects'),
+    "pman settings": ("tests/test_commands.py", 'run("pman settings"'),
+    "pman check": ("tests/test_check.py", 'run("check")'),
+    "pman serve": ("tests/test_commands.py", "def serves"),
+    "pman run": ("docs/usage.md", "pman run "),
+    "pman render request.json --to wdl --templates site --watch": ("tests/test_check.py", '"--watch", "--templates"'),
+    **dict.fromkeys(
+        re.findall(r"`(python bench/[^`]*)`", (ROOT / "bench/README.md").read_text()),
+        ("tests/live/test_bench.py", 'f"bench/{script}", *arguments'),
+    ),
+}
+SAYING = [*ALL_PAGES, ROOT / "deploy/Dockerfile", *ROOT.glob("*compose*.yml"), *ROOT.glob("deploy/compose*.yml")]
+COMMAND = re.compile(r"`((?:pman|docker|kubectl|systemctl|python|pip|scripts/[\w.-]+|eval) [^`\n]+)`")
+
+
+def test_commands_in_sentences_are_run_where_it_is_said() -> None:
+    texts = [re.sub(r"(?ms)^ *```.*?^ *```$", "", path.read_text()) for path in SAYING]
+    said = {command for text in texts for command in COMMAND.findall(text)}
+    # what has a word of capitals for something to be filled in stands for many commands
+    whole = {command for command in said if not re.search(r"\b[A-Z]{3,}\b|<\w+>", command)}
+    assert whole == set(INLINE) | set(OFFLINE)
+    for command, (file, words) in INLINE.items():
+        assert words in (ROOT / file).read_text(), command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", OFFLINE)
+def test_a_command_in_a_sentence(command: str) -> None:
+    assert OFFLINE[command] in run(command, ROOT)
 
 
 OVERLAYS = [(page.name, text) for page in PAGES for _, text in blocks(page, "jinja")]

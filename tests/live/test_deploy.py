@@ -1,13 +1,13 @@
-"""deploy/: the image is built and runs locked down, the compose files and manifests are valid."""
+"""deploy/: what the files' headers and the pages say is done as it stands there, and runs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
+import re
+import signal
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,93 +16,79 @@ import pytest
 import yaml
 
 from tests.conftest import development
-from tests.rig import ROOT, wait_for
+from tests.live.images import BASE, CROMWELL, make_base, make_cromwell, out
+from tests.rig import HEEDING_INTERRUPTS, ROOT, wait_for
 
 pytestmark = pytest.mark.live("swarm")
-SETTINGS = {"SECRET_KEY": "x" * 20, "STOREBASE": "/data/store", "PMAN_CROMWELL_ROOT": "/data/cromwell"}
-# What the Dockerfile and jobs of the embedded backend call, beside Python.
-PROGRAMS = ("sh", "mkdir", "env", "bash", "ln", "rm", "mv", "sleep", "uname", "cat")
+COMPOSE_FILES = ["deploy/compose.yml", "deploy/compose.slurm.yml", "compose.dev.yml"]
+BUILD = "docker build -f deploy/Dockerfile -t localhost/pman:7 ."
+INSIDE = ("python3", "-", "http://127.0.0.1:5005")
+# `docker compose` where Compose is installed as the program docker-compose only.
+PLUGIN = """#!/bin/sh
+if [ "$1" = docker-cli-plugin-metadata ]; then
+    exec echo '{"SchemaVersion": "0.1.0", "Vendor": "Docker", "Version": "1"}'
+fi
+shift
+exec docker-compose "$@"
+"""
+
+
+def documented(path: str, command: str) -> str:
+    """The command, which the file says like this."""
+    assert f"`{command}`" in re.sub(r"\n# ", " ", (ROOT / path).read_text()), command
+    return command
 
 
 @pytest.fixture(scope="module")
-def docker() -> list[str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of an operator's shell: the engine, and what the compose files ask for."""
     host = development("swarm")["DOCKER_HOST"]
-    return ["docker", "--host", host]
-
-
-def out(command: list[str], **kwargs: object) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)  # type: ignore[call-overload]
-    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return str(done.stdout)
-
-
-@pytest.mark.parametrize("name", ["deploy/compose.yml", "deploy/compose.slurm.yml", "compose.dev.yml"])
-def test_compose_files(name: str) -> None:
-    command = ["docker-compose", "--file", str(ROOT / name), "config"]
-    services = yaml.safe_load(out(command, env={**os.environ, **SETTINGS}))["services"]
-    assert services["pman"]["environment"]["STOREBASE"] in ("/data/store", "/store")
-
-
-def libraries(program: str) -> set[str]:
-    lines = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout.splitlines()
-    return {word for line in lines for word in line.split() if word.startswith("/")}
-
-
-def make_base(root: Path) -> None:
-    """A root directory with this machine's Python and a shell: the base image that no registry is asked for."""
-    prefix = Path(sys.base_prefix)
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    keep = shutil.ignore_patterns("__pycache__", "test", "tests", "site-packages", "dist-packages", "config-*", "*.a")
-    shutil.copytree(stdlib, root / stdlib.relative_to("/"), symlinks=True, ignore=keep)
-    python = Path(sys.executable).resolve()
-    programs = {str(python)} | {path for name in PROGRAMS if (path := shutil.which(name))}
-    shared = {str(path) for path in stdlib.rglob("*.so")} | {
-        str(path) for path in (prefix / "lib").glob("libpython*.so*")
-    }
-    needed = set().union(*map(libraries, programs | shared))
-    wheels = Path("/usr/share/python-wheels")  # where Debian's ensurepip has pip
-    if wheels.is_dir():
-        shutil.copytree(wheels, root / wheels.relative_to("/"))
-    for source in sorted(programs | needed | {path for path in shared if "/libpython" in path}):
-        target = root / source.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-    (root / "usr/local/bin").mkdir(parents=True, exist_ok=True)
-    (root / "usr/local/bin/python3").symlink_to(python)
-    for name in ("tmp", "proc", "sys", "dev", "etc", "bin"):
-        (root / name).mkdir(exist_ok=True)
-    (root / "tmp").chmod(0o1777)
-    if not (root / "bin/sh").exists():
-        (root / "bin/sh").symlink_to(shutil.which("bash") or "/bin/bash")
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    config, store = tmp_path_factory.mktemp("docker"), tmp_path_factory.mktemp("store")
+    store.chmod(0o777)
+    env = {**os.environ, "DOCKER_HOST": host, "DOCKER_CONFIG": str(config), "DOCKER_SOCKET": host[len("unix://") :]}
+    env |= {"DOCKER_BUILDKIT": "0", "SECRET_KEY": "a secret key for tests", "STOREBASE": str(store)}
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        (config / "cli-plugins").mkdir()
+        (config / "cli-plugins/docker-compose").write_text(PLUGIN)
+        (config / "cli-plugins/docker-compose").chmod(0o755)
+    return env
 
 
 @pytest.fixture(scope="module")
-def image(docker: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("image")
-    make_base(directory / "base")
-    archive = directory / "base.tar"
-    out(["tar", "-C", str(directory / "base"), "-cf", str(archive), "."])
-    path = f"PATH=/opt/pman/bin:/usr/local/bin:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
-    out([*docker, "import", "--change", f"ENV {path}", str(archive), "pman-base:test"])
-    context = directory / "context"
-    for name in ("pman", "templates"):
-        shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, context / name)
-    # Wheels lie inside a directory that the Dockerfile copies: there is no package index during this build.
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    out(
-        [*pip, "--constraint", "constraints.txt", "--wheel-dir", str(context / "templates/wheels"), ".", "hatchling"],
-        cwd=ROOT,
-    )
-    options = "--no-index --find-links templates/wheels"
-    build = [*docker, "build", "--file", str(ROOT / "deploy/Dockerfile"), "--tag", "pman:test", "--network", "none"]
-    arguments = ["--build-arg", "BASE=pman-base:test", "--build-arg", f"PIP_OPTIONS={options}"]
-    out([*build, *arguments, str(context)], env={**os.environ, "DOCKER_BUILDKIT": "0"})
-    yield "pman:test"
-    for name in ("pman:test", "pman-base:test"):
+def docker(environment: dict[str, str]) -> list[str]:
+    return ["docker", "--host", environment["DOCKER_HOST"]]
+
+
+def test_swarm_script_without_an_image(docker: list[str]) -> None:
+    """Before anything here makes the base image: there is none to be had."""
+    assert subprocess.run([*docker, "image", "inspect", BASE], capture_output=True, check=False).returncode
+    shown = out([str(ROOT / "scripts/test_swarm.sh")])
+    assert "pman runs beside the Swarm" in shown
+    assert shown.count("ok ") == 15
+
+
+@pytest.fixture(scope="module")
+def image(docker: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    make_base(docker, tmp_path_factory.mktemp("image"))
+    out(["bash", "-c", documented("docs/operators.md", BUILD)], cwd=ROOT, env=environment)
+    yield "localhost/pman:7"
+    for name in ("localhost/pman:7", BASE):
         subprocess.run([*docker, "image", "rm", "--force", name], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def cromwell_image(docker: list[str], image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    make_cromwell(docker, tmp_path_factory.mktemp("cromwell"))
+    yield CROMWELL
+    subprocess.run([*docker, "image", "rm", "--force", CROMWELL], capture_output=True, check=False)
+
+
+def test_the_build_takes_what_it_needs_alone(image: str) -> None:
+    """.dockerignore: nothing of a developer's checkout gets into the image, and a change of tests builds no new one."""
+    kept = {line.lstrip("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "deploy/Dockerfile").read_text(), re.M)
+    assert kept == {name for names in copied for name in names.split()}
+    documented("deploy/Dockerfile", BUILD)
 
 
 def test_image_runs_locked_down(docker: list[str], image: str) -> None:
@@ -113,17 +99,7 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         "SERVER_PROCESSES=2",
     ]
     environment = [word for setting in settings for word in ("--env", setting)]
-    locked = [
-        "--read-only",
-        "--tmpfs",
-        "/tmp",
-        "--cap-drop",
-        "ALL",
-        "--security-opt",
-        "no-new-privileges",
-        "--network",
-        "none",
-    ]
+    locked = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"]
     container = out([*docker, "run", "--detach", *locked, *environment, image]).strip()
     try:
 
@@ -137,43 +113,165 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         assert "REQUEST" in rendered
         user = out([*docker, "exec", container, "python3", "-c", "import os; print(os.getuid())"]).strip()
         assert user == "10001"
-        job = ["--env", "PMAN_URL=http://127.0.0.1:5005", "--env", "STOREBASE=/tmp", container]
         for code in (3, 4):  # what a job leaves becomes a child of process 1, pman's supervisor
             words = ["pman", "run", "localhost/x:1", "--", "sh", "-c", f"exit {code}"]
-            ended = subprocess.run([*docker, "exec", *job, *words], capture_output=True, text=True, check=False)
+            ended = subprocess.run([*docker, "exec", container, *words], capture_output=True, text=True, check=False)
             assert ended.returncode == code, ended.stderr
         assert state()["Health"]["Status"] == "healthy"
     finally:
         out([*docker, "rm", "--force", container])
 
 
-def test_stack_on_swarm(docker: list[str], image: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """deploy/compose.yml as a stack: pman runs as a service of the Swarm that it gives jobs to."""
-    store = tmp_path_factory.mktemp("store")
-    socket = development("swarm")["DOCKER_HOST"].removeprefix("unix://")
-    env = {**os.environ, "SECRET_KEY": "a secret key for tests", "STOREBASE": str(store), "PMAN_IMAGE": image}
-    env |= {"DOCKER_SOCKET": socket, "PMAN_TEMPLATES": str(ROOT / "deploy/templates")}
-    stack = f"pman-test-{os.getpid()}"
-    out([*docker, "stack", "deploy", "--compose-file", str(ROOT / "deploy/compose.yml"), stack], env=env)
-    try:
-        listing = [
-            *docker,
-            "ps",
-            "--quiet",
-            "--filter",
-            f"label=com.docker.stack.namespace={stack}",
-            "--filter",
-            "health=healthy",
-        ]
-        container = wait_for(lambda: out(listing).strip(), 90, "pman to be healthy in the stack", every=0.5)
-        smoke = (ROOT / "scripts/smoke").read_text()
-        inside = [*docker, "exec", "--interactive", container, "python3", "-", "http://127.0.0.1:5005"]
-        shown = out([*inside, development("swarm")["PMAN_TEST_IMAGE"]], input=smoke)
-        assert shown.count("ok ") == 15
-    finally:
-        out([*docker, "stack", "rm", stack])
-        wait_for(
-            lambda: not out([*docker, "ps", "--quiet", "--filter", f"label=com.docker.stack.namespace={stack}"]),
-            60,
-            "its end",
+# --------------------------------------------------------------------------------------------------- Compose, Swarm
+
+
+def running(docker: list[str], label: str, *filters: str) -> list[str]:
+    """Containers with this label."""
+    words = [word for condition in (f"label={label}", *filters) for word in ("--filter", condition)]
+    return out([*docker, "ps", "--quiet", *words]).split()
+
+
+def healthy(docker: list[str], label: str) -> str:
+    return wait_for(lambda: running(docker, label, "health=healthy"), 90, "pman to be healthy", every=0.2)[0]
+
+
+def smoke(docker: list[str], container: str) -> None:
+    command = [*docker, "exec", "--interactive", container, *INSIDE, development("swarm")["PMAN_TEST_IMAGE"]]
+    assert out(command, input=(ROOT / "scripts/smoke").read_text()).count("ok ") == 15
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_files(name: str, environment: dict[str, str]) -> None:
+    env = {**environment, "PMAN_CROMWELL_ROOT": "/data/cromwell", "STOREBASE": "/data/store"}
+    services = yaml.safe_load(out(["docker", "compose", "-f", str(ROOT / name), "config"], env=env))["services"]
+    assert services["pman"]["environment"]["STOREBASE"] in ("/data/store", "/store")
+
+
+@contextlib.contextmanager
+def up(docker: list[str], file: str, env: dict[str, str], log: Path, cwd: Path = ROOT) -> Iterator[str]:
+    """`docker compose -f FILE up` as the file's header says it, until Ctrl-C; pman's container, once it is healthy."""
+    command = [*HEEDING_INTERRUPTS, "bash", "-c", f"exec {documented(file, f'docker compose -f {file} up')}"]
+    project = env["COMPOSE_PROJECT_NAME"]
+    with log.open("wb") as shown:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown, start_new_session=True
         )
+    try:
+        wait_for(
+            lambda: process.poll() is not None or running(docker, f"com.docker.compose.project={project}"),
+            120, "containers",
+        )  # fmt: skip
+        assert process.poll() is None, log.read_text()
+        yield healthy(docker, "com.docker.compose.service=pman")
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to docker and to its plugin
+        process.wait(60)
+        out(["docker", "compose", "-f", file, "down", "--volumes", "--rmi", "local"], cwd=cwd, env=env)
+        assert not running(docker, f"com.docker.compose.project={project}")
+
+
+@pytest.fixture
+def project(environment: dict[str, str]) -> dict[str, str]:
+    return {**environment, "COMPOSE_PROJECT_NAME": f"pmantest{os.getpid()}"}
+
+
+def test_compose_up(docker: list[str], image: str, project: dict[str, str], tmp_path: Path) -> None:
+    with up(docker, "deploy/compose.yml", project, tmp_path / "log") as container:
+        smoke(docker, container)
+
+
+def test_compose_up_with_cromwell(
+    docker: list[str], cromwell_image: str, project: dict[str, str], tmp_path: Path
+) -> None:
+    """pman finds Cromwell by its name, Cromwell its configuration, each the other's files. SLURM is a stand-in."""
+    root = tmp_path / "cromwell"
+    (root / "store").mkdir(parents=True)  # jobs run in Cromwell's container here, which has no store
+    (root / "store").chmod(0o777)
+    env = project | {"PMAN_CROMWELL_ROOT": str(root), "STOREBASE": str(root / "store"), "PMAN_CONTAINER": "none"}
+    env |= {"SLURM_PREFIX": str(tmp_path / "slurm")}
+    (tmp_path / "slurm/bin").mkdir(parents=True)
+    with munge(), up(docker, "deploy/compose.slurm.yml", env, tmp_path / "log") as container:
+        smoke(docker, container)
+
+
+@contextlib.contextmanager
+def munge() -> Iterator[None]:
+    """/run/munge, which a node of a SLURM has."""
+    directory = Path("/run/munge")
+    made = not directory.exists()
+    directory.mkdir(exist_ok=True)
+    yield
+    if made:
+        directory.rmdir()
+
+
+def test_compose_for_developers(docker: list[str], image: str, project: dict[str, str], tmp_path: Path) -> None:
+    """Source and templates are those of the checkout, and a change of either is live."""
+    checkout = tmp_path / "checkout"
+    listed = out(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT).splitlines()
+    assert "compose.dev.yml" in listed
+    out(
+        ["bash", "-c", f"mkdir {checkout} && tar -c --files-from=- | tar -xC {checkout}"],
+        cwd=ROOT,
+        input="\n".join(listed),
+    )
+    log = tmp_path / "log"
+    with up(docker, "compose.dev.yml", project, log, checkout) as container:
+        smoke(docker, container)
+
+        def shown(path: str) -> str:
+            script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:5005{path}').read().decode())"
+            command = [*docker, "exec", container, "python3", "-c", script]
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+        def change(name: str, old: str, new: str) -> None:
+            text = (checkout / name).read_text()
+            assert old in text
+            (checkout / name).write_text(text.replace(old, new))
+
+        change("pman/__init__.py", '__version__ = "', '__version__ = "changed-')
+        wait_for(lambda: '"changed-' in shown("/api/v1/"), 10, "the change of a Python file")
+
+
+def test_stack(docker: list[str], image: str, environment: dict[str, str]) -> None:
+    """pman runs as a service of the Swarm that it gives jobs to."""
+    command = documented("deploy/compose.yml", "docker stack deploy -c deploy/compose.yml pman")
+    out(["bash", "-c", command], cwd=ROOT, env=environment)
+    label = "com.docker.stack.namespace=pman"
+    try:
+        smoke(docker, healthy(docker, label))
+    finally:
+        out([*docker, "stack", "rm", "pman"])
+        wait_for(lambda: not running(docker, label), 60, "its end")
+
+
+@pytest.mark.parametrize("option", ["", "--existing"])
+def test_swarm_script_with_a_stack(
+    option: str, docker: list[str], image: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    env = environment | ({"PMAN_DEV_HOME": str(tmp_path)} if option else {})
+    shown = out(["bash", "-c", f"scripts/test_swarm.sh {option}"], cwd=ROOT, env=env)
+    assert f"pman runs as a stack of {image}" in shown
+    assert shown.count("ok ") == 15
+    assert not out([*docker, "stack", "ls", "--format", "{{.Name}}"])
+    assert not option or not (tmp_path / "swarm").exists()  # the engine itself stays, as it was
+
+
+@pytest.mark.live("kubernetes")
+def test_the_manifests_on_kubernetes(tmp_path: Path) -> None:
+    """The commands of kustomization.yaml, in their order. That pman runs in its pod is shown in test_kubernetes.py."""
+    env = development("kubernetes")
+    if env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
+        pytest.skip("a cluster that is not of these tests alone may have a namespace chris")
+    (tmp_path / "kubectl").symlink_to(env["KUBECTL"])
+    env = {**os.environ, **env, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    commands = re.findall(r"^#   (kubectl .*)$", (ROOT / "deploy/kubernetes/kustomization.yaml").read_text(), re.M)
+    assert commands[-1] == "kubectl apply -k deploy/kubernetes"
+    try:
+        for command in commands:
+            out(["bash", "-c", command], cwd=ROOT, env=env)
+        found = out(["kubectl", "-n", "chris", "get", "deployment,role,secret", "--output=name"], env=env).split()
+        names = {"deployment.apps/pman", "role.rbac.authorization.k8s.io/pman", "secret/pman"}
+        assert names <= set(found)
+    finally:
+        out(["kubectl", "delete", "namespace", "chris", "--ignore-not-found"], env=env)

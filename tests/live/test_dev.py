@@ -59,13 +59,3 @@ def test_dev_and_smoke(name: str, tmp_path: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-
-
-@pytest.mark.live("swarm")
-def test_test_swarm() -> None:
-    development("swarm")
-    done = subprocess.run(
-        [str(ROOT / "scripts/test_swarm.sh")], capture_output=True, text=True, check=False, timeout=400
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 15

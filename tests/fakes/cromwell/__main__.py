@@ -20,7 +20,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fakes.cromwell", description="A stand-in for Cromwell.")
     parser.add_argument("--conf", type=Path, required=True, help="Cromwell's configuration (HOCON)")
     parser.add_argument("--root", type=Path, required=True, help="directory of the database and of the executions")
-    parser.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument(
         "--pace", choices=["quick", "stock", "test"], default="quick",
         help="quick: as the configuration says; stock: Cromwell's defaults; test: about ten times quicker",
@@ -57,7 +58,7 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     config = replace(load(options.conf).at(options.root / "executions"), docker_bug=options.docker_bug)
     chosen = pace(config, options.pace, options.set)
-    with Cromwell(config, options.root, options.port, chosen, options.write_delay) as server:
+    with Cromwell(config, options.root, options.port, chosen, options.write_delay, options.listen) as server:
         print(f"Cromwell's stand-in serves {server.url}", flush=True)
         stop.wait()
 

@@ -24,18 +24,19 @@ class _Handler(WSGIRequestHandler):
 
 
 class Cromwell:
-    """Serves on 127.0.0.1 from `start` to `stop`; the port is known at once, also when 0 was asked for."""
+    """Serves on `address` from `start` to `stop`; the port is known at once, also when 0 was asked for."""
 
     def __init__(
-        self, config: Config, root: Path, port: int = 0, pace: Pace | None = None, write_delay: float = 0
-    ) -> None:
+        self, config: Config, root: Path, port: int = 0, pace: Pace | None = None, write_delay: float = 0,
+        address: str = "127.0.0.1",
+    ) -> None:  # fmt: skip
         self.pace = pace or config.pace
         root.mkdir(parents=True, exist_ok=True)
         self.store = Store(root / "cromwell.db", write_delay > 0, self.pace.metadata_batch)
         self.engine = Engine(config, self.store, self.pace)
         app = create_app(config, self.store)
-        self._http = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._http = make_server(address, port, app, threaded=True, request_handler=_Handler)
+        self.url = f"http://{address}:{self._http.server_port}"
         self._write_delay = write_delay
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
