@@ -164,6 +164,18 @@ def test_status_of_a_container(engine: FakeEngine, fields: dict[str, Any], state
     assert bool(status.message) == bool(message)
 
 
+@pytest.mark.parametrize("stop", [(200, None), (500, {"message": "container state improper"})])
+def test_a_job_whose_time_is_up_is_asked_to_end_first(engine: FakeEngine, stop: Answer) -> None:
+    """And if it can't be stopped, as where somebody paused it, it is looked at all the same."""
+    container(engine, Status="running", Running=True, StartedAt=TIME)
+    for call in ("kill", "wait"):
+        engine.routes[f"POST /containers/c1/{call}"] = {}
+    engine.routes["POST /containers/c1/stop"] = lambda _: stop
+    assert load("docker", engine)[0].status("chris-jid-1").state is JobState.STARTED
+    sent = [(call.path.rsplit("/", 1)[1], call.query) for call in engine.calls if call.method == "POST"]
+    assert sent == [("kill", {"signal": "TERM"}), ("wait", {}), ("stop", {})]
+
+
 # ------------------------------------------------------------------------------------------------- part of a volume
 
 

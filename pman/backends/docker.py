@@ -9,6 +9,7 @@ looks, a job that ran longer than its limit counts as failed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -25,7 +26,7 @@ from pman.backends import docker_start, engine
 from pman.backends.docker_images import Images
 from pman.backends.docker_start import Starter
 from pman.backends.engine import Engine
-from pman.errors import BadRequest, Conflict, NotFound, Unreachable, no_such_job
+from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, no_such_job
 from pman.job import Job, backend_name
 from pman.render import Spec
 from pman.settings import Settings
@@ -164,12 +165,15 @@ class DockerBackend:
         return bool(overdue)
 
     def _stop(self, container: Json) -> None:
-        grace = container["Config"].get("StopTimeout") or 10
-        seconds = grace + self._settings.docker_timeout_seconds
+        """SIGTERM, and when the grace period is over the engine's own `stop`, whose signal the template sets."""
+        path, grace = f"/containers/{container['Id']}", container["Config"].get("StopTimeout") or 10
         try:
-            self._engine.call("POST", f"/containers/{container['Id']}/stop", t=grace, timeout_seconds=seconds)
-        except (NotFound, Conflict):
-            log.info("the container %s was gone before it could be stopped", container["Name"])
+            self._engine.call("POST", f"{path}/kill", signal="TERM")
+            with contextlib.suppress(Unreachable):
+                self._engine.call("POST", f"{path}/wait", timeout_seconds=grace)
+            self._engine.call("POST", f"{path}/stop")
+        except (NotFound, Conflict, BackendError) as error:  # gone by itself; Podman stops none that somebody paused
+            log.info("the container %s was not stopped: %s", container["Name"], error)
 
     def jobs(self, limit: int) -> list[JobStatus]:
         found = self._engine.get("/containers/json", all=1, filters={"label": [engine.JID]})

@@ -19,6 +19,7 @@ from tests.live.engine_cases import SITE
 from tests.rig import COUNTED, FINAL, ROOT, Rig, running, wait_for
 
 pytestmark = pytest.mark.live("swarm")
+YIELDING = "trap 'exit 0' TERM; echo began; sleep 600 & wait"  # answers SIGTERM with success
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def test_dockerd_ends_under_running_jobs(daemon: Daemon, tmp_path: Path, jid: st
         server = rig.start()
         assert server.post(rig.request(failed, COUNTED + "exit 3", number_of_workers=2)).status_code == 201
         assert server.wait_final(failed)["status"] == "finishedWithError"
-        assert server.post(rig.request(jid, COUNTED + "echo began; exec sleep 600")).status_code == 201
+        assert server.post(rig.request(jid, COUNTED + YIELDING)).status_code == 201
         wait_for(lambda: rig.executions(jid), 60, "the job to run")
         server.wait_state(jid, "started")
         daemon.script(how, "dockerd")
