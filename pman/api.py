@@ -13,7 +13,7 @@ from pman.errors import BadRequest, PmanError
 from pman.job import make_job, parse_request
 from pman.render import Renderer
 from pman.settings import Settings
-from pman.status import JobState
+from pman.status import JobState, JobStatus
 from pman.storage import prepare
 
 blueprint = flask.Blueprint("api", __name__)
@@ -67,8 +67,19 @@ def read(jid: str) -> Reply:
     s = service()
     flask.g.jid = jid
     lines = _number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
-    status = metrics.ask("status", lambda: s.backend.status(jid))
-    return status.to_json(metrics.ask("logs", lambda: s.backend.logs(status, lines)) if lines else ""), 200
+    status, logs = look(jid, lines)
+    return status.to_json(logs), 200
+
+
+def look(jid: str, lines: int) -> tuple[JobStatus, str]:
+    """A job and the end of its logs, under one retry policy: two after each other could outlast pfcon's patience."""
+    backend = service().backend
+
+    def once() -> tuple[JobStatus, str]:
+        status = metrics.ask_once("status", lambda: backend.status(jid))
+        return status, metrics.ask_once("logs", lambda: backend.logs(status, lines)) if lines else ""
+
+    return metrics.repeat("status", once)
 
 
 @blueprint.delete("/api/v1/<jid>/")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
+
+READ_SECONDS = 20.0  # for the logs of all workers of a job together; pfcon waits 100 s for its answer
 _BLOCK = 64 * 1024
 _MIN_WORKER_BYTES = 4096
 
@@ -50,6 +56,23 @@ def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) 
         for index in range(workers)
     ]
     return join_workers(texts, max_lines, max_bytes)
+
+
+def read_all(read: Callable[[T, float], str], workers: Sequence[T], at_once: int = 1) -> list[str]:
+    """Each worker's log as `read(worker, seconds)` gets it, `at_once` of them at a time.
+
+    seconds: what is left of READ_SECONDS. A worker whose turn comes later has a line that says so in place of its log.
+    """
+    deadline = time.monotonic() + READ_SECONDS
+
+    def text(worker: T) -> str:
+        left = deadline - time.monotonic()
+        return read(worker, left) if left > 0 else "[pman: there was no time left for this log, ask again]\n"
+
+    if at_once == 1 or len(workers) < 2:
+        return [text(worker) for worker in workers]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(text, workers))
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:

@@ -25,6 +25,11 @@ SUBMITTED = Counter("pman_jobs_submitted", "Submissions by outcome.", ["outcome"
 
 def ask(operation: str, function: Callable[[], T]) -> T:
     """`function()` under the retry policy, each attempt measured as `operation`."""
+    return repeat(operation, lambda: ask_once(operation, function))
+
+
+def repeat(operation: str, function: Callable[[], T]) -> T:
+    """`function()` under the retry policy, what is more than one attempt counted as `operation`."""
     attempts = 0
 
     def attempt() -> T:
@@ -32,7 +37,7 @@ def ask(operation: str, function: Callable[[], T]) -> T:
         attempts += 1
         if attempts > 1:
             RETRIES.labels(operation).inc()
-        return ask_once(operation, function)
+        return function()
 
     return retry.call(attempt)
 

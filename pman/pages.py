@@ -15,7 +15,7 @@ import flask
 import jinja2
 
 from pman import __version__, metrics
-from pman.api import Service, service
+from pman.api import Service, look, service
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
 from pman.render import TARGETS, Renderer
@@ -83,9 +83,7 @@ def jobs() -> flask.Response:
 @blueprint.get("/jobs/<jid>/")
 def job(jid: str) -> flask.Response:
     """One job and the end of its output."""
-    s = service()
-    found = metrics.ask("status", lambda: s.backend.status(jid))
-    text = metrics.ask("logs", lambda: s.backend.logs(found, s.settings.job_logs_tail))
+    found, text = look(jid, service().settings.job_logs_tail)
     return _page("job.html", job=found, logs=text)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pman import backends, metrics, retry, settings
+from pman import backends, logs, metrics, retry, settings
+from pman.app import create_app
 from pman.backends import Backend, docker, swarm
 from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
 from pman.job import make_job, validate
@@ -349,6 +350,53 @@ def test_a_silent_job_of_this_node_is_asked_for_once(engine: FakeEngine) -> None
     engine.calls.clear()
     backend.logs(status, 10)
     assert [call.path for call in engine.calls if "/tasks/" in call.path] == ["/tasks/t2/logs"]
+
+
+def workers(engine: FakeEngine, count: int, *states: dict[str, Any] | None) -> None:
+    """The job of REQUEST as several containers, None for one that is not there."""
+    for number, state in reversed(list(enumerate(states))):
+        container(engine, **(state or {}))
+        found = engine.routes.pop("GET /containers/chris-jid-1/json")
+        found["Config"]["Labels"]["org.chrisproject.pman.workers"] = str(count)
+        name = f"chris-jid-1.{number}" if number else "chris-jid-1"
+        if state is not None:
+            engine.routes[f"GET /containers/{name}/json"] = found | {"Id": f"c{number}", "Name": f"/{name}"}
+        engine.routes[f"GET /containers/c{number}/logs"] = "x"
+
+
+def test_a_worker_whose_container_is_gone(engine: FakeEngine) -> None:
+    """It may not be made yet; the others keep their numbers."""
+    workers(engine, 3, {"Status": "exited"}, None, {"Status": "exited", "ExitCode": 3})
+    backend = load("docker", engine)[0]
+    status = backend.status("chris-jid-1")
+    assert status.state is JobState.STARTED
+    assert status.message == (
+        "worker 1: There is no container yet, or somebody removed it. worker 2: The job ended with exit code 3."
+    )
+    assert backend.logs(status, 10) == "=== worker 0 ===\n=== worker 1 ===\n=== worker 2 ===\n"
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+def test_logs_end_when_their_time_is_over(engine: FakeEngine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "READ_SECONDS", 0)
+    service(engine, task("running"), task("running", 2))
+    workers(engine, 2, {"Status": "running"}, {"Status": "running"})
+    backend = load(name, engine)[0]
+    assert backend.logs(backend.status("chris-jid-1"), 10).count("no time left for this log") == 2
+    assert not any(call.path.endswith("/logs") for call in engine.calls)
+
+
+def test_a_get_has_one_retry_policy_for_status_and_logs(engine: FakeEngine) -> None:
+    """Two after each other could last longer than pfcon waits."""
+    service(engine, task("complete"))
+    backend, config = load("swarm", engine, SECRET_KEY="a secret key for tests")
+    found = engine.routes["GET /services/chris-jid-1"]
+    cuts = [None, None]
+    engine.routes["GET /services/chris-jid-1"] = lambda _: cuts.pop() if cuts else (200, found)
+    engine.routes["GET /containers/c1/logs"] = lambda _: None
+    assert create_app(config, backend).test_client().get("/api/v1/chris-jid-1/").status_code == 503
+    asked = [call.path for call in engine.calls]
+    assert (asked.count("/services/chris-jid-1"), asked.count("/containers/c1/logs")) == (retry.ATTEMPTS, 2)
 
 
 # -------------------------------------------------------------------------------------------------------- credentials

@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -57,7 +57,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    containers: tuple[Json, ...]  # inspect documents, in the order of the workers
+    containers: tuple[Json | None, ...]  # inspect documents, in the order of the workers; None: there is none
 
 
 class DockerBackend:
@@ -107,9 +107,9 @@ class DockerBackend:
             image=labels.get(engine.IMAGE, config["Image"]),
             cmd=shlex.join([*_list(config.get("Entrypoint")), *_list(config.get("Cmd"))]),
             state=state,
-            message=_message(present),
+            message=join_messages([_words(container) for container in workers]),
             finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
-            private=_Found(tuple(present)),
+            private=_Found(tuple(workers)),
             posted_at=engine.time_of(first["Created"]),
         )
 
@@ -140,11 +140,13 @@ class DockerBackend:
         found = status.private
         assert isinstance(found, _Found)
         share = logs.share_of(self._max_log_bytes, len(found.containers))
-        texts = [
-            self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share) or ""
-            for container in found.containers
-            if _state(container) is not JobState.NOT_STARTED
-        ]
+
+        def text(container: Json | None, seconds: float) -> str:
+            if container is None or _state(container) is JobState.NOT_STARTED:
+                return ""
+            return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share, seconds) or ""
+
+        texts = logs.read_all(text, found.containers, engine.LOGS_AT_ONCE)
         return logs.join_workers(texts, max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
@@ -247,11 +249,9 @@ def _state(container: Json) -> JobState:
     return JobState.FAILED if _start_error(container) else state
 
 
-def _message(containers: Sequence[Json]) -> str:
-    return join_messages([_words(container) for container in containers])
-
-
-def _words(container: Json) -> str:
+def _words(container: Json | None) -> str:
+    if container is None:
+        return "There is no container yet, or somebody removed it."
     state, labels, outcome = container["State"], _labels(container), _state(container)
     if outcome is JobState.NOT_STARTED:
         return "The container has been made, but not started; post the job again."

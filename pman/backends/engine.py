@@ -42,6 +42,7 @@ POOL_SIZE = 64  # connections kept; more are opened in need, and closed after us
 SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
 QUIET_SECONDS = 0.5  # a followed log that was silent for so long is taken to be read to its end
 FOLLOW_SECONDS = 1.0  # one that is never silent is read for so long
+LOGS_AT_ONCE = 8
 CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 # What engines answer 500 to although the same call succeeds a moment later.
@@ -114,16 +115,17 @@ class Engine:
             self._credentials[registry] = (time.monotonic() + CREDENTIALS_SECONDS, header)
         return header
 
-    def tail(self, path: str, max_lines: int, max_bytes: int, *, follow: bool = False) -> str | None:
+    def tail(self, path: str, max_lines: int, max_bytes: int, seconds: float, *, follow: bool = False) -> str | None:
         """The end of a log at `path`, both streams in the order in which the engine got them; None where there is none.
 
-        Holds little more than `max_bytes` at a time however much comes. With `follow` until it is quiet or for a
-        second: the only way to read one that the engine does not think has begun.
+        Holds little more than `max_bytes` at a time however much comes. What has not come after `seconds` is left out.
+        With `follow` until it is quiet or for a second: the only way to read one that the engine does not think has
+        begun.
         """
         kept = bytearray()
         try:
             answer = self.call("GET", path, stream=True, stdout=1, stderr=1, tail=max_lines, follow=int(follow))
-            deadline = time.monotonic() + (FOLLOW_SECONDS if follow else self._timeout_seconds)
+            deadline = time.monotonic() + (FOLLOW_SECONDS if follow else seconds)
             with answer:
                 if follow:
                     cast(Any, answer).connection.sock.settimeout(QUIET_SECONDS)

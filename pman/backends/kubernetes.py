@@ -199,7 +199,7 @@ class KubernetesBackend:
         share = max(1, max_lines // max(1, len(pods)))
         size = logs.share_of(self._max_log_bytes, len(pods))
         reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share, size)
-        texts = [reader.read(pod) if _begun(pod) else "" for pod in pods]
+        texts = logs.read_all(lambda pod, seconds: reader.read(pod, seconds) if _begun(pod) else "", pods)
         several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1
         numbers = [reasons.index(pod) for pod in pods] if several else None
         return logs.join_workers(texts, max_lines, self._max_log_bytes, numbers)

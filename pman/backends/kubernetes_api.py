@@ -82,8 +82,6 @@ class Api:
 
         Raises LogsUnavailable when it is not all there after `seconds` and one read time-out.
         """
-        if seconds <= 0:
-            raise LogsUnavailable("there is no time left for them")
         deadline = time.monotonic() + seconds
         try:
             response = self._send("GET", path, query, stream=True)

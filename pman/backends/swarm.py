@@ -16,9 +16,7 @@ import contextlib
 import logging
 import re
 import shlex
-import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +53,6 @@ STATES: dict[str, JobState] = {
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 DELETE_SECONDS = 15.0  # for a busy node to end a job, beyond the job's grace period
 MAX_DELETE_SECONDS = 85.0  # pfcon waits 100 s
-LOGS_AT_ONCE = 8
-LOGS_SECONDS = 20.0  # for all workers of a job together; pfcon waits 100 s
 SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
 NOT_A_MANAGER = (
     "The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
@@ -185,27 +181,23 @@ class SwarmBackend:
         found = status.private
         assert isinstance(found, _Found)
         share = logs.share_of(self._max_log_bytes, len(found.tasks))
-        deadline = time.monotonic() + LOGS_SECONDS
 
-        def text(task: Json) -> str:
-            late = time.monotonic() > deadline
-            return "pman: ask again for this log.\n" if late else self._log(task, max_lines, share)
+        def text(task: Json, seconds: float) -> str:
+            return self._log(task, max_lines, share, seconds)
 
-        if len(found.tasks) < 2:
-            return logs.join_workers([text(task) for task in found.tasks], max_lines, self._max_log_bytes)
-        with ThreadPoolExecutor(LOGS_AT_ONCE) as pool:
-            return logs.join_workers(list(pool.map(text, found.tasks)), max_lines, self._max_log_bytes)
+        texts = logs.read_all(text, found.tasks, engine.LOGS_AT_ONCE)
+        return logs.join_workers(texts, max_lines, self._max_log_bytes)
 
-    def _log(self, task: Json, max_lines: int, max_bytes: int) -> str:
+    def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float) -> str:
         if not _container(task):
             return ""
         if task.get("NodeID") == self._own_node():
-            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes)
+            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes, seconds)
             if text is not None:
                 return text
         # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
         follow = task["Status"]["State"] == "starting"
-        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, follow=follow) or ""
+        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, seconds, follow=follow) or ""
 
     def _own_node(self) -> str:
         if not self._node_id:
