@@ -228,6 +228,29 @@ def test_an_engine_of_another_version_is_connected_anew(engine: FakeEngine) -> N
     assert [call.path for call in engine.calls].count("/version") == 2
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("locked", "Swarm is encrypted and needs to be unlocked before it can be used."),
+        ("pending", "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the c."),
+    ],
+)
+def test_a_manager_that_is_not_ready(engine: FakeEngine, state: str, words: str) -> None:
+    """As after a restart: pman starts, and neither says that there is no Swarm nor gives up at once."""
+    info = {"Swarm": {"LocalNodeState": state, "ControlAvailable": False, "NodeID": "node-1"}}
+    engine.routes["GET /info"] = info
+    backend = load("swarm", engine)[0]
+    with pytest.raises(Unreachable, match="does not take part in its Swarm now"):
+        backend.ping()
+    service(engine, task("complete"))
+    found = engine.routes["GET /services/chris-jid-1"]
+    engine.routes["GET /services/chris-jid-1"] = once(lambda _: (503, {"message": words}), lambda _: (200, found))
+    assert metrics.ask("status", lambda: backend.status("chris-jid-1")).state is JobState.SUCCEEDED
+    info["Swarm"]["LocalNodeState"] = "inactive"
+    with pytest.raises(BackendError, match="run `docker swarm init` there"):
+        backend.ping()
+
+
 def test_an_engine_that_hangs_holds_all_up_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "engine.sock"))

@@ -48,6 +48,7 @@ _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 # What engines answer 500 to although the same call succeeds a moment later.
 _PASSING = re.compile(
     r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
+    r"|is being prepared|needs to be unlocked"  # the second as soon as somebody does it
     r"|does not exist in database|/cgroup: no such process"  # Podman, of a container on its way out
 )
 _NAME_TAKEN = re.compile(r"name .* is already in use")
@@ -261,7 +262,7 @@ def _error(answer: urllib3.BaseHTTPResponse, request: str) -> PmanError:
     if "ResourceExhausted" in detail or "larger than max" in words:
         return TooLarge(f"The job is too large for the container engine: {words}", detail=detail)
     if _PASSING.search(words) or answer.status in (502, 504):
-        return Unreachable(f"The container engine is busy: {words}", detail=detail)
+        return Unreachable(f"The container engine cannot answer now: {words}", detail=detail)
     return BackendError(f"The container engine says: {words}", detail=detail)
 
 

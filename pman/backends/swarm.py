@@ -54,6 +54,9 @@ OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 DELETE_SECONDS = 15.0  # for a busy node to end a job, beyond the job's grace period
 MAX_DELETE_SECONDS = 85.0  # pfcon waits 100 s
 SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
+# Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
+# engines that may be a manager again. `inactive`, or `active` without control, is none.
+UNSETTLED = frozenset({"pending", "locked", "error"})
 NOT_A_MANAGER = (
     "The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
     "or set CONTAINER_ENV=docker to use one engine without a Swarm."
@@ -266,6 +269,9 @@ class SwarmBackend:
     def ping(self) -> None:
         swarm = self._engine.get("/info").get("Swarm", {})
         if not swarm.get("ControlAvailable"):
+            if (state := swarm.get("LocalNodeState")) in UNSETTLED:
+                why = engine.sentence(swarm.get("Error") or state)
+                raise Unreachable(f"The engine at {self._engine.host} does not take part in its Swarm now: {why}")
             raise BackendError(NOT_A_MANAGER.format(host=self._engine.host))
         self._node_id = swarm.get("NodeID", "")
         self._require_subpath()
