@@ -399,6 +399,15 @@ def test_a_worker_whose_container_is_gone(engine: FakeEngine) -> None:
     assert backend.logs(status, 10) == "=== worker 0 ===\n=== worker 1 ===\n=== worker 2 ===\n"
 
 
+def test_a_followed_log_behind_a_proxy_that_closes_connections(tmp_path: Path) -> None:
+    with FakeEngine(tmp_path / "engine.sock", closes=True) as engine:
+        service(engine, task("starting") | {"NodeID": "another"})
+        engine.routes["GET /tasks/t1/logs"] = "x"
+        backend = load("swarm", engine)[0]
+        assert backend.logs(backend.status("chris-jid-1"), 10) == ""
+        assert engine.calls[-1].query["follow"] == "1"
+
+
 @pytest.mark.parametrize("name", ["swarm", "docker"])
 def test_logs_end_when_their_time_is_over(engine: FakeEngine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "READ_SECONDS", 0)

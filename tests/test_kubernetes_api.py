@@ -377,6 +377,35 @@ def test_one_stuck_worker_is_explained_and_ends_the_job(script: Script, backend:
     assert patch["metadata"]["annotations"] == {"org.chrisproject.pman.gave-up": STUCK}
 
 
+def test_a_job_that_may_not_be_ended_is_still_shown(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    denied = {"message": 'admission webhook "w.example.org" denied the request: jobs do not change'}
+    script.answers = [*running_one_of_two(job, spec), mount_events(15), (403, {}, denied)]
+    status = backend.status("ok2")
+    assert (status.state, status.message) == (JobState.STARTED, STUCK)
+
+
+def test_a_login_page_is_no_answer(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Of a proxy before the API server; nor are they a job's logs."""
+    job, spec = job_and_spec(number_of_workers=1)
+    login: Answer = 302, {"Location": "/login"}, b"<html>log in</html>"
+    script.answers = [login]
+    with pytest.raises(BackendError, match=r"error \(302\)"):
+        backend.status("ok2")
+    script.answers = [(200, {}, finished(job, spec)), (200, {}, {"items": pods_of(job, (0, "a"))}), login]
+    with pytest.raises(BackendError, match=r"error \(302\)"):
+        backend.logs(backend.status("ok2"), 10)
+
+
+def test_a_list_that_took_too_long_is_begun_again(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    page = {"items": [finished(job, spec)], "metadata": {"continue": "token"}}
+    expired = {"reason": "Expired", "message": "The provided continue parameter is too old"}
+    last: dict[str, Any] = {"items": [], "metadata": {}}
+    script.answers = [(200, {}, page), (410, {}, expired), (200, {}, page), (200, {}, last)]
+    assert [status.jid for status in retry.call(backend.jobs, 5)] == ["ok2"]
+
+
 def test_a_refused_worker_is_explained(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     """The job has one pod less than workers."""
     job, spec = job_and_spec()

@@ -128,8 +128,8 @@ class Engine:
             answer = self.call("GET", path, stream=True, stdout=1, stderr=1, tail=max_lines, follow=int(follow))
             deadline = time.monotonic() + (FOLLOW_SECONDS if follow else seconds)
             with answer:
-                if follow:
-                    cast(Any, answer).connection.sock.settimeout(QUIET_SECONDS)
+                if follow and (sock := cast(Any, answer).connection.sock):  # None behind a proxy that will close it
+                    sock.settimeout(QUIET_SECONDS)
                 for payload in _payloads(answer):
                     kept += payload
                     if len(kept) > 2 * max_bytes:

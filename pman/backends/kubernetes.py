@@ -184,11 +184,12 @@ class KubernetesBackend:
         """Have Kubernetes fail the job: its condition Failed makes it final, for every pman alike.
 
         A deadline that has passed does it. It ends workers that run, and takes their logs away, as when one of them
-        fails. Nothing happens when the job has changed since it was read.
+        fails. Nothing happens when the job has changed since it was read, or when a policy of the cluster forbids it.
         """
         metadata = {"annotations": {reasons.GAVE_UP: sentence}, "resourceVersion": job["metadata"]["resourceVersion"]}
         patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
-        self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
+        with contextlib.suppress(Refused, BadRequest):
+            self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private

@@ -70,10 +70,13 @@ class Api:
         body: object = None,
         allow: Collection[int] = (),
     ) -> tuple[int, Object]:
-        """Status code and body of an answer below 400 or in `allow`; any other becomes one of pman's errors."""
+        """Status code and body of an answer below 300 or in `allow`; any other becomes one of pman's errors.
+
+        A redirection is one: it leads to the login page of a proxy before the API server.
+        """
         response = self._send(method, path, query, body)
         data = _json(response.data)
-        if response.status >= 400 and response.status not in allow:
+        if response.status >= 300 and response.status not in allow:
             raise self._error(response, data)
         return response.status, data
 
@@ -89,7 +92,7 @@ class Api:
                 return b""
             if response.status in (500, 502, 504):
                 raise LogsUnavailable(_sentence(_json(response.read(4096))))
-            if response.status >= 400:
+            if response.status >= 300:
                 raise self._error(response, _json(response.read(65536)))
             return _last(response, max_bytes, deadline)
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
@@ -150,7 +153,8 @@ def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
             f"The template renders what is no Job: {said}.",
         ),
         (status in (400, 422), BadRequest, f"Kubernetes refuses the job: {_causes(data) or said}."),
-        (status == 429 or status >= 500, Unreachable, f"Kubernetes cannot answer now ({status}): {said}."),
+        # 410: of a list in pieces, which has to be begun again
+        (status in (410, 429) or status >= 500, Unreachable, f"Kubernetes cannot answer now ({status}): {said}."),
         (True, BackendError, f"Kubernetes answers with an error ({status}): {said}."),
     ]
     error = next(kind(sentence) for holds, kind, sentence in rows if holds)

@@ -40,11 +40,13 @@ class FakeEngine:
     """Listens on a unix socket while it is entered.
 
     routes: "METHOD /path" -> the JSON of a 200, or a function of the Call. Anything else is answered 404.
+    closes: after each answer, as some proxies before an engine do.
     """
 
     socket: Path
     routes: dict[str, Any] = field(default_factory=lambda: dict(ROUTES))
     calls: list[Call] = field(default_factory=list)
+    closes: bool = False
 
     @property
     def url(self) -> str:
@@ -61,6 +63,7 @@ class FakeEngine:
 
         class Handler(_Handler):
             answer = staticmethod(engine.answer)
+            closes = engine.closes
 
         self._server = _Server(str(self.socket), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -79,6 +82,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     answer: Callable[[Call], Answer]
+    closes: bool
 
     def setup(self) -> None:
         super().setup()
@@ -97,6 +101,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(answer[0])
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))
+        if self.closes:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(payload)
 
