@@ -150,6 +150,8 @@ def container(engine: FakeEngine, **state: Any) -> None:
         ({"Status": "dead", "ExitCode": 0}, "finishedWithError", "exit code 0."),
         ({"Status": "removing"}, "started", ""),
         ({"Status": "thinking"}, "undefined", ""),
+        ({"Status": "created", "StartedAt": TIME}, "finishedWithError", "the machine restarted"),
+        ({"Status": "exited", "StartedAt": TIME}, "finishedWithError", "the machine restarted"),
         (
             {"Status": "exited", "StartedAt": "2026-01-01T00:00:00Z", "FinishedAt": "2026-01-01T00:05:01Z"},
             "finishedWithError",

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # Every state of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Container/operation/ContainerInspect,
 # then those that https://github.com/containers/podman/blob/v4.3/libpod/define/containerstate.go has besides.
 STATES: dict[str, JobState] = {
-    "created": JobState.NOT_STARTED,  # or FAILED, where the engine could not start it
+    "created": JobState.NOT_STARTED,  # or FAILED, where the engine could not start it, or has forgotten it
     "running": JobState.STARTED,
     "paused": JobState.STARTED,
     "restarting": JobState.STARTED,
@@ -223,9 +223,17 @@ def _limit(labels: Json) -> timedelta:
     return timedelta(minutes=int(labels.get(engine.LIMIT, 0) or 525_600_000))
 
 
-def _start_error(container: Json) -> str:
+def _broken_off(container: Json) -> str:
+    """Why a container counts as failed that neither its state nor its exit code calls so; "" for any other.
+
+    It could not be started, or nobody saw it end: when its machine has restarted, Podman 4 says of what ran there that
+    it is created, and Podman 5 that it exited with code 0.
+    """
     state = container["State"]
-    return str(state.get("Error") or "") if state["Status"] in ("created", "configured", "initialized") else ""
+    name, began, ended = STATES.get(state["Status"]), *map(engine.time_of, (state["StartedAt"], state["FinishedAt"]))
+    if name in (JobState.NOT_STARTED, JobState.SUCCEEDED) and began and not ended:
+        return "The job was cut off: the machine restarted while it ran."
+    return str(state.get("Error") or "") if name is JobState.NOT_STARTED else ""
 
 
 def _startable(container: Json) -> bool:
@@ -246,7 +254,7 @@ def _state(container: Json) -> JobState:
         log.warning("the engine says %r of a container, which pman does not know", name)
     if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container, datetime.now(UTC))):
         return JobState.FAILED
-    return JobState.FAILED if _start_error(container) else state
+    return JobState.FAILED if _broken_off(container) else state
 
 
 def _words(container: Json | None) -> str:
@@ -257,7 +265,7 @@ def _words(container: Json | None) -> str:
         return "The container has been made, but not started; post the job again."
     if outcome is not JobState.FAILED:
         return ""
-    if error := _start_error(container):
+    if error := _broken_off(container):
         return engine.sentence(error)
     if _overdue(container, datetime.now(UTC)):
         return f"The job ran into its time limit of {labels.get(engine.LIMIT)} minutes."
