@@ -109,6 +109,9 @@ def task(state: str, slot: int = 1, created: str = TIME, error: str = "", code: 
         ([task("failed", error="task: non-zero exit (3)", code=3)], "finishedWithError", "exit code 3."),
         ([task("failed", error="x: unhealthy container", code=3)], "finishedWithError", "its time limit of 5 minutes."),
         ([task("remove")], "started", ""),
+        ([task("running") | {"DesiredState": "shutdown"}], "started", "it may be away."),
+        ([task("preparing") | {"DesiredState": "shutdown"}], "notstarted", "it may be away."),
+        ([task("complete") | {"DesiredState": "shutdown"}], "finishedSuccessfully", ""),
         ([task("pending", error="no suitable node (x)")], "notstarted", "no suitable node (x)."),
         ([task("thinking")], "undefined", ""),
         ([task("complete"), task("failed", 2, code=1)], "finishedWithError", "worker 1: The job ended with exit code 1."),  # noqa: E501

@@ -167,6 +167,8 @@ class SwarmBackend:
             return f"The job ended with exit code {code}."
         if not text and status["State"] in OVER - {"complete"}:
             return engine.sentence(f"Swarm says {status['State']}: {status.get('Message', '')}")
+        if not text and task.get("DesiredState") == "shutdown" and status["State"] not in OVER:
+            return "Swarm has given the job up, but its node does not say that it has ended; it may be away."
         return text
 
     def _killed(self, labels: Json, task: Json, ask: bool) -> str:
