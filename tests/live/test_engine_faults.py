@@ -95,6 +95,36 @@ def test_dockerd_ends_under_running_jobs(daemon: Daemon, tmp_path: Path, jid: st
         assert [server.delete(one).status_code for one in (jid, failed, f"{jid}-next")] == [204] * 3
 
 
+def test_a_drained_node(daemon: Daemon, tmp_path: Path, jid: str) -> None:
+    """What ran there has failed, whatever it answered to SIGTERM, and runs nowhere again; what is posted waits."""
+    with running(rig_over(daemon, "swarm", tmp_path)) as rig, ExitStack() as stack:
+        api = stack.enter_context(docker.APIClient(base_url=daemon.host))
+        server = rig.start()
+
+        def make(availability: str) -> None:
+            (node,) = api.nodes()
+            api.update_node(node["ID"], node["Version"]["Index"], {"Role": "manager", "Availability": availability})
+
+        assert server.post(rig.request(jid, COUNTED + YIELDING, number_of_workers=2)).status_code == 201
+        wait_for(lambda: rig.executions(jid) == 2, 60, "the job to run")
+        make("drain")
+        try:
+            job = server.wait_final(jid)
+            assert (job["status"], bool(job["message"])) == ("finishedWithError", True), job
+            assert server.post(rig.request(f"{jid}-next", COUNTED)).status_code == 201
+            wait_for(lambda: "no suitable node" in server.get(f"{jid}-next").json()["message"], 30, "a reason")
+        finally:
+            make("active")
+        assert server.wait_final(f"{jid}-next")["status"] == "finishedSuccessfully"
+        for how in ("stop", "start"):
+            daemon.script(how, "dockerd")
+        wait_for(lambda: server.call("GET", "../../readyz").status_code == 200, 60, "pman to be ready again")
+        assert server.post(rig.request(f"{jid}-last", COUNTED)).status_code == 201
+        assert server.wait_final(f"{jid}-last")["status"] == "finishedSuccessfully"
+        assert server.get(jid).json()["status"] == "finishedWithError"
+        assert [rig.executions(one) for one in (jid, f"{jid}-next", f"{jid}-last")] == [2, 1, 1]
+
+
 def test_engine_that_leaves_its_swarm(daemon: Daemon, tmp_path: Path, jid: str) -> None:
     """Last: the Swarm is gone afterwards."""
     with running(rig_over(daemon, "swarm", tmp_path)) as rig, ExitStack() as stack:
