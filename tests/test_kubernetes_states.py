@@ -374,6 +374,7 @@ def test_errors_of_quota_and_overload() -> None:
     overload = to_error(429, {"message": "too many requests"}, "3")
     assert isinstance(overload, Unreachable)
     assert overload.retry_after_seconds == 3
+    assert type(to_error(503, {"code": 14, "message": "of a gateway before it", "details": []})) is Unreachable
 
 
 @pytest.mark.parametrize(

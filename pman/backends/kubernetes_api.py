@@ -141,7 +141,7 @@ def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
     # Transient: for a second after its start an API server does not know its roles yet, and denies everything in the
     # same words (measured on 1.35).
     denied = status == 403 and _DENIED.search(said) is not None
-    lost_namespace = data.get("details", {}).get("kind") == "namespaces"
+    lost_namespace = _details(data).get("kind") == "namespaces"
     rows: list[tuple[bool, type[PmanError], str]] = [
         (denied, Unreachable, f"pman lacks a right on Kubernetes: {said}."),
         (status == 403, Refused, f"Kubernetes refuses the job: {said}."),
@@ -235,8 +235,14 @@ def _sentence(data: Object) -> str:
     return " ".join(str(data.get("message") or data.get("reason") or "no reason given").split())[:1000].rstrip(".")
 
 
+def _details(data: Object) -> Object:
+    """Of a Status; what stands between may answer in JSON of its own, where `details` is a list or a text."""
+    details = data.get("details")
+    return details if isinstance(details, dict) else {}
+
+
 def _causes(data: Object) -> str:
-    causes = data.get("details", {}).get("causes") or []
+    causes = _details(data).get("causes") or []
     return "; ".join(dict.fromkeys(f"{cause.get('field')}: {cause.get('message')}" for cause in causes))[:1000]
 
 
