@@ -108,6 +108,7 @@ def task(state: str, slot: int = 1, created: str = TIME, error: str = "", code: 
         ([task("rejected", error="No such image: x")], "finishedWithError", "No such image: x."),
         ([task("failed", error="task: non-zero exit (3)", code=3)], "finishedWithError", "exit code 3."),
         ([task("failed", error="x: unhealthy container", code=3)], "finishedWithError", "its time limit of 5 minutes."),
+        ([task("failed", error="No such container: x.1.y")], "finishedWithError", "by an engine that shuts down."),
         ([task("remove")], "started", ""),
         ([task("running") | {"DesiredState": "shutdown"}], "started", "it may be away."),
         ([task("preparing") | {"DesiredState": "shutdown"}], "notstarted", "it may be away."),

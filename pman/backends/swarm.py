@@ -161,15 +161,13 @@ class SwarmBackend:
         code = status.get("ContainerStatus", {}).get("ExitCode", 0)
         if "unhealthy container" in text:
             return f"The job ran into its time limit of {labels.get(engine.LIMIT, 'some')} minutes."
+        if text.startswith("No such container"):
+            return "The job's container was removed while it ran, as by an engine that shuts down."
         if code == 137 and status["State"] == "failed":
             return self._killed(labels, task, ask)
         if status["State"] == "failed" and code:
             return f"The job ended with exit code {code}."
-        if not text and status["State"] in OVER - {"complete"}:
-            return engine.sentence(f"Swarm says {status['State']}: {status.get('Message', '')}")
-        if not text and task.get("DesiredState") == "shutdown" and status["State"] not in OVER:
-            return "Swarm has given the job up, but its node does not say that it has ended; it may be away."
-        return text
+        return text or _unsaid(task)
 
     def _killed(self, labels: Json, task: Json, ask: bool) -> str:
         """Swarm does not say what ended a container by SIGKILL; its node may, where that is the node asked."""
@@ -315,6 +313,16 @@ def _container(task: Json) -> str:
 def _newest_by_slot(tasks: Iterable[Json]) -> list[Json]:
     slots = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}
     return [slots[slot] for slot in sorted(slots)]
+
+
+def _unsaid(task: Json) -> str:
+    """A sentence about a task without an error, "" where all is well."""
+    state = task["Status"]["State"]
+    if state in OVER - {"complete"}:
+        return engine.sentence(f"Swarm says {state}: {task['Status'].get('Message', '')}")
+    if state not in OVER and task.get("DesiredState") == "shutdown":
+        return "Swarm has given the job up, but its node does not say that it has ended; it may be away."
+    return ""
 
 
 def _state(task: Json) -> JobState:
