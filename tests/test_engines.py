@@ -95,7 +95,6 @@ def task(state: str, slot: int = 1, created: str = TIME, error: str = "", code: 
     status = {"State": state, "Err": error, "Timestamp": created, "Message": "words", "ContainerStatus": container}
     return {
         "ID": f"t{slot}", "ServiceID": "s1", "NodeID": "node-1", "Slot": slot, "CreatedAt": created, "Status": status,
-        "Spec": {"ContainerSpec": {"StopGracePeriod": 0}},
     }  # fmt: skip
 
 

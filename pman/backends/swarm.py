@@ -51,8 +51,7 @@ STATES: dict[str, JobState] = {
     "remove": JobState.STARTED,  # being removed: its container may still write
 }
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
-DELETE_SECONDS = 15.0  # for a busy node to end a job, beyond the job's grace period
-MAX_DELETE_SECONDS = 85.0  # pfcon waits 100 s
+DELETE_SECONDS = 25.0  # for a busy node to end a job, by SIGKILL; pfcon waits 100 s
 SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
 # Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
 # engines that may be a manager again. `inactive`, or `active` without control, is none.
@@ -224,12 +223,10 @@ class SwarmBackend:
         def living() -> list[Json]:
             return [task for task in self._living(jid) if task["ServiceID"] in service_ids]
 
-        left = living()
-        seconds = min(max(map(_grace_seconds, left), default=0) + DELETE_SECONDS, MAX_DELETE_SECONDS)
-        if not left or retry.wait_until(lambda: not living(), seconds, first_pause=0.02, longest_pause=0.25):
+        if retry.wait_until(lambda: not living(), DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
             return
         if any(self._is_up(task) for task in living()):
-            raise Unreachable(f"The job {jid} has not ended within {seconds:.0f} s; delete it again.")
+            raise Unreachable(f"The job {jid} has not ended within {DELETE_SECONDS:.0f} s; delete it again.")
         log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
 
     def _living(self, jid: str) -> list[Json]:
@@ -300,10 +297,6 @@ def _replicas(service: Json) -> int:
 
 def _image(body: Json) -> str:
     return str(body.get("TaskTemplate", {}).get("ContainerSpec", {}).get("Image", ""))
-
-
-def _grace_seconds(task: Json) -> float:
-    return float(task["Spec"].get("ContainerSpec", {}).get("StopGracePeriod") or 0) / 1e9
 
 
 def _container(task: Json) -> str:

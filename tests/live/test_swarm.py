@@ -189,18 +189,6 @@ class TestSwarm(EngineCases):
         assert job["message"] == "The job ran into its time limit of 1 minutes."
         assert rig.executions(yielding) == 1
 
-    def test_delete_waits_for_a_long_grace_period(
-        self, rig: Rig, jid: str, tmp_path: Path, api: docker.APIClient
-    ) -> None:
-        """204 means that nothing writes any more."""
-        (tmp_path / "site.yaml").write_text("stop_grace_seconds: 27\n")
-        server = rig.start(TEMPLATES_DIR=str(tmp_path))
-        server.post(rig.request(jid, "trap '' TERM; echo on; while :; do sleep 1; done"))
-        wait_for(lambda: server.get(jid).json().get("logs"), rig.job_seconds, "the job to heed no signal")
-        assert server.delete(jid).status_code == 204
-        assert api.containers(filters={"label": f"com.docker.swarm.service.name={jid}"}) == []
-        server.stop()
-
 
 def certificates(directory: Path) -> None:
     """An authority, and a certificate of its for 127.0.0.1 and for clients, under the names that Docker gives them."""
