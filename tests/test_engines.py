@@ -335,6 +335,17 @@ def test_a_delete_is_done_when_nothing_writes_any_more(engine: FakeEngine, node:
             backend.delete("chris-jid-1")
 
 
+def test_a_post_while_the_leader_changes(engine: FakeEngine) -> None:
+    """The old leader does not know what became of it: here, the service was made."""
+    backend, config = load("swarm", engine)
+    service(engine, task("running"), **{"org.chrisproject.pman.digest": make_job(validate(REQUEST), config).digest})
+    lost = "rpc error: code = Unknown desc = raft: failed to process the request: node lost leader status"
+    engine.routes["POST /services/create"] = once(
+        lambda _: (500, {"message": lost}), lambda _: (409, {"message": "name conflicts with an existing object"})
+    )
+    assert posted(backend, config).state is JobState.STARTED
+
+
 def test_a_post_beside_a_delete_may_be_repeated(engine: FakeEngine) -> None:
     """The service is found, and gone when its tasks are asked for."""
     backend, config = load("swarm", engine)
