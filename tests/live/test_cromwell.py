@@ -196,6 +196,19 @@ def test_a_program_that_ignores_the_signal_writes_nothing_after_its_end(
     assert lines.read_text() == written
 
 
+def test_requeued_by_an_admin_runs_once(server: Server, rig: Rig, slurm: Slurm, jid: str) -> None:
+    server.post(rig.request(jid, COUNTED + "sleep 600"))
+    wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
+    (number,) = slurm.jobs(jid, "RUNNING")
+    slurm.run("scontrol", "update", f"jobid={number}", "requeue=1")
+    slurm.run("scontrol", "requeue", number)
+    wait_for(lambda: slurm.jobs(jid, "PENDING"), 30, "the job to be back in the queue")
+    slurm.run("scontrol", "update", f"jobid={number}", "starttime=now")  # SLURM would wait two minutes
+    assert server.wait_final(jid)["status"] == "finishedWithError"
+    wait_for(lambda: not slurm.jobs(jid, "PENDING,RUNNING,COMPLETING"), 30, "SLURM to be done with the job")
+    assert rig.executions(jid) == 1
+
+
 def test_a_signal_is_not_the_time_limit(server: Server, rig: Rig, slurm: Slurm, jid: str) -> None:
     """As before a preemption, or by somebody's scancel: the job is RUNNING in SLURM."""
     server.post(rig.request(jid, COUNTED + "sleep 300"))

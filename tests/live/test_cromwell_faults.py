@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -230,13 +230,13 @@ TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on sen
 
 
 @contextmanager
-def with_sbatch(slurm: Slurm, directory: Path, script: str) -> Iterator[Rig]:
-    """A rig over a Cromwell whose sbatch is this shell script, which fails after all; $SBATCH is the real one."""
+def with_program(slurm: Slurm, directory: Path, name: str, script: str) -> Iterator[Rig]:
+    """A rig over a Cromwell whose program of SLURM's of that name is this shell script; $REAL is the real one."""
     (directory / "bin").mkdir()
-    sbatch = directory / "bin" / "sbatch"
-    sbatch.write_text(f"#!/bin/sh\nSBATCH={shutil.which('sbatch')}\n{script}\necho '{TIMED_OUT}' >&2\nexit 1\n")
-    sbatch.chmod(0o755)
-    path = f"{sbatch.parent}:{os.environ['PATH']}"
+    program = directory / "bin" / name
+    program.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{script}\n")
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
     with (
         cromwell(directory / "engine", slurm, "bubblewrap", PMAN_RC_WAIT="2", PATH=path) as engine,
         rig_over(engine, directory) as rig,
@@ -244,8 +244,40 @@ def with_sbatch(slurm: Slurm, directory: Path, script: str) -> Iterator[Rig]:
         yield rig
 
 
+def with_sbatch(slurm: Slurm, directory: Path, script: str) -> AbstractContextManager[Rig]:
+    """with_program() for an sbatch that fails after all."""
+    return with_program(slurm, directory, "sbatch", f"{script}\necho '{TIMED_OUT}' >&2\nexit 1")
+
+
+def test_squeue_says_more_than_the_state(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """A job that runs is not taken for a dead one."""
+    asked = tmp_path / "asked"
+    script = f"echo 'squeue: warning: something is deprecated' >&2; echo >> {asked}; exec \"$REAL\" \"$@\""
+    with with_program(slurm, tmp_path, "squeue", script) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED + UNTIL_GO))
+        server.wait_state(jid, "started")
+        before = len(asked.read_text()) if asked.exists() else 0
+        wait_for(lambda: asked.exists() and len(asked.read_text()) > before + 2, 60, "Cromwell to look for the job")
+        let_go(rig, jid)
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+
+
+def test_slurm_is_away_when_a_job_is_deleted(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    script = f"""[ -e {tmp_path}/tried ] && exec "$REAL" "$@"
+touch {tmp_path}/tried
+echo 'scancel: error: Unable to contact slurm controller (connect failure)' >&2
+exit 1"""
+    with with_program(slurm, tmp_path, "scancel", script) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED + "sleep 300"))
+        wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
+        assert server.delete(jid).status_code == 204
+        assert not slurm.jobs(jid, "RUNNING,PENDING")
+
+
 def test_sbatch_gives_up_on_a_job_that_slurm_has_taken(slurm: Slurm, tmp_path: Path, jid: str) -> None:
-    with with_sbatch(slurm, tmp_path, '"$SBATCH" "$@" > /dev/null') as rig:
+    with with_sbatch(slurm, tmp_path, '"$REAL" "$@" > /dev/null') as rig:
         server = rig.start()
         server.post(rig.request(jid, COUNTED))
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
@@ -255,7 +287,7 @@ def test_sbatch_gives_up_on_a_job_that_slurm_has_taken(slurm: Slurm, tmp_path: P
 def test_slurm_takes_a_job_after_its_sbatch_has_failed(slurm: Slurm, tmp_path: Path, jid: str) -> None:
     """It was reported as failed, so it does not run."""
     later = tmp_path / "later"
-    late = f'(until [ -e "{later}" ]; do sleep 0.1; done; exec "$SBATCH" "$@") > /dev/null 2>&1 &'
+    late = f'(until [ -e "{later}" ]; do sleep 0.1; done; exec "$REAL" "$@") > /dev/null 2>&1 &'
     with with_sbatch(slurm, tmp_path, late) as rig:
         server = rig.start()
         server.post(rig.request(jid, COUNTED))
