@@ -9,7 +9,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,7 @@ from pman.backends import directories, slurm, slurm_commands, slurm_state
 from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
 from pman.status import JobState
 from tests.generate import requests
-from tests.rig import wait_for
+from tests.rig import ROOT, wait_for
 
 # "JOB STATE CODES" of squeue(1), SLURM 22.05, and what https://slurm.schedmd.com/job_state_codes.html adds.
 DOCUMENTED = """BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING
@@ -134,6 +136,7 @@ def test_rows_of_squeue_and_sacct(tmp_path: Path) -> None:
         ("sbatch: error: Batch job submission failed: Slurm backup controller in standby mode", 1, Unreachable),
         ("sbatch: error: If munged is up, restart it\nsbatch: error: Munge encode failed: x", 1, Unreachable),
         ("sacct: error: Problem talking to the database: Connection refused", 1, Unreachable),
+        ("sbatch: fatal: Could not establish a configuration source", 1, Unreachable),
         ("sbatch: error: invalid partition specified: standby", 1, BadRequest),
         ("sbatch: error: invalid partition specified: munge-communication", 1, BadRequest),
     ],
@@ -149,6 +152,22 @@ def test_a_command_that_hangs_or_is_missing(tmp_path: Path) -> None:
         slurm_commands.Commands([fake(tmp_path, "prefix", "exec sleep 60")], 0.2).run("squeue")
     with pytest.raises(BackendError, match="cannot be run"):
         slurm_commands.Commands([str(tmp_path / "none")], 5).run("squeue")
+    with pytest.raises(Unreachable, match="does not answer"):
+        slurm_commands.Commands([fake(tmp_path, "prefix", "kill -KILL $$")], 5).run("squeue")
+
+
+def test_what_a_command_leaves_behind(tmp_path: Path) -> None:
+    """As ssh does its master connection; older ones leave it the standard error."""
+    prefix = fake(
+        tmp_path, "prefix", f"sleep 600 & echo $! >> {tmp_path}/pids; echo said; echo refused >&2; exit $CODE"
+    )
+    try:
+        with pytest.raises(BadRequest, match="SLURM refused: refused"):
+            slurm_commands.Commands(["env", "CODE=1", prefix], 20).run("squeue")
+        assert slurm_commands.Commands(["env", "CODE=0", prefix], 20).run("squeue") == "said\n"
+    finally:
+        for pid in (tmp_path / "pids").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=5))
@@ -374,6 +393,45 @@ def test_a_verdict_that_was_interrupted(engine: Fake) -> None:
     assert "never began" in engine.backend.status(record.jid).message
     assert engine.submit() == record
     assert engine.submitted() == 1
+
+
+@pytest.mark.parametrize("left", ["", '{"state":'])
+def test_a_verdict_that_a_power_cut_has_emptied(engine: Fake, left: str) -> None:
+    record = engine.submit()
+    run_shell(f"{claim(record, '10')}; echo 3 > {record.directory}/rc")
+    (record.directory / f"final.{record.token}").write_text(left)
+    assert [status.message for status in engine.backend.jobs(10)] == ["The job ended with exit code 3."]
+    assert engine.backend.status(record.jid) == engine.backend.jobs(10)[0]
+
+
+FULL_DISK = """
+import pathlib, sys, pytest
+from pman.errors import NotFound, Unreachable
+from tests.test_slurm import Fake, claim, run_shell
+engine = Fake(pathlib.Path(sys.argv[1]))
+record = engine.submit()
+run_shell(f"{claim(record, '10')}; echo 0 > {record.directory}/rc")
+with pytest.raises(OSError):
+    for number in range(1000):
+        (engine.here / f"fill{number}").touch()
+for call in (lambda: engine.backend.status(record.jid), lambda: engine.submit("other")):
+    with pytest.raises(Unreachable, match="cannot be written: No space left on device"):
+        call()
+engine.backend.delete(record.jid)
+with pytest.raises(NotFound):
+    engine.backend.status(record.jid)
+assert list(engine.root.iterdir()) == []
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Said as what it is, and a DELETE makes room."""
+    line = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*line, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    mount = f"mount -t tmpfs -o nr_inodes=100 none {tmp_path} && exec {sys.executable} - {tmp_path}"
+    done = subprocess.run([*line, mount], cwd=ROOT, input=FULL_DISK, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_listing_beside_a_delete(engine: Fake) -> None:

@@ -31,7 +31,6 @@ from pman.backends.slurm_state import (
     require_locks,
     settle,
     slurm_name,
-    stored,
     write,
 )
 from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
@@ -169,7 +168,7 @@ class SlurmBackend:
         if files.closed == DELETED:
             raise no_such_job(jid)
         if files.final:
-            return stored(record)
+            return files.final
         if files.result and not files.result[0]:
             return self._ended_well(record, files)
         if files.unknown_to_slurm:
@@ -193,7 +192,7 @@ class SlurmBackend:
         for record, files in found:
             with contextlib.suppress(NotFound):  # deleted meanwhile
                 if files.final:
-                    statuses.append(stored(record))
+                    statuses.append(files.final)
                 elif files.unknown_to_slurm:
                     statuses.append(make_status(record, JobState.NOT_STARTED))
                 else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pman.backends.directories import TOKEN_DIGITS
 from pman.errors import BackendError, BadRequest, Unreachable
@@ -24,7 +24,7 @@ _TRANSIENT = re.compile(
     r"unable to contact|contacting slurm|in standby mode|temporarily un(able|available)|zero bytes were"
     r"|(timed out|connection refused|connection reset) |(timed out|connection refused|connection reset)$"
     r"|(connection|connect|shutdown|send|receive) failure|protocol authentication error|authentication credential"
-    r"|munge (encode|decode) failed|persistent connection|problem talking to the database",
+    r"|munge (encode|decode) failed|persistent connection|problem talking to the database|configuration source",
     re.IGNORECASE | re.MULTILINE,
 )
 QUEUE_AGE_SECONDS = 1.0
@@ -58,21 +58,24 @@ class Commands:
 
     def run(self, *argv: str, text: str = "") -> str:
         """Standard output. Raises Unreachable when SLURM does not answer, BadRequest with its words when it refuses."""
-        try:
-            done = subprocess.run(
-                self.line(argv), env=self._environment, input=text.encode(), capture_output=True,
-                timeout=self._timeout_seconds, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise Unreachable(
-                f"SLURM does not answer: {argv[0]} took longer than {self._timeout_seconds:g} s."
-            ) from None
-        except OSError as error:
-            raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.") from error
-        if done.returncode == 0:
-            return done.stdout.decode(errors="replace")
-        words = done.stderr.decode(errors="replace").strip()
-        if _TRANSIENT.search(words) or done.returncode == 255:  # 255: ssh could not connect
+        # Not pipes: what a command leaves behind (an ssh with ControlPersist) may hold them open for minutes.
+        with open(os.memfd_create("stdout"), "w+b") as out, open(os.memfd_create("stderr"), "w+b") as err:
+            try:
+                code = subprocess.run(
+                    self.line(argv), env=self._environment, input=text.encode(), stdout=out, stderr=err,
+                    timeout=self._timeout_seconds, check=False,
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise Unreachable(
+                    f"SLURM does not answer: {argv[0]} took longer than {self._timeout_seconds:g} s."
+                ) from None
+            except OSError as error:
+                raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.") from error
+            said, words = (_whole(file) for file in (out, err))
+        if code == 0:
+            return said
+        words = words.strip()
+        if _TRANSIENT.search(words) or code == 255 or code < 0:  # 255: ssh could not connect; < 0: killed by a signal
             raise Unreachable(f"SLURM does not answer: {_short(words)}", detail=words)
         raise BadRequest(f"SLURM refused: {_short(words)}", detail=words)
 
@@ -159,6 +162,11 @@ def parse_rows(text: str) -> Iterator[SlurmJob]:
             yield SlurmJob(
                 number, name, state, reason or "", datetime.fromtimestamp(int(end), UTC) if end.isdigit() else None
             )
+
+
+def _whole(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _short(words: str) -> str:

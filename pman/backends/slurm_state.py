@@ -38,13 +38,14 @@ DELETED, LOST = "deleted", "lost"  # in place of the number of a SLURM job
 class Files:
     """What the state directory says: which SLURM job runs it (`claim`), what was submitted, how it ended.
 
-    closed: DELETED or LOST where no SLURM job may take the claim any more. result: exit code, reason, time.
+    closed: DELETED or LOST where no SLURM job may take the claim any more. final: the verdict that settle() kept.
+    result: exit code, reason, time.
     """
 
     claim: str | None
     closed: str | None
     slurm_id: str | None
-    final: bool
+    final: JobStatus | None
     result: tuple[int, str, datetime] | None
 
     @property
@@ -133,7 +134,8 @@ def read_files(record: Record) -> Files:
     claim = next((name.removeprefix("claim.") for name in names if name.startswith("claim.")), None)
     result = directories.result(directory) if "rc" in names else None
     closed = claim if claim in (DELETED, LOST) else None
-    return Files(None if closed else claim, closed, slurm_id, _verdict(record).name in names, result)
+    final = _stored(record) if _verdict(record).name in names else None
+    return Files(None if closed else claim, closed, slurm_id, final, result)
 
 
 def settle(status: JobStatus) -> JobStatus:
@@ -147,18 +149,23 @@ def settle(status: JobStatus) -> JobStatus:
     return directories.make_status(record, status.state, status.message, finished_at)
 
 
-def stored(record: Record) -> JobStatus:
-    """The verdict that settle() kept."""
-    try:
+def _stored(record: Record) -> JobStatus | None:
+    """The verdict that settle() kept; None where a power cut has emptied its file, so that it is found anew."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
         fields = json.loads(_verdict(record).read_text())
-    except FileNotFoundError:
-        raise NotFound("There is no such job any more.") from None
-    finished_at = datetime.fromisoformat(fields["finished_at"])
-    return directories.make_status(record, JobState(fields["state"]), fields["message"], finished_at)
+        finished_at = datetime.fromisoformat(fields["finished_at"])
+        return directories.make_status(record, JobState(fields["state"]), fields["message"], finished_at)
+    return None
 
 
 def write(path: Path, text: str) -> None:
-    """The whole file at once, for whoever reads it meanwhile."""
+    """The whole file at once, for whoever reads it meanwhile. Raises Unreachable where the disk is full."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    new.write_text(text)
-    new.rename(path)
+    try:
+        new.write_text(text)
+        new.rename(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Unreachable(f"{path.parent} cannot be written: {error.strerror}.") from error

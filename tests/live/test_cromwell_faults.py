@@ -252,7 +252,7 @@ def with_sbatch(slurm: Slurm, directory: Path, script: str) -> AbstractContextMa
 def test_squeue_says_more_than_the_state(slurm: Slurm, tmp_path: Path, jid: str) -> None:
     """A job that runs is not taken for a dead one."""
     asked = tmp_path / "asked"
-    script = f"echo 'squeue: warning: something is deprecated' >&2; echo >> {asked}; exec \"$REAL\" \"$@\""
+    script = f'echo \'squeue: warning: something is deprecated\' >&2; echo >> {asked}; exec "$REAL" "$@"'
     with with_program(slurm, tmp_path, "squeue", script) as rig:
         server = rig.start()
         server.post(rig.request(jid, COUNTED + UNTIL_GO))
