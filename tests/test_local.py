@@ -255,6 +255,30 @@ def test_every_runtime_gets_the_command(tmp_path: Path, runtime: str) -> None:
     assert (tmp_path / "said.1").exists()
 
 
+@pytest.mark.parametrize("image", ["/images/tool.sif", "oras://registry.example.org/tool:1"])
+def test_an_image_that_only_apptainer_knows(tmp_path: Path, image: str) -> None:
+    overlay = tmp_path / "overlay" / "local"
+    overlay.mkdir(parents=True)
+    (overlay / "job.sh.j2").write_text(f'{{% extends "shipped/local/job.sh.j2" %}}{{% set image = "{image}" %}}')
+    job, text = rendered(tmp_path, "local", LOCAL_RUNTIME="apptainer", TEMPLATES_DIR=str(overlay.parent))
+    words = run_with_stub(tmp_path, text, "apptainer", "claim", "1")
+    assert image in words[: -len(job.argv)]
+
+
+@pytest.mark.parametrize(("restarts", "runs"), [([0], 1), ([1], 1), ([0, 1], 1), ([0, 0], 2)])
+def test_what_slurm_begins_anew(tmp_path: Path, restarts: list[int], runs: int) -> None:
+    """A requeued job runs unless it ran before; a first start may find its own claim (NFS)."""
+    _, text = rendered(tmp_path, "slurm", 1, SLURM_RUNTIME="none")
+    (tmp_path / "job.sh").write_text(text)
+    (tmp_path / "attempt.token").touch()
+    codes = []
+    for restart in restarts:
+        env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x.token", "SLURM_RESTART_COUNT": str(restart)}
+        codes.append(subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=env, check=False, timeout=20).returncode)
+    assert (tmp_path / "claim.7").exists()
+    assert codes == [127] * runs + [75] * (len(restarts) - runs)  # the sample's command is not on this machine
+
+
 @pytest.mark.parametrize("runtime", ["podman", "docker"])
 def test_what_a_killed_script_left_in_an_engine(tmp_path: Path, runtime: str) -> None:
     """DELETE ends the containers, too. The stand-in for the engine's program runs until it is killed."""

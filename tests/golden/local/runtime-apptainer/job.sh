@@ -113,7 +113,7 @@ run_worker() {
     echo "a path must not hold a colon or a comma for apptainer" >&2
     exit 126 ;;
   esac
-  container="docker://$image"
+  case "$image" in /* | *://*) container=$image ;; *) container=docker://$image ;; esac # files and other sources: a site's template
   set -- apptainer exec --no-home --nv --bind "$incoming:/share/incoming:ro" --bind "$outgoing:/share/outgoing" "$container"
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
   exec "$@"
