@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,26 @@ def test_an_image_whose_timeout_knows_no_k(tmp_path: Path) -> None:
 def test_a_job_with_a_path_of_its_own(tmp_path: Path) -> None:
     job = script(tmp_path / "script", "/bin/sh", "-c", 'echo "$PATH"', env=["PATH=/opt/tool/bin"])
     assert run(job, tmp_path).stdout == "/opt/tool/bin\n"
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+def test_what_a_command_leaves_behind_is_ended(tmp_path: Path, shell: str) -> None:
+    """ChRIS fetches the output as soon as the command has ended. In each shell that an image may have as its sh."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").symlink_to(shutil.which(shell) or pytest.skip(f"no {shell} here"))
+    job = script(tmp_path / "script", "/bin/sh", "-c", "sleep 600 > sink 2>&1 & echo $!")
+    done = subprocess.run(
+        [tmp_path / "bin" / "sh", str(job)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_for(lambda: not alive(int(done.stdout)), 10, "the process to be gone")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -26,7 +26,7 @@ setsid "$@" &
 pid=$!
 wait "$pid"
 code=$?
-kill -KILL -- "-$pid" 2> /dev/null
+kill -KILL "-$pid" 2> /dev/null
 else
 "$@"
 code=$?
