@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -247,6 +248,44 @@ def with_program(slurm: Slurm, directory: Path, name: str, script: str) -> Itera
 def with_sbatch(slurm: Slurm, directory: Path, script: str) -> AbstractContextManager[Rig]:
     """with_program() for an sbatch that fails after all."""
     return with_program(slurm, directory, "sbatch", f"{script}\necho '{TIMED_OUT}' >&2\nexit 1")
+
+
+# Apptainer's --containall: the container has an environment of its own.
+APPTAINER = r"""#!/bin/bash
+shift
+binds=()
+while [[ $1 == -* ]]; do
+  if [[ $1 == --bind ]]; then
+    [[ ${2#*:} != /share/* ]] || binds+=(--bind "${2%%:*}" "$(cut -d: -f2 <<<"$2")")
+    shift
+  fi
+  shift
+done
+exec env -i PATH="$PATH" bwrap --bind / / --dev-bind /dev /dev --tmpfs /share "${binds[@]}" "${@:2}"
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_container_with_an_environment_of_its_own(slurm: Slurm, tmp_path: Path, jid: str, workers: int) -> None:
+    """It has the GPUs that SLURM chose, and writes nothing after its end."""
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    stubborn = "trap '' TERM; while :; do echo more >> \"$out/lines\"; sleep 0.1; done"
+    with cromwell(tmp_path / "engine", slurm, "apptainer", PATH=path) as engine, rig_over(engine, tmp_path) as rig:
+        server = rig.start()
+        script = f'{OUT}echo "GPU $CUDA_VISIBLE_DEVICES"; {stubborn}'
+        server.post(rig.request(jid, script, number_of_workers=workers, gpu_limit=1))
+        lines = rig.outgoing(jid) / "lines"
+        wait_for(lines.exists, 30, "the job to write")
+        (number,) = slurm.jobs(jid, "RUNNING")
+        slurm.run("scancel", number)
+        job = server.wait_final(jid)
+        assert (job["status"], len(set(re.findall(r"^GPU \d$", job["logs"], re.M)))) == ("finishedWithError", workers)
+        written = lines.read_text()
+        wait_for(lambda: not slurm.jobs(jid, "RUNNING,COMPLETING"), 60, "SLURM to be done with the job")
+        assert lines.read_text() == written
 
 
 def test_squeue_says_more_than_the_state(slurm: Slurm, tmp_path: Path, jid: str) -> None:
