@@ -217,7 +217,10 @@ def test_whether_a_job_has_begun(execution: Path, files: Files) -> None:
 
 def test_cromwells_database_is_out_of_pmans_sight() -> None:
     services = yaml.safe_load((ROOT / "deploy/compose.slurm.yml").read_text())["services"]
-    (database,) = re.findall(r"jdbc:hsqldb:file:([^;\"]+)", (ROOT / "deploy/cromwell/main.conf").read_text())
+    ((database, more),) = re.findall(
+        r"jdbc:hsqldb:file:([^;\"]+);([^\"]+)", (ROOT / "deploy/cromwell/main.conf").read_text()
+    )
+    assert "hsqldb.write_delay=false" in more.split(";")  # what was accepted is on the disk
     places = {name: [mount["target"] for mount in service["volumes"]] for name, service in services.items()}
     assert str(Path(database).parent) in places["cromwell"]
     assert str(Path(database).parent) not in places["pman"]
