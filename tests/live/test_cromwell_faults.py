@@ -250,7 +250,7 @@ def with_sbatch(slurm: Slurm, directory: Path, script: str) -> AbstractContextMa
     return with_program(slurm, directory, "sbatch", f"{script}\necho '{TIMED_OUT}' >&2\nexit 1")
 
 
-# Apptainer's --containall: the container has an environment of its own.
+# Apptainer's --containall: the container has an environment and process ids of its own.
 APPTAINER = r"""#!/bin/bash
 shift
 binds=()
@@ -261,19 +261,25 @@ while [[ $1 == -* ]]; do
   fi
   shift
 done
-exec env -i PATH="$PATH" bwrap --bind / / --dev-bind /dev /dev --tmpfs /share "${binds[@]}" "${@:2}"
+exec env -i PATH="$PATH" bwrap --unshare-pid --bind / / --dev-bind /dev /dev --tmpfs /share "${binds[@]}" "${@:2}"
 """
+
+
+@contextmanager
+def with_apptainer(slurm: Slurm, directory: Path) -> Iterator[Rig]:
+    apptainer = directory / "apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    path = f"{directory}:{os.environ['PATH']}"
+    with cromwell(directory / "engine", slurm, "apptainer", PATH=path) as engine, rig_over(engine, directory) as rig:
+        yield rig
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_container_with_an_environment_of_its_own(slurm: Slurm, tmp_path: Path, jid: str, workers: int) -> None:
     """It has the GPUs that SLURM chose, and writes nothing after its end."""
-    apptainer = tmp_path / "apptainer"
-    apptainer.write_text(APPTAINER)
-    apptainer.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
     stubborn = "trap '' TERM; while :; do echo more >> \"$out/lines\"; sleep 0.1; done"
-    with cromwell(tmp_path / "engine", slurm, "apptainer", PATH=path) as engine, rig_over(engine, tmp_path) as rig:
+    with with_apptainer(slurm, tmp_path) as rig:
         server = rig.start()
         script = f'{OUT}echo "GPU $CUDA_VISIBLE_DEVICES"; {stubborn}'
         server.post(rig.request(jid, script, number_of_workers=workers, gpu_limit=1))
@@ -286,6 +292,15 @@ def test_a_container_with_an_environment_of_its_own(slurm: Slurm, tmp_path: Path
         written = lines.read_text()
         wait_for(lambda: not slurm.jobs(jid, "RUNNING,COMPLETING"), 60, "SLURM to be done with the job")
         assert lines.read_text() == written
+
+
+def test_workers_with_the_same_process_ids(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    with with_apptainer(slurm, tmp_path) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, 'echo "$PMAN_WORKER_INDEX of 4"', number_of_workers=4))
+        job = server.wait_final(jid)
+        said = "".join(f"=== worker {index} ===\n{index} of 4\n" for index in range(4))
+        assert (job["status"], job["logs"]) == ("finishedSuccessfully", said)
 
 
 def test_squeue_says_more_than_the_state(slurm: Slurm, tmp_path: Path, jid: str) -> None:
