@@ -221,6 +221,7 @@ def test_cromwells_database_is_out_of_pmans_sight() -> None:
         r"jdbc:hsqldb:file:([^;\"]+);([^\"]+)", (ROOT / "deploy/cromwell/main.conf").read_text()
     )
     assert "hsqldb.write_delay=false" in more.split(";")  # what was accepted is on the disk
+    assert services["cromwell"]["user"].startswith("${PMAN_SLURM_USER:?")  # or jobs would run as root
     places = {name: [mount["target"] for mount in service["volumes"]] for name, service in services.items()}
     assert str(Path(database).parent) in places["cromwell"]
     assert str(Path(database).parent) not in places["pman"]

@@ -99,6 +99,6 @@ def make_cromwell(docker: list[str], directory: Path) -> None:
     (directory / "start").chmod(0o755)
     (directory / "Dockerfile").write_text(
         f"FROM {BASE}\nCOPY app /app\nCOPY start /start\nENV PYTHONPATH=/app\n"
-        'RUN mkdir -p /share/outgoing\nENTRYPOINT ["/start"]\n'
+        'RUN mkdir /share && mkdir -m 777 /share/outgoing\nENTRYPOINT ["/start"]\n'
     )
     out([*docker, "build", "--tag", CROMWELL, str(directory)], env={**os.environ, "DOCKER_BUILDKIT": "0"})

@@ -143,6 +143,7 @@ def smoke(docker: list[str], container: str) -> None:
 @pytest.mark.parametrize("name", COMPOSE_FILES)
 def test_compose_files(name: str, environment: dict[str, str]) -> None:
     env = {**environment, "PMAN_CROMWELL_ROOT": "/data/cromwell", "STOREBASE": "/data/store"}
+    env |= {"PMAN_CROMWELL_DATABASE": "/data/database", "PMAN_SLURM_USER": "1000:1000"}
     services = yaml.safe_load(out(["docker", "compose", "-f", str(ROOT / name), "config"], env=env))["services"]
     assert services["pman"]["environment"]["STOREBASE"] in ("/data/store", "/store")
 
@@ -186,9 +187,12 @@ def test_compose_up_with_cromwell(
     """pman finds Cromwell by its name, Cromwell its configuration, each the other's files. SLURM is a stand-in."""
     root = tmp_path / "cromwell"
     (root / "store").mkdir(parents=True)  # jobs run in Cromwell's container here, which has no store
-    (root / "store").chmod(0o777)
+    for path in (root, root / "store"):
+        path.chmod(0o777)
     env = project | {"PMAN_CROMWELL_ROOT": str(root), "STOREBASE": str(root / "store"), "PMAN_CONTAINER": "none"}
-    env |= {"SLURM_PREFIX": str(tmp_path / "slurm")}
+    env |= {"SLURM_PREFIX": str(tmp_path / "slurm"), "PMAN_SLURM_USER": "1000:1000"}
+    env |= {"PMAN_CROMWELL_DATABASE": str(tmp_path / "database")}
+    (tmp_path / "database").mkdir()
     (tmp_path / "slurm/bin").mkdir(parents=True)
     with munge(), up(docker, "deploy/compose.slurm.yml", env, tmp_path / "log") as container:
         smoke(docker, container)
