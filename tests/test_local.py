@@ -345,6 +345,23 @@ def test_a_damaged_record_harms_no_other_job(tmp_path: Path) -> None:
             assert "is damaged; remove the directory" in answer.json()["message"]
 
 
+@pytest.mark.parametrize("left", [b"", b"1 2", b"\xff"])
+def test_a_damaged_claim_harms_no_other_job(tmp_path: Path, left: bytes) -> None:
+    """As a power cut may leave it."""
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start()
+        for jid in ("broken", "sound"):
+            server.post(rig.request(jid, "true"))
+            server.wait_final(jid)
+        for name in ("rc", "ended"):
+            (state_of(rig, "broken") / name).unlink(missing_ok=True)
+        (state_of(rig, "broken") / "claim").write_bytes(left)
+        assert len(server.call("GET", "jobs/").json()["jobs"]) == 2
+        assert server.get("broken").json()["message"].startswith("The job ended without a result: ")
+        assert server.post(rig.request("broken", "true")).json()["status"] == "finishedWithError"
+        assert server.delete("broken").status_code == 204
+
+
 def state_of(rig: Rig, jid: str) -> Path:
     """The state directory of a job whose jid is its name, too."""
     return Path(rig.env["LOCAL_STATE_DIR"], jid)

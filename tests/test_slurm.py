@@ -404,6 +404,14 @@ def test_a_verdict_that_a_power_cut_has_emptied(engine: Fake, left: str) -> None
     assert engine.backend.status(record.jid) == engine.backend.jobs(10)[0]
 
 
+def test_a_job_that_writes_over_what_is_kept_of_it(engine: Fake) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    for name in ("ending", "slurm_id"):
+        (record.directory / name).write_bytes(b"\xff")
+    assert [status.state for status in engine.backend.jobs(10)] == [JobState.FAILED]
+
+
 FULL_DISK = """
 import pathlib, sys, pytest
 from pman.errors import NotFound, Unreachable

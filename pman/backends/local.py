@@ -176,12 +176,14 @@ def _start(record: Record) -> None:
 
 
 def _claim(directory: Path) -> Claim | None:
-    """Who runs the job; None before it was started, and when it never will be."""
+    """Who runs the job; None before it was started, and when it never will be. Nobody does where it is damaged."""
     try:
-        words = (directory / "claim").read_text().split()
+        words = (directory / "claim").read_text(errors="replace").split()
+        return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3], words[4])
     except FileNotFoundError:
         return None
-    return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3], words[4])
+    except (ValueError, IndexError):  # emptied by a power cut, or the job wrote over it
+        return Claim(0, 0, 0, "", os.uname().nodename)
 
 
 def _claim_as_deleted(directory: Path) -> bool:
@@ -198,7 +200,7 @@ def _claim_as_deleted(directory: Path) -> bool:
 
 def _is_deleted(directory: Path) -> bool:
     try:
-        return (directory / "claim").read_text() == "deleted\n"
+        return (directory / "claim").read_text(errors="replace") == "deleted\n"
     except FileNotFoundError:
         return False
 

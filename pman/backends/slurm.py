@@ -339,6 +339,6 @@ def _lost(record: Record, files: Files) -> str:
     if files.claim is None:
         return "SLURM no longer knows the job, and it never began: it was cancelled while it was waiting."
     try:
-        return (record.directory / "ending").read_text().strip().partition(" ")[2]
+        return (record.directory / "ending").read_text(errors="replace").strip().partition(" ")[2]
     except FileNotFoundError:
         return "The job ended without a result, and SLURM no longer knows it: it was killed, or its node failed."

@@ -128,7 +128,7 @@ def read_files(record: Record) -> Files:
     directory = record.directory
     try:
         names = os.listdir(directory)  # opens it, so that an NFS client looks again
-        slurm_id = (directory / "slurm_id").read_text().strip() if "slurm_id" in names else None
+        slurm_id = (directory / "slurm_id").read_text(errors="replace").strip() if "slurm_id" in names else None
     except FileNotFoundError:
         raise NotFound("There is no such job any more.") from None
     claim = next((name.removeprefix("claim.") for name in names if name.startswith("claim.")), None)
