@@ -6,20 +6,21 @@ second, but takes nearly twice the memory (bench/README.md).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import waitress
 from waitress.channel import HTTPChannel
@@ -29,12 +30,14 @@ from pman.errors import Misconfigured, TemplateError
 from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 SPARE_THREADS = 8  # beyond MAX_CONCURRENT_REQUESTS: they turn requests away and answer /healthz
-# Half-open and idle connections cost waitress a file descriptor each and no thread; it drops silent ones.
-CONNECTIONS = 900
+# Beside one for each thread. Half-open and idle ones cost waitress no thread; it drops silent ones.
+SPARE_CONNECTIONS = 850
+DESCRIPTORS = 4096  # a connection takes up to two: a body above 512 KiB waits in a file
 IDLE_SECONDS = 60
+# A request that is cut off is an error for ChRIS although its job runs. Kubernetes kills after 30 s.
+DRAIN_SECONDS = 20
 BACKLOG = 1024
 CANNOT_START = 2
 RESPAWN_SECONDS = 1.0  # a server process that dies younger than that is replaced only then
@@ -62,37 +65,50 @@ def serve(settings: Settings) -> None:
     if settings.dev:
         _serve_with_reload(settings)
     elif settings.server_processes == 1:
-        _serve(settings, [])
+        _serve(settings, None)
     else:
         with tempfile.TemporaryDirectory(prefix="pman-metrics-") as directory:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when prometheus_client is imported
             _supervise(settings)
 
 
-def _serve(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+def _serve(settings: Settings, listener: socket.socket | None) -> None:
     from pman import app
 
     app.set_up_logging(settings)
     application = app.create_app(settings)
     HTTPChannel.error_task_class = _JsonErrorTask
-    address = {"sockets": sockets} if sockets else {"host": settings.listen_address, "port": settings.port}
-    server = _listen(
-        settings,
-        lambda: waitress.create_server(
-            application,
-            threads=settings.max_concurrent_requests + SPARE_THREADS,
-            connection_limit=CONNECTIONS,
-            channel_timeout=IDLE_SECONDS,
-            max_request_body_size=MAX_BODY_BYTES + 1,
-            backlog=BACKLOG,
-            ident="pman",
-            **address,
-        ),
+    _allow_descriptors()
+    listener = listener or _listener(settings)
+    threads = settings.max_concurrent_requests + SPARE_THREADS
+    server = waitress.create_server(
+        application,
+        sockets=[listener],
+        threads=threads,
+        connection_limit=threads + SPARE_CONNECTIONS,
+        channel_timeout=IDLE_SECONDS,
+        max_request_body_size=MAX_BODY_BYTES + 1,
+        backlog=BACKLOG,
+        asyncore_use_poll=True,  # select(2) ends the process at the first descriptor above 1,023
+        ident="pman",
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    for host, port in getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]:
-        log.info("listening on %s", _url(host, port))
-    server.run()
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        listener.close()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    log.info("listening on %s", _url(*listener.getsockname()[:2]))
+    server.run()  # until the signal, and 5 s more for the requests that are being served
+    server.task_dispatcher.shutdown(timeout=DRAIN_SECONDS)
+
+
+def _allow_descriptors() -> None:
+    """The usual limit of 1,024 is for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _url(host: str, port: int) -> str:
@@ -100,14 +116,10 @@ def _url(host: str, port: int) -> str:
 
 
 def _listener(settings: Settings) -> socket.socket:
+    """Raises Misconfigured."""
     family = socket.AF_INET6 if ":" in settings.listen_address else socket.AF_INET
-    address = (settings.listen_address, settings.port)
-    return _listen(settings, lambda: socket.create_server(address, family=family, backlog=BACKLOG))
-
-
-def _listen(settings: Settings, attempt: Callable[[], T]) -> T:
     try:
-        return attempt()
+        return socket.create_server((settings.listen_address, settings.port), family=family, backlog=BACKLOG)
     except (OSError, ValueError) as error:
         place = f"LISTEN_ADDRESS={settings.listen_address} PORT={settings.port}"
         raise Misconfigured(f"{place} cannot be listened on: {error}.") from None
@@ -172,13 +184,16 @@ def _supervise(settings: Settings) -> None:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
+        listener.close()
         for child in children:
-            os.kill(child, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, and is not yet struck off
+                os.kill(child, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     for _ in range(settings.server_processes):
-        start()
+        if not stopping:
+            start()
     failed = False
     while children:
         pid, status = os.wait()
@@ -198,16 +213,20 @@ def _supervise(settings: Settings) -> None:
 
 
 def _fork(settings: Settings, listener: socket.socket) -> int:
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # the child would take them for the supervisor's
     pid = os.fork()
+    if not pid:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     if pid:
         return pid
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":  # when the supervisor is killed, nothing keeps the port
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     code = 1
     try:
-        _serve(settings, [listener])
+        _serve(settings, listener)
         code = 0
     except (Misconfigured, TemplateError) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -106,14 +106,14 @@ class Rig:
     job_seconds: float = 60
     servers: list[Server] = field(default_factory=list)
 
-    def start(self, **env: str) -> Server:
-        """A new pman process, once it answers."""
+    def start(self, *prefix: str, **env: str) -> Server:
+        """A new pman process, once it answers; `prefix` is a command that runs the command that follows it."""
         log = self.logs / f"pman-{next(_serial)}.log"
         inherited = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SLURM_CONF", "KUBECONFIG")}
         defaults = {"SECRET_KEY": "a secret key for tests", "PORT": "0", "STOREBASE": str(self.store)}
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pman", "serve"],
+                [*prefix, sys.executable, "-m", "pman", "serve"],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
                 env={**inherited, "PYTHONPATH": str(ROOT), **defaults, **self.env, **env},
             )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,20 @@ def test_slow_clients_leave_others_served(server: Server) -> None:
             connection.close()
 
 
+def test_connections_beyond_a_thousand_descriptors(rig: Rig) -> None:
+    """A job or a large body takes some, too. select(2) and the usual limit of a process end there."""
+    hold = 'ulimit -S -n 1024; for fd in {10..1000}; do eval "exec $fd</dev/null"; done; exec "$@"'
+    server = rig.start("bash", "-c", hold, "bash")
+    host, port = server.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(60)]
+        idle[-1].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert idle[-1].recv(100).startswith(b"HTTP/1.0 200")
+        assert server.post(rig.request("descriptors", "true")).status_code == 201
+        assert server.wait_final("descriptors")["status"] == "finishedSuccessfully"
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_an_unexpected_error_is_a_500_without_a_stack_trace(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
         server = rig.start()
@@ -214,6 +231,25 @@ def test_sigterm_ends_the_server_in_order(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
         server = rig.start()
         server.process.terminate()
+        assert server.process.wait(15) == 0
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_what_is_being_served_at_sigterm_is_answered(tmp_path: Path, processes: str) -> None:
+    """A POST that was cut off would be a failed job for ChRIS, and run. Here it waits for the lock of its jid."""
+    with running(local_rig(tmp_path)) as rig, contextlib.ExitStack() as held, ThreadPoolExecutor(1) as pool:
+        server = rig.start(SERVER_PROCESSES=processes)
+        for number in range(256):
+            lock = held.enter_context((Path(rig.env["LOCAL_STATE_DIR"]) / f".lock.{number:02x}").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        posted = pool.submit(server.post, rig.request("slow", "true", output_dir="made/by/pman"))
+        wait_for((rig.store / "made/by/pman").exists, 10, "the request to be served")
+        server.process.terminate()
+        wait_for(lambda: "still running" in server.log.read_text(), 20, "the end of waitress' own patience")
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{server.url}/healthz", timeout=5)
+        held.close()
+        assert posted.result().status_code == 201
         assert server.process.wait(15) == 0
 
 

@@ -212,6 +212,12 @@ def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> Non
     assert not any(Path(f"/proc/{pid}").exists() for pid in last)
 
 
+def test_sigterm_while_the_server_processes_are_being_started(rig: Rig) -> None:
+    server = rig.start(SERVER_PROCESSES="32")  # one of them listens, the others are yet to come
+    server.process.terminate()
+    assert server.process.wait(30) == 0
+
+
 def test_a_killed_supervisor_frees_the_port(rig: Rig) -> None:
     address = "::1" if Path("/proc/net/if_inet6").exists() else "127.0.0.1"
     server = rig.start(SERVER_PROCESSES="2", LISTEN_ADDRESS=address)
