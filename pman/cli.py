@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ def _exit(error: PmanError, where: str = "") -> click.ClickException:
 @click.version_option(__version__)
 def main() -> None:
     """Render job requests into the language of a scheduler, run them, and see what became of them."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a job prints may not be in the terminal's encoding
 
 
 for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, client.list_jobs):

@@ -27,6 +27,7 @@ PATIENCE_SECONDS = 60.0  # how long waiting goes on while no pman answers, as du
 TIMED_OUT = 124  # as timeout(1)
 UNKNOWN = 125  # what became of the job is not known; docker run says so too
 INTERRUPTED = 130  # as a shell says for SIGINT
+_PASSING = (502, 503, 504)  # pman's own, and what a gateway says while pman restarts
 _FINAL = ("finishedSuccessfully", "finishedWithError")
 _COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}
 
@@ -51,18 +52,25 @@ class Service:
 
     def call(self, method: str, path: str = "", **kwargs: Any) -> Any:
         """The decoded answer. Ends the command with the service's own sentence when it is an error."""
-        url = f"{self._base}/{path}"
+        url, errors = f"{self._base}/{path}", self._requests.exceptions
         try:
-            answer = self._session.request(method, url, timeout=HTTP_SECONDS, **kwargs)
-        except (self._requests.ConnectionError, self._requests.Timeout):
+            # a POST that is led elsewhere would arrive there as a GET
+            answer = self._session.request(method, url, timeout=HTTP_SECONDS, allow_redirects=False, **kwargs)
+        except (errors.ConnectionError, errors.Timeout, errors.ChunkedEncodingError):
             raise NoAnswer(f"no pman answers at PMAN_URL={_without_password(self._base)}.") from None
-        except (self._requests.RequestException, ValueError):  # their words may repeat a password
+        except (errors.RequestException, ValueError):  # their words may repeat a password
             raise click.ClickException(
                 f"PMAN_URL={_without_password(self._base)} is no address such as {DEFAULT_URL}."
             ) from None
-        if answer.ok:
-            return answer.json() if answer.content else None
-        raise (NoAnswer if answer.status_code == 503 else click.ClickException)(_sentence(answer))
+        if not answer.ok:
+            raise (NoAnswer if answer.status_code in _PASSING else click.ClickException)(_sentence(answer))
+        try:
+            return None if answer.status_code == 204 else answer.json()
+        except ValueError:
+            what = f"{answer.status_code} {answer.headers.get('Location', '')}".strip()
+            raise click.ClickException(
+                f"what answers at PMAN_URL={_without_password(self._base)} is no pman ({what})."
+            ) from None
 
     def in_time(self, method: str, path: str = "", **kwargs: Any) -> Any:
         """As `call`, also when pman answers only after a while. For what may be repeated: pman's POST may, too."""
@@ -139,19 +147,28 @@ def run(
     try:
         request["input_dir"] = _into_store(store, incoming, copies / "incoming")
         request["output_dir"] = _in_place(store, outgoing, copies / "outgoing")
-        service.in_time("POST", json=request)
-    except NoAnswer:
-        raise  # pman may have the job all the same
-    except click.ClickException:
+    except (click.ClickException, KeyboardInterrupt):
         shutil.rmtree(copies, ignore_errors=True)
         raise
     with _watching(jid):
+        _post(service, request, copies)
         job = _follow(service, jid)
         if outgoing and not _below(store, outgoing):
             _copy(copies / "outgoing", outgoing)
     if not keep:
         _forget(service, jid, copies)
     _finish(job, as_json)
+
+
+def _post(service: Service, request: dict[str, Any], copies: Path) -> None:
+    try:
+        service.in_time("POST", json=request)
+    except NoAnswer:
+        raise  # pman may have the job all the same
+    except click.ClickException as error:
+        shutil.rmtree(copies, ignore_errors=True)
+        error.show()
+        sys.exit(error.exit_code)
 
 
 def _forget(service: Service, jid: str, copies: Path) -> None:
@@ -233,7 +250,7 @@ def _state_line(job: dict[str, str]) -> None:
 @contextmanager
 def _watching(jid: str) -> Iterator[None]:
     """What ends the watching (Ctrl-C, an error) does not end the job."""
-    what_goes_on = f"{jid} goes on: `pman wait {jid}` waits for it, `pman delete {jid}` ends it."
+    what_goes_on = f"{jid} is not ended by this: `pman wait {jid}` waits for it, `pman delete {jid}` ends it."
     try:
         yield
     except KeyboardInterrupt:
@@ -255,7 +272,9 @@ def _follow(service: Service, jid: str) -> dict[str, str]:
             break
         if sys.stderr.isatty():
             seconds = int(time.monotonic() - began)
-            click.echo(f"\r\033[K{jid}  {job['status']}  {seconds} s  {job['message'][:80]}", nl=False, err=True)
+            line = " ".join(f"{jid}  {job['status']}  {seconds} s  {job['message']}".split())
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            click.echo(f"\r\033[K{line[: columns - 1]}", nl=False, err=True)  # only one row can be cleared
         time.sleep(POLL_SECONDS)
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)
@@ -298,19 +317,19 @@ def logs(jid: str, follow: bool, tail: int | None) -> None:
     """Print the end of a job's output, with -f also what comes after it."""
     service, shown = Service(), list[str]()
     job = service.call("GET", _path(jid), params={} if tail is None else {"tail": tail})
-    while True:
-        over = not follow or job["status"] in _FINAL
-        lines = re.findall(r"[^\n]*\n|[^\n]+", job["logs"])
-        if not over and lines and not lines[-1].endswith("\n"):
-            lines.pop()  # until the rest of it is there
-        for line in _new_lines(shown, lines):
-            sys.stdout.write(line)
-        sys.stdout.flush()
-        if over:
-            return
-        shown = lines
-        time.sleep(POLL_SECONDS)
-        with _watching(jid):
+    with _watching(jid):
+        while True:
+            over = not follow or job["status"] in _FINAL
+            lines = re.findall(r"[^\n]*\n|[^\n]+", job["logs"])
+            if not over and lines and not lines[-1].endswith("\n"):
+                lines.pop()  # until the rest of it is there
+            for line in _new_lines(shown, lines):
+                sys.stdout.write(line)
+            sys.stdout.flush()
+            if over:
+                return
+            shown = lines
+            time.sleep(POLL_SECONDS)
             job = service.in_time("GET", _path(jid))
 
 

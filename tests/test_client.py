@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -227,3 +234,114 @@ def test_ctrl_c_ends_the_waiting_and_says_what_goes_on(pman: Pman, server: Serve
     assert "`pman delete endless`" in errors
     assert "Traceback" not in errors
     assert server.delete("endless").status_code == 204
+
+
+def test_ctrl_c_ends_the_following(pman: Pman, server: Server, rig: Rig) -> None:
+    server.post(rig.request("followed", "echo begun; sleep 600"))
+    command = [*HEEDING_INTERRUPTS, sys.executable, "-m", "pman", "logs", "-f", "followed"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=pman.env, text=True, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, "`pman delete followed`" in errors) == (130, True), errors
+    assert server.delete("followed").status_code == 204
+
+
+class Gateway(ThreadingHTTPServer):
+    """What may stand where a pman is expected: raw answers, one for each request, the last one for all that follow."""
+
+    def __init__(self, *answers: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers = list(answers)
+        self.posted = threading.Event()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0])
+        self.close_connection = True
+
+    def do_POST(self) -> None:
+        self.server.posted.set()
+        self.rfile.read(1 << 30)  # until the client goes
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def gateway(*answers: bytes) -> Iterator[Gateway]:
+    with Gateway(*answers) as found:
+        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        yield found
+        found.shutdown()
+
+
+def json_answer(body: object) -> bytes:
+    return b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(body).encode()
+
+
+def test_waiting_outlives_a_restart_behind_a_gateway(pman: Pman) -> None:
+    ended = {"jid": "x", "status": "finishedWithError", "message": "The job ended with exit code 6.", "logs": ""}
+    answers = (b"HTTP/1.0 502 Bad Gateway\r\n\r\n<h1>502</h1>", b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n{")
+    with gateway(*answers, b"HTTP/1.0 504 Gateway Timeout\r\n\r\n", json_answer(ended)) as found:
+        done = pman("wait", "x", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
+    assert done.returncode == 6, done.stderr
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 200 OK\r\n\r\n<h1>Welcome</h1>", b"HTTP/1.0 301 Moved\r\nLocation: https://elsewhere/\r\n\r\n"],
+)
+def test_what_is_no_pman_is_called_so(pman: Pman, answer: bytes) -> None:
+    with gateway(answer) as found:
+        done = pman("list", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
+    assert (done.returncode, "is no pman" in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr
+
+
+def test_ctrl_c_while_a_job_is_posted_says_that_it_may_go_on(pman: Pman, rig: Rig) -> None:
+    command = [
+        *HEEDING_INTERRUPTS,
+        sys.executable,
+        "-m",
+        "pman",
+        "run",
+        "localhost/x:1",
+        "--jid",
+        "maybe",
+        "--",
+        "true",
+    ]
+    with gateway(json_answer({})) as found:
+        env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
+        with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+            assert found.posted.wait(30)
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, "`pman delete maybe`" in errors) == (130, True), errors
+
+
+def test_output_that_the_terminal_cannot_show(pman: Pman) -> None:
+    script = r"printf 'gr\303\274n\n'; exit 7"
+    done = pman("run", "localhost/x:1", "--", "sh", "-c", script, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (7, "gr\\xfcn\n"), done.stderr
+
+
+def test_progress_stays_on_one_row_of_a_narrow_terminal(pman: Pman) -> None:
+    state = {"jid": "x", "logs": "", "message": "The image cannot be pulled:\nno such host."}
+    begun, ended = state | {"status": "notstarted"}, state | {"status": "finishedSuccessfully"}
+    here, there = os.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with gateway(json_answer(begun), json_answer(ended)) as found:
+        env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
+        command = [sys.executable, "-m", "pman", "wait", "x"]
+        assert subprocess.run(command, env=env, stderr=there, timeout=60, check=False).returncode == 0
+    rows = os.read(here, 4096).decode().split("\r\033[K")[1:-1]
+    os.close(here)
+    os.close(there)
+    assert [row[:12] for row in rows] == ["x notstarted"]
+    assert all(len(row) < 40 and "\n" not in row for row in rows), rows
