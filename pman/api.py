@@ -48,9 +48,9 @@ def about() -> Reply:
 def submit() -> Reply:
     """201 with the job, also when exactly this request was posted before: it runs once."""
     s = service()
-    job = make_job(parse_request(flask.request.get_data(cache=False)), s.settings)
-    flask.g.jid = job.jid
     try:
+        job = make_job(parse_request(flask.request.get_data(cache=False)), s.settings)
+        flask.g.jid = job.jid
         prepare(job, s.settings)
         spec = s.renderer.render(job, BACKENDS[s.settings.container_env].target)
         status = metrics.ask("submit", lambda: s.backend.submit(job, spec))
@@ -152,5 +152,5 @@ def _number(name: str, default: int, most: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise BadRequest({name: "must be a whole number, 0 or more."})
+        raise BadRequest({name: "must be a whole number from 0 to 999999999."})
     return min(int(text), most)

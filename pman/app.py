@@ -46,7 +46,8 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
     if config.allowed_hosts or (config.listens_locally and users is None):
-        app.before_request(functools.partial(_refuse_other_names, frozenset({"", "localhost", *config.allowed_hosts})))
+        names = frozenset({"", "localhost", *map(str.lower, config.allowed_hosts)})
+        app.before_request(functools.partial(_refuse_other_names, names))
     _limit_concurrency(app, config.max_concurrent_requests)
     app.before_request(_authenticate)
     app.before_request(_refuse_other_sites)

@@ -15,7 +15,9 @@ import bcrypt
 
 from pman.errors import Misconfigured
 
-_LINE = re.compile(r"(?P<user>[^:\s]+):(?P<hash>\$2[aby]\$\d\d\$[./A-Za-z0-9]{53})")
+# Costs 4 to 31, and a salt whose last character has no bits to spare: bcrypt raises ValueError for any other.
+_HASH = r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
+_LINE = re.compile(rf"(?P<user>[^:\s]+):(?P<hash>{_HASH})", re.ASCII)
 # What an unknown user's password is compared with where the file is empty.
 _NOBODY = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(10))
 MAX_REMEMBERED = 1000

@@ -20,7 +20,7 @@ _FIELDS = {
 _ERRORS = {
     "400": "The request is wrong; `message` says which field, and what would be valid.",
     "401": "A user and a password are needed.",
-    "403": "The site refuses this job, or a browser sent the request for another website.",
+    "403": "The site refuses this job, pman is called by another name, or a browser asks for another website.",
     "404": "There is no such job.",
     "405": "The path knows no such method.",
     "409": "Another job has that jid.",
@@ -49,7 +49,7 @@ def document(server_has_users: bool) -> dict[str, Any]:
         },
         "paths": {
             "/api/v1/": {
-                "get": _operation("about", "What this pman is", "200", _ref("About"), ["401", "503"]),
+                "get": _operation("about", "What this pman is", "200", _ref("About"), ["401", "403", "503"]),
                 "post": _operation(
                     "submit", "Run a job, once", "201", _ref("Job"), ["400", "401", "403", "409", "413", "500", "503"]
                 )
@@ -57,14 +57,14 @@ def document(server_has_users: bool) -> dict[str, Any]:
             },
             "/api/v1/jobs/": {
                 "get": _operation(
-                    "list", "pman's jobs, newest first", "200", _ref("Page"), ["400", "401", "500", "503"]
+                    "list", "pman's jobs, newest first", "200", _ref("Page"), ["400", "401", "403", "500", "503"]
                 )
                 | {"parameters": [state, limit, after]},
             },
             "/api/v1/{jid}/": {
                 "parameters": [jid],
                 "get": _operation(
-                    "read", "A job and its logs", "200", _ref("Job"), ["400", "401", "404", "405", "500", "503"]
+                    "read", "A job and its logs", "200", _ref("Job"), ["400", "401", "403", "404", "405", "500", "503"]
                 )
                 | {"parameters": [tail]},
                 "delete": _operation(

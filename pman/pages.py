@@ -99,8 +99,11 @@ def render() -> tuple[dict[str, Any], int]:
 
     Body: {"request": text, "target": one of TARGETS}. Nothing is submitted and nothing is stored.
     """
-    data = flask.request.get_json()
-    if not isinstance(data, dict) or data.get("target") not in TARGETS or not isinstance(data.get("request"), str):
+    try:
+        data = flask.request.get_json()
+    except RecursionError:
+        data = None
+    if not isinstance(data, dict) or data.get("target") not in [*TARGETS] or not isinstance(data.get("request"), str):
         raise BadRequest(
             {"target": f"must be one of {', '.join(TARGETS)}.", "request": "must be the text of a request."}
         )

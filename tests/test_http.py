@@ -354,6 +354,15 @@ def test_the_playground_renders_what_the_service_submits(server: Server) -> None
         assert "simplefsapp" in text
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b"9" * 5000, b"null", b'{"target": [], "request": "{}"}', b'{"target": "wdl", "request": 1}'],
+)
+def test_the_playground_refuses_what_is_no_question(server: Server, body: bytes) -> None:
+    answer = requests.post(f"{server.url}/render", body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert (answer.status_code, bool(answer.json()["message"])) == (400, True)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples" / "sites").iterdir() if path.is_dir()))
 def test_a_traced_rendering_of_an_overlay_is_its_rendering(name: str) -> None:
     """Of examples that call super(), too."""

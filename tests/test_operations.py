@@ -20,6 +20,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 
+from pman.auth import read_users
+from pman.errors import Misconfigured
 from tests.rig import Rig, Server, running, wait_for
 from tests.test_http import refused_start
 from tests.test_local import gone, local_rig
@@ -109,7 +111,7 @@ def test_a_browser_posts_and_deletes_for_no_other_website(
      ("pman.test", 200), ("localhost.evil.example", 403), ("[", 200)],
 )  # fmt: skip
 def test_a_website_cannot_turn_its_name_on_a_local_pman(rig: Rig, host: str, code: int) -> None:
-    server = rig.start(ALLOWED_HOSTS="pman.test")
+    server = rig.start(ALLOWED_HOSTS="Pman.Test")
     assert server.call("GET", headers={"Host": host}).status_code == code
     answer = server.call("POST", json=rig.request("rebound", "true"), headers={"Host": host})
     assert answer.status_code == (201 if code == 200 else 403)
@@ -145,6 +147,21 @@ def test_users_file_changes_and_goes(rig: Rig, users_file: Path) -> None:
     assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 401
 
 
+def test_hashes_that_nothing_can_be_compared_with_are_refused_at_once(tmp_path: Path) -> None:
+    """Else they would be a 500 for whoever comes, since an unknown user's password is compared with a hash, too."""
+    path = tmp_path / "users"
+    hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(4)).decode()
+    salt_ends = 28
+    for bad in (hashed.replace("$04$", "$03$"), hashed.replace("$04$", "$32$"), f"{hashed[:salt_ends]}z{hashed[29:]}"):
+        with pytest.raises(ValueError, match="salt"):
+            bcrypt.checkpw(b"x", bad.encode())
+        path.write_text(f"chris:{bad}\n")
+        with pytest.raises(Misconfigured, match="users:1"):
+            read_users(path)
+    path.write_text("".join(f"user{n}:{bcrypt.gensalt(4).decode()}{hashed[29:]}\n" for n in range(200)))
+    assert len(read_users(path)) == 200
+
+
 def test_a_flood_is_turned_away_and_health_still_answers(rig: Rig) -> None:
     server = rig.start(MAX_CONCURRENT_REQUESTS="2")
     answers: list[requests.Response] = []
@@ -178,6 +195,7 @@ def test_metrics_over_four_processes(rig: Rig) -> None:
     for number in range(5):
         assert server.post(rig.request(f"metric-{number}", "true")).status_code == 201
         server.wait_final(f"metric-{number}")
+    assert server.post({"jid": "metric-bad"}).status_code == 400
     barrier = threading.Barrier(8)
 
     def read(_: int) -> None:
@@ -191,6 +209,7 @@ def test_metrics_over_four_processes(rig: Rig) -> None:
     for text in texts:
         assert counted(text, 'pman_http_requests_total{code="404",method="GET",route="/api/v1/<jid>/"}') == 200
         assert counted(text, 'pman_jobs_submitted_total{outcome="accepted"}') == 5
+        assert counted(text, 'pman_jobs_submitted_total{outcome="BadRequest"}') == 1
         assert counted(text, 'pman_backend_seconds_count{operation="submit"}') == 5
     served_by = {line.split("pid=")[1] for line in server.log.read_text().splitlines() if "pid=" in line}
     assert len(served_by) > 1
