@@ -217,6 +217,17 @@ def test_metrics_over_four_processes(rig: Rig) -> None:
         server.delete(f"metric-{number}")
 
 
+def test_metrics_survive_a_process_that_died_at_its_first(rig: Rig, tmp_path: Path) -> None:
+    """It leaves an empty file; one that is only starting has such a file for a moment."""
+    server = rig.start(SERVER_PROCESSES="2", TMPDIR=str(tmp_path))
+    assert server.call("GET").status_code == 200
+    [directory] = tmp_path.glob("pman-metrics-*")
+    (directory / "counter_1.db").touch()
+    answer = get(server, "/metrics")
+    assert answer.status_code == 200
+    assert counted(answer.text, 'pman_http_requests_total{code="200",method="GET",route="/api/v1/"}') == 1
+
+
 def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> None:
     server = rig.start(SERVER_PROCESSES="2")
     wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
