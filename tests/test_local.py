@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -63,6 +65,23 @@ class TestLocal(Contract):
         server.post(rig.request(jid, OUT + "setsid sh -c \"echo \\$\\$ > '$out/pid'; exec sleep 600\" & sleep 0.5"))
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         assert gone(int((rig.outgoing(jid) / "pid").read_text()))
+
+    def test_a_job_is_not_started_while_it_is_being_deleted(self, server: Server, rig: Rig, jid: str) -> None:
+        """GET starts what a killed pman left unstarted; not the script that a DELETE is just taking away."""
+        server.post(rig.request(jid, COUNTED))
+        server.wait_final(jid)
+        for name in ("claim", "rc", "ended"):
+            (state_of(rig, jid) / name).unlink(missing_ok=True)
+        lock = state_of(rig, f".lock.{hashlib.sha256(jid.encode()).hexdigest()[:2]}")
+        waiting = re.compile(rf"-> FLOCK .*:{lock.stat().st_ino} ")
+        with ThreadPoolExecutor(1) as pool, lock.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            asked = pool.submit(server.get, jid)
+            wait_for(lambda: waiting.search(Path("/proc/locks").read_text()), 10, "GET to wait for the lock")
+            shutil.rmtree(state_of(rig, jid))
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert asked.result().status_code == 404
+        assert rig.executions(jid) == 1
 
     def test_job_killed_from_outside(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, OUT + 'echo $$ > "$out/pid"; sleep 600'))

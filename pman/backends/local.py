@@ -95,8 +95,9 @@ class LocalBackend:
     def status(self, jid: str) -> JobStatus:
         record = self._find(jid)
         status = self._status(record)
-        if status.state is JobState.NOT_STARTED:
-            _start(record)  # pman was killed between making the directory and starting the script
+        if status.state is JobState.NOT_STARTED:  # pman was killed between making the directory and starting the script
+            with self._changing(jid):
+                _start(self._find(jid))
         return status
 
     def _look(self, jid: str) -> Record | None:
@@ -165,13 +166,12 @@ def _run_script(record: Record, *arguments: str) -> None:
 
 
 def _start(record: Record) -> None:
+    """Only for whoever holds the job's lock: nobody takes the script away."""
     if (record.directory / "claim").exists():
         return
     try:
         _run_script(record)
     except (subprocess.SubprocessError, OSError) as error:
-        if not record.directory.exists():
-            raise NotFound("The job was deleted while it was being started.") from None
         raise BackendError(f"The job's script could not be started: {error}.") from error
 
 
