@@ -152,7 +152,7 @@ def run(
         raise
     with _watching(jid):
         _post(service, request, copies)
-        job = _follow(service, jid)
+        job = _follow(service, jid, with_logs=True)
         if outgoing and not _below(store, outgoing):
             _copy(copies / "outgoing", outgoing)
     if not keep:
@@ -263,11 +263,11 @@ def _watching(jid: str) -> Iterator[None]:
         sys.exit(UNKNOWN)
 
 
-def _follow(service: Service, jid: str) -> dict[str, str]:
-    """Poll until the job has ended; on a terminal, say how it goes."""
+def _follow(service: Service, jid: str, with_logs: bool) -> dict[str, str]:
+    """Poll until the job has ended; on a terminal, say how it goes. Logs, which cost the backend more, once."""
     began = time.monotonic()
     while True:
-        job: dict[str, str] = service.in_time("GET", _path(jid))
+        job: dict[str, str] = service.in_time("GET", _path(jid), params={"tail": 0})
         if job["status"] in _FINAL:
             break
         if sys.stderr.isatty():
@@ -278,7 +278,7 @@ def _follow(service: Service, jid: str) -> dict[str, str]:
         time.sleep(POLL_SECONDS)
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)
-    return job
+    return service.in_time("GET", _path(jid)) if with_logs else job
 
 
 @click.command()
@@ -348,7 +348,7 @@ def wait(jid: str, as_json: bool) -> None:
     """Wait until a job has ended, and pass its exit code on."""
     service = Service()
     with _watching(jid):
-        job = _follow(service, jid)
+        job = _follow(service, jid, with_logs=as_json)
     if as_json:
         click.echo(json.dumps(job))
     else:

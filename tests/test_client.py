@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from pman import client
 from tests.rig import HEEDING_INTERRUPTS, OUT, ROOT, Rig, Server, running
@@ -116,6 +118,19 @@ def test_run_leaves_nothing_in_the_store(pman: Pman, rig: Rig, tmp_path: Path) -
     assert pman("run", "localhost/x:1", *words).returncode == 0
     assert pman("run", "not an image", *words).returncode == 1
     assert sorted(rig.store.iterdir()) == before
+
+
+def test_waiting_reads_the_logs_once(pman: Pman, server: Server) -> None:
+    def counted(operation: str) -> float:
+        text = requests.get(f"{server.url}/metrics", timeout=30).text
+        found = re.search(rf'pman_backend_seconds_count{{operation="{operation}"}} ([0-9.]+)', text)
+        return float(found[1]) if found else 0
+
+    statuses, logs = counted("status"), counted("logs")
+    done = pman("run", "localhost/x:1", "--", "sh", "-c", "sleep 1; echo here")
+    assert (done.returncode, done.stdout) == (0, "here\n")
+    assert counted("status") > statuses + 2
+    assert counted("logs") == logs + 1
 
 
 def test_links_of_a_job_are_not_followed(pman: Pman, tmp_path: Path) -> None:
