@@ -51,8 +51,8 @@ def submit() -> Reply:
     try:
         job = make_job(parse_request(flask.request.get_data(cache=False)), s.settings)
         flask.g.jid = job.jid
-        prepare(job, s.settings)
         spec = s.renderer.render(job, BACKENDS[s.settings.container_env].target)
+        prepare(job, s.settings)  # what a template refuses leaves nothing in the store
         status = metrics.ask("submit", lambda: s.backend.submit(job, spec))
     except PmanError as error:
         metrics.SUBMITTED.labels(type(error).__name__).inc()

@@ -161,6 +161,18 @@ def test_a_symbolic_link_out_of_the_store(server: Server, rig: Rig, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_template_refuses_leaves_nothing_in_the_store(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    refusing = '{% if job.gpu_count %}{{ refuse("There are no GPUs here.") }}{% endif %}'
+    (tmp_path / "local" / "job.sh.j2").write_text(
+        f'{{% extends "shipped/local/job.sh.j2" %}}{{% block prologue %}}{refusing}{{% endblock %}}'
+    )
+    server = rig.start(TEMPLATES_DIR=str(tmp_path))
+    answer = server.post(rig.request("refused", "true", gpu_limit=1, output_dir="refused/out"))
+    assert (answer.status_code, answer.json()) == (403, {"message": "There are no GPUs here."})
+    assert not (rig.store / "refused").exists()
+
+
 def test_a_hundred_thousand_arguments(server: Server, rig: Rig) -> None:
     args = ["--in", "x", *(str(number) for number in range(99_998))]
     request = rig.request("many", 'echo $#; echo "$2" "$100000"', *args, args_path_flags=["--in"])
