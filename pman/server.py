@@ -167,7 +167,10 @@ def _newest_source() -> float:
 
 
 def _supervise(settings: Settings) -> None:
-    """Keep SERVER_PROCESSES children on one socket; one that dies is replaced, one that cannot start stops all."""
+    """Keep SERVER_PROCESSES children on one socket; one that dies is replaced, which may take until it can start.
+
+    Where the first ones cannot, nothing is right yet, and all end.
+    """
     from pman import app
 
     app.set_up_logging(settings)
@@ -194,13 +197,14 @@ def _supervise(settings: Settings) -> None:
     for _ in range(settings.server_processes):
         if not stopping:
             start()
+    first = frozenset(children)
     failed = False
     while children:
         pid, status = os.wait()
         if pid not in children:  # as process 1 of a container this one gets everybody's orphans
             continue
         age_seconds = time.monotonic() - children.pop(pid)
-        if os.waitstatus_to_exitcode(status) == CANNOT_START and not stopping:
+        if os.waitstatus_to_exitcode(status) == CANNOT_START and pid in first and not stopping:
             failed = True
             stop(signal.SIGTERM, None)
         elif not stopping:

@@ -242,6 +242,21 @@ def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> Non
     assert not any(Path(f"/proc/{pid}").exists() for pid in last)
 
 
+def test_a_replacement_that_cannot_start_ends_no_other(rig: Rig, users_file: Path) -> None:
+    server = rig.start(SERVER_PROCESSES="2", AUTH_USERS_FILE=str(users_file))
+    wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
+    good = users_file.read_text()
+    users_file.unlink()
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    wait_for(lambda: server.log.read_text().count(f"{users_file} cannot be read") > 1, 30, "two vain attempts")
+    assert get(server, "/healthz").status_code == 200
+    users_file.write_text(good)
+    wait_for(lambda: server.log.read_text().count("listening on") == 3, 30, "the replacement to listen")
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+
+
 def test_sigterm_while_the_server_processes_are_being_started(rig: Rig) -> None:
     server = rig.start(SERVER_PROCESSES="32")  # one of them listens, the others are yet to come
     server.process.terminate()
