@@ -155,8 +155,8 @@ def run(
         job = _follow(service, jid, with_logs=True)
         if outgoing and not _below(store, outgoing):
             _copy(copies / "outgoing", outgoing)
-    if not keep:
-        _forget(service, jid, copies)
+        if not keep:
+            _forget(service, jid, copies)
     _finish(job, as_json)
 
 
@@ -250,7 +250,7 @@ def _state_line(job: dict[str, str]) -> None:
 @contextmanager
 def _watching(jid: str) -> Iterator[None]:
     """What ends the watching (Ctrl-C, an error) does not end the job."""
-    what_goes_on = f"{jid} is not ended by this: `pman wait {jid}` waits for it, `pman delete {jid}` ends it."
+    what_goes_on = f"{jid} is not ended by this: `pman wait {jid}` waits for it, `pman delete {jid}` removes it."
     try:
         yield
     except KeyboardInterrupt:

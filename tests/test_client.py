@@ -265,32 +265,43 @@ def test_ctrl_c_ends_the_following(pman: Pman, server: Server, rig: Rig) -> None
 
 
 class Gateway(ThreadingHTTPServer):
-    """What may stand where a pman is expected: raw answers, one for each request, the last one for all that follow."""
+    """What may stand where a pman is expected: raw answers, one for each request, the last one for all that follow.
 
-    def __init__(self, *answers: bytes) -> None:
+    A request with the method `silent` is never answered.
+    """
+
+    def __init__(self, *answers: bytes, silent: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = list(answers)
-        self.posted = threading.Event()
+        self.silent = silent
+        self.asked = threading.Event()
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Gateway
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command == self.server.silent:
+            self.server.asked.set()
+            self.connection.recv(1)  # until the client goes
+            return
         self.wfile.write(self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0])
         self.close_connection = True
 
     def do_POST(self) -> None:
-        self.server.posted.set()
-        self.rfile.read(1 << 30)  # until the client goes
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def gateway(*answers: bytes) -> Iterator[Gateway]:
-    with Gateway(*answers) as found:
+def gateway(*answers: bytes, silent: str = "") -> Iterator[Gateway]:
+    with Gateway(*answers, silent=silent) as found:
         threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}).start()
         yield found
         found.shutdown()
@@ -318,7 +329,9 @@ def test_what_is_no_pman_is_called_so(pman: Pman, answer: bytes) -> None:
     assert (done.returncode, "is no pman" in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr
 
 
-def test_ctrl_c_while_a_job_is_posted_says_that_it_may_go_on(pman: Pman, rig: Rig) -> None:
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_ctrl_c_while_pman_is_asked_says_what_may_be_left(pman: Pman, method: str) -> None:
+    ended = {"jid": "maybe", "status": "finishedSuccessfully", "message": "", "logs": ""}
     command = [
         *HEEDING_INTERRUPTS,
         sys.executable,
@@ -331,10 +344,10 @@ def test_ctrl_c_while_a_job_is_posted_says_that_it_may_go_on(pman: Pman, rig: Ri
         "--",
         "true",
     ]
-    with gateway(json_answer({})) as found:
+    with gateway(json_answer(ended), silent=method) as found:
         env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
         with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
-            assert found.posted.wait(30)
+            assert found.asked.wait(30)
             process.send_signal(signal.SIGINT)
             errors = process.communicate(timeout=30)[1]
     assert (process.returncode, "`pman delete maybe`" in errors) == (130, True), errors
