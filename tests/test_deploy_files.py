@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pman.server import DRAIN_SECONDS
 from pman.settings import Settings
 from tests.rig import ROOT
 
@@ -32,6 +33,14 @@ def test_compose_files_set_settings_that_exist(path: Path) -> None:
         for variable in service.get("environment", {}):
             known = variable.lower() in Settings.model_fields or variable in FOREIGN
             assert known or (name == "cromwell" and variable.startswith("PMAN_")), variable
+
+
+@pytest.mark.parametrize("path", COMPOSE[:2], ids=lambda path: path.name)
+def test_compose_files_give_pman_the_time_that_it_takes_to_end(path: Path) -> None:
+    """Docker's own is 10 s; Kubernetes' is 30 s, systemd's 90 s."""
+    patience = yaml.safe_load(path.read_text())["services"]["pman"]["stop_grace_period"]
+    waitress_seconds = 5
+    assert int(patience.removesuffix("s")) > waitress_seconds + DRAIN_SECONDS
 
 
 def test_manifest_sets_settings_that_exist() -> None:
