@@ -7,7 +7,7 @@ nothing reads) is a finding: silence would mean that it works.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_origin
@@ -183,7 +183,8 @@ def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
     """Values where their own quotes mean nothing: between the author's, in a comment, in another language's text."""
     in_shell = {id(node) for scope in _shell_text(template) for _, node in _printed(scope, [""])}
     wdl_reads = any(other.name.endswith(".wdl.j2") for other in overlay.readers(template.name))
-    for before, node in _printed(template.tree, [""]):
+    scopes = template.tree.body if template.parent else [template.tree]
+    for before, node in (pair for scope in scopes for pair in _printed(scope, [""])):
         if _is_bare(overlay, node):
             continue
         written, line = f"{{{{ {_written(node)} }}}}", before.rpartition("\n")[2]
@@ -191,6 +192,9 @@ def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
         if opened in ("'", '"'):
             message = "quotes stand around {{ }}, which writes its own: leave them out"
             yield at(template, "quoted-twice", message, node.lineno)
+        elif _language(template.name) == "yaml" and opened != "#" and not _is_text(template, node):
+            if wrong := _misplaced_in_yaml(before):
+                yield at(template, "wrong-quoting", f"{written} {wrong}", node.lineno)
         elif id(node) not in in_shell or _is_text(template, node):
             continue
         elif opened == "`" or line.endswith(("$", "\\")):
@@ -230,14 +234,43 @@ def _shell_text(template: Template) -> list[nodes.Node]:
 
 def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Node]]:
     """Every expression that is printed below `node`, with all text that stands before it; text[0] is that so far."""
-    for child in node.iter_child_nodes():
-        if isinstance(child, nodes.TemplateData):
-            text[0] += child.data
-        elif isinstance(node, nodes.Output):
-            yield text[0], child
-            text[0] += "x"
-        else:
-            yield from _printed(child, text)
+    branches: list[Iterable[nodes.Node]] = [list(node.iter_child_nodes())]
+    if isinstance(node, nodes.If):  # each of them begins where the others do
+        branches = [node.body, *((other,) for other in node.elif_), node.else_]
+    start = text[0]
+    for branch in filter(None, branches):
+        text[0] = start
+        for child in branch:
+            if isinstance(child, nodes.TemplateData):
+                text[0] += child.data
+            elif isinstance(node, nodes.Output):
+                yield text[0], child
+                text[0] += "x"
+            else:
+                yield from _printed(child, text)
+
+
+def _misplaced_in_yaml(before: str) -> str:
+    """Why a value after this text of YAML is no key or value of its own; "" where it is."""
+    if _in_block_scalar(before):
+        return "stands in text below | or >, where quotes are text: pass it as a variable (env)"
+    in_flow = sum(map(before.count, "[{")) > sum(map(before.count, "]}"))
+    begins = r"(?:(?:^|\n)|[\[{]|: |(?:^|\s)[-?] |(?:^|\s)[!&]\S* ) *$"
+    if re.search(begins, before) or (in_flow and before.rstrip().endswith(",")):
+        return ""
+    return 'goes on with what stands before it, so its quotes are text: join it all, {{ "..." ~ value }}'
+
+
+def _in_block_scalar(text: str) -> bool:
+    """Whether a line above, of which the last line of this text of YAML is a part, ends in | or >."""
+    *above, last = text.split("\n")
+    depth = len(last) - len(last.lstrip())
+    for line in filter(str.strip, reversed(above)):
+        indent = len(line) - len(line.lstrip())
+        if indent < depth and re.search(r"[\s:-][|>][-+\d]*(?:\s+#.*)?\s*$", line):
+            return True
+        depth = min(depth, indent)
+    return False
 
 
 def _in_heredoc(text: str) -> bool:

@@ -8,6 +8,7 @@ a program does run that a script calls by a path it puts together, or behind `PA
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -79,7 +80,7 @@ class Stuck(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What does not arrive. what: argv, env, incoming, outgoing, volumes, image; injected: what runs instead.
+    """What does not arrive. what: argv, env, incoming, outgoing, volumes, image; injected, script: what runs instead.
 
     line: in the rendered text, from 1, if known.
     """
@@ -288,13 +289,26 @@ def _kubernetes(_job: Job, text: str) -> _Delivered:
     sources = {m["mountPath"]: _volume_source(volumes[m["name"]], m) for m in mounts if m["name"] in volumes}
     words = [_expand(word, env) for word in _words(container)]
     open_ = re.compile(rf"(?<!\$)(?:\$\$)*\$\({CANARY}\)")
-    others = (*lost, *_expanded([*_words(container), *(e["value"] for e in entries)], open_, "Kubernetes", "k8s"))
+    others = (
+        *lost,
+        *_in_scripts(pod),
+        *_expanded([*_words(container), *(e["value"] for e in entries)], open_, "Kubernetes", "k8s"),
+    )
     places = sources.get(INCOMING, ""), sources.get(OUTGOING, "")
     return _Delivered(words, env, *places, image=container["image"], others=others)
 
 
 def _words(container: Mapping[str, Any]) -> list[str]:
     return [*(container.get("command") or []), *(container.get("args") or [])]
+
+
+def _in_scripts(pod: Mapping[str, Any]) -> Iterator[Flaw]:
+    """Values in what a shell gets with -c, in front of the job's own command line."""
+    for container in [*(pod.get("initContainers") or []), *pod["containers"]]:
+        words = list(itertools.takewhile(lambda word: word != MARK, _words(container)))
+        scripts = [script for flag, script in itertools.pairwise(words) if re.fullmatch(r"-[a-z]*c", flag)]
+        if words and words[0].endswith("sh") and any(CANARY in script for script in scripts):
+            yield Flaw("script", "a value of the request is part of a shell's script: pass it as a variable (env)")
 
 
 def _expanded(texts: list[str], open_: re.Pattern[str], who: str, quoting: str) -> Iterator[Flaw]:

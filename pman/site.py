@@ -252,6 +252,7 @@ _CAUSES: Mapping[str, Sequence[str]] = {
     "argv": ("command", "runtime", "prologue", "environment", "container_extra"),
     "env": ("environment", "command", "runtime", "prologue"),
     "injected": ("environment", "mounts", "container_extra", "prologue", "command"),
+    "script": ("pod_spec_extra",),
     "volumes": ("volume_mounts", "volumes"),
     "image": (),
     **dict.fromkeys(

@@ -65,6 +65,7 @@ class Broken:
 
 FOREVER = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}\n"
 LOOP = "{% for name, value in job.env %}\n      - {{ name ~ '=' ~ value }}\n{% endfor %}\n"
+INIT = "      initContainers:\n        - name: scratch\n          image: busybox\n"
 TABLE = [
     Broken(
         "typo in a variable",
@@ -563,6 +564,28 @@ TABLE = [
         WDL, 3, "job.image has no 'startwith'; did you mean startswith", "undefined", 37,
     ),
     Broken(
+        "value that goes on with text in YAML",
+        only(DOCKER, "mounts", "    - Type: bind\n      Target: /scratch\n      Source: /scratch/{{ job.auid }}\n"),
+        DOCKER, 5, "{{ job.auid }} goes on with what stands before it", "wrong-quoting",
+    ),
+    Broken(
+        "value after a word in YAML",
+        only(K8S, "pod_annotations", "      annotations:\n        by: pman for {{ job.auid }}\n"),
+        K8S, 4, "{{ job.auid }} goes on with what stands before it", "wrong-quoting",
+    ),
+    Broken(
+        "value in a block of text in YAML",
+        only(K8S, "pod_spec_extra", INIT + '          command:\n            - sh\n            - -c\n            - |\n'
+             "              true\n              mkdir {{ job.auid }}\n"),
+        K8S, 11, "{{ job.auid }} stands in text below | or >", "wrong-quoting",
+    ),
+    Broken(
+        "value in a shell's script in YAML",
+        only(K8S, "pod_spec_extra", INIT + '          args: [-ec, {{ ("mkdir /s/" ~ job.auid)|k8s }}]\n'
+             "          command: [sh]\n"),
+        K8S, 2, "a value of the request is part of a shell's script", "changed",
+    ),
+    Broken(
         "label that is no name",
         only(K8S, "pod_labels", "{{ super() }}\n        user: {{ job.auid }}\n"),
         K8S, 4, "the label user cannot be '$(pman-check-injected)", "invalid",
@@ -667,6 +690,21 @@ GOOD: dict[str, dict[str, str]] = {
         ),
         "sh/b.sh.j2": "true\n",
     },
+    "values of YAML wherever one may begin": only(
+        K8S, "pod_annotations",
+        "      # for {{ job.auid }}\n      annotations: {a: {{ job.jid }}, b: {% if job.env %}{{ job.auid }}"
+        "{% else %}x{% endif %}, {{ job.image }}: {{ job.kind }},\n        {{ job.name }}: !!str {{ job.jid }}}\n",
+    ),
+    "lists of YAML": only(
+        DOCKER, "host_extra",
+        "  ExtraHosts: [{% for name in ['a', 'b'] %}{{ name ~ ':192.0.2.7' }},{% endfor %}]\n"
+        "  SecurityOpt: [\n    a, {{ 'label=' ~ job.workers }}]\n",
+    ),
+    "a script of a site's own in YAML": only(
+        K8S, "pod_spec_extra", INIT + "          command: [sh, -c]\n          args:\n            - |\n"
+        '              mkdir -p "/scratch/$WHO" # {{ job.workers }}\n'
+        "          env:\n            - name: WHO\n              value: {{ job.auid|k8s }}\n",
+    ),
     "kept in git": {
         ".git/config": "x", ".github/workflows/ci.yml": "x", ".gitignore": "x", "LICENSE": "x", "README.md": "x",
         "slurm/README.md": "x", SLURM: extending(SLURM),
