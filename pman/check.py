@@ -57,7 +57,7 @@ def problems(spec: Spec, kubernetes: str = KUBERNETES_VERSION, shellcheck: bool 
         "k8s": lambda: _kubernetes(spec.text, kubernetes),
         "swarm": lambda: _schema(spec.text, "docker-service"),
         "docker": lambda: _schema(spec.text, "docker-container"),
-        "slurm": lambda: bash_problems(spec.text, shellcheck),
+        "slurm": lambda: _sbatch(spec.text, shellcheck),
         "local": lambda: bash_problems(spec.text, shellcheck),
     }
     found = list(judges[spec.target]())
@@ -115,6 +115,12 @@ def _wdl(text: str, shellcheck: bool) -> Iterator[Problem]:
         yield Problem(str(error))
     else:
         yield from (Problem(p.message, p.line and p.line + first - 1) for p in bash_problems(script, shellcheck))
+
+
+def _sbatch(text: str, shellcheck: bool) -> Iterator[Problem]:
+    if not text.startswith("#!"):
+        yield Problem("sbatch takes no script that does not begin with #!", 1)
+    yield from bash_problems(text, shellcheck)
 
 
 def _kubernetes(text: str, version: str) -> Iterator[Problem]:

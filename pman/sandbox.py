@@ -188,6 +188,12 @@ def items_of(value: Any) -> Any:
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     """Jinja's compiler with some changes, each of which is an overridden method."""
 
+    def visit_Template(self, node: Any, frame: Any = None) -> None:  # noqa: N802
+        """What stands before `extends` is not rendered, as what stands after it: a line break there would be."""
+        extends = jinja2.nodes.Extends
+        node.body.sort(key=lambda n: not (isinstance(n, extends) and isinstance(n.template, jinja2.nodes.Const)))
+        super().visit_Template(node, frame)
+
     def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
         """Constants are quoted at run time: Jinja would HTML-escape `{{ "a'b" }}` before finalize sees it."""
         if not isinstance(node, jinja2.nodes.TemplateData):

@@ -586,6 +586,11 @@ TABLE = [
         K8S, 2, "a value of the request is part of a shell's script", "changed",
     ),
     Broken(
+        "script that begins with an empty line",
+        {"sh/job.sh.j2": shipped("sh/job.sh.j2", "#!", "\n#!")},
+        "sh/job.sh.j2", 1, "sbatch takes no script that does not begin with #!", "invalid",
+    ),
+    Broken(
         "label that is no name",
         only(K8S, "pod_labels", "{{ super() }}\n        user: {{ job.auid }}\n"),
         K8S, 4, "the label user cannot be '$(pman-check-injected)", "invalid",
