@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -200,17 +201,33 @@ class StrictLoader(yaml.SafeLoader):
 
 
 class _SiteLoader(StrictLoader):
-    """StrictLoader of text, numbers, booleans, null, lists and mappings; a date is text, other types are refused."""
+    """StrictLoader of text, numbers, booleans, null, lists and mappings; a date is text, other types are refused.
+
+    So are numbers and booleans that would be printed in other words than they are written: YAML reads 12:30 as 750,
+    1.10 as 1.1, 010 as 8 and `no` as false.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if isinstance(value, bool | int | float):
+            read = quote.yaml(value) if math.isfinite(value) else "no finite number"
+            if read != node.value.lower():
+                said = f"{node.value} would be {read}: write what it shall be, in quotes if that is text"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+        return value
+
+    def construct_undefined(self, node: yaml.Node) -> NoReturn:
+        said = f"{node.tag.removeprefix('tag:yaml.org,2002:')} is no type that site.yaml may hold: quotes make it text"
+        raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
 
 
 _TYPES = ("str", "int", "float", "bool", "null", "seq", "map")
 _SiteLoader.yaml_constructors = {
-    tag: function
-    for tag, function in StrictLoader.yaml_constructors.items()
-    if tag is None or tag.rsplit(":", 1)[-1] in _TYPES
+    **{f"tag:yaml.org,2002:{name}": StrictLoader.yaml_constructors[f"tag:yaml.org,2002:{name}"] for name in _TYPES},
+    None: _SiteLoader.construct_undefined,
 }
 _SiteLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rows if not tag.endswith(":timestamp")]
+    first: [(tag, pattern) for tag, pattern in rows if not tag.endswith((":timestamp", ":value"))]
     for first, rows in StrictLoader.yaml_implicit_resolvers.items()
 }
 

@@ -106,7 +106,7 @@ def test_templates_reach_plain_values_only(overlay: Overlay, tmp_path: Path) -> 
             seen.extend(value for name, value in args[0].items() if name != "refuse")
             return super().generate(*args, **kwargs)
 
-    overlay({"site.yaml": "a: 2024-01-01\nb: [{c: 1.5}, null, 0x10]\n"})
+    overlay({"site.yaml": "a: 2024-01-01\nb: [{c: 1.5}, null, 16]\n"})
     config = settings.load(
         {"STOREBASE": "/s", "TEMPLATES_DIR": str(tmp_path), "JOB_LABELS": "a=b", "SLURM_IMAGE_DIR": "/i"}
     )
@@ -239,7 +239,7 @@ def test_a_language_has_its_own_filters_only(overlay: Overlay, name: str, filter
 )
 def test_python_does_not_shine_through(overlay: Overlay, body: str, said: str) -> None:
     with pytest.raises(TemplateError) as caught:
-        text(overlay({"local/job.sh.j2": "\n" + body, "site.yaml": "word: cuda\nflag: yes\n"}))
+        text(overlay({"local/job.sh.j2": "\n" + body, "site.yaml": "word: cuda\nflag: true\n"}))
     assert "local/job.sh.j2:2: " in str(caught.value)
     assert said in str(caught.value)
 
@@ -248,6 +248,15 @@ def test_python_does_not_shine_through(overlay: Overlay, body: str, said: str) -
 def test_filters_that_make_html_are_no_filters_here(overlay: Overlay, name: str) -> None:
     with pytest.raises(TemplateError, match=rf"job\.sh\.j2:1: No filter named '{name}'"):
         shell(overlay, f"{{{{ job.image|{name} }}}}")
+
+
+def test_only_blocks_of_a_template_that_extends_are_rendered(overlay: Overlay) -> None:
+    shipped, around = (
+        text(overlay({})),
+        "\nx{{ job.jid }}\n{% block prologue %}{% endblock %}{% if job %}y{% endif %}\n",
+    )
+    extending = around + '{% extends "shipped/local/job.sh.j2" %}\nz\n'
+    assert text(overlay({"local/job.sh.j2": extending})) == shipped
 
 
 def test_values_are_never_templates(overlay: Overlay) -> None:
@@ -300,9 +309,14 @@ def test_an_error_in_a_shipped_block_names_the_shipped_file(overlay: Overlay) ->
         ("x:\n  a: 1\n  a: 2\n", ":3: the key 'a' is given twice"),
         ("- a\n", ":1: site.yaml must be a mapping"),
         ("a: [1\nb: 2\n", ":2: "),
-        ("a: !!python/object:os.system x\n", ":1: could not determine a constructor"),
+        ("a: !!python/object:os.system x\n", ":1: python/object:os.system is no type"),
         ("? [a]\n: 1\n", ":1: "),
-        ("b: 1\na: !!set {b, c}\n", ":2: could not determine a constructor"),
+        ("b: 1\na: !!set {b, c}\n", ":2: set is no type"),
+        ("a: 1\nlimit: 12:30:00\n", ":2: 12:30:00 would be 45000: write what it shall be, in quotes if that is text"),
+        ("version: 1.10\n", ":1: 1.10 would be 1.1"),
+        ("a: [1, 010]\n", ":1: 010 would be 8"),
+        ("no: norway\n", ":1: no would be false"),
+        ("a: .inf\n", ":1: .inf would be no finite number"),
         ("a: \x01\n", ":1: "),
         ("a: " + "[" * 2000 + "\n", ":1: "),
     ],
@@ -317,6 +331,12 @@ def test_site_yaml_that_is_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_bytes(b"a: \xff\n")
     with pytest.raises(TemplateError, match=r"site\.yaml:1: .*UTF-8"):
         render.read_site(tmp_path)
+
+
+def test_scalars_are_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("a: [1, -2, 1.5, 1.0e+16, true, False, null, ~, 1e3, 0o7, y, =, '010', 1:99]\n")
+    values = [1, -2, 1.5, 1e16, True, False, None, None, "1e3", "0o7", "y", "=", "010", "1:99"]
+    assert render.read_site(tmp_path) == {"a": values}
 
 
 def test_dates_are_text_and_mappings_merge(tmp_path: Path) -> None:
