@@ -20,8 +20,12 @@ from pman.render import TARGETS
 
 # Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
 _SHELL_BLOCKS = ("prologue", "environment", "command")
-# Shipped blocks that are no suggestion: without their lines a job runs with other limits, or twice.
-_NEED_SUPER: Mapping[str, tuple[str, ...]] = {"slurm/job.sh.j2": ("directives", "claim")}
+# Shipped blocks that are no suggestion: without their lines a job runs with other limits, twice, or without its number.
+_NEED_SUPER: Mapping[str, tuple[str, ...]] = {
+    "slurm/job.sh.j2": ("directives", "claim"),
+    "wdl/job.wdl.j2": ("environment",),
+    "k8s/job.yaml.j2": ("environment",),
+}
 _BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
 _NUMBER_FILTERS = ("abs", "count", "float", "int", "length", "round", "sum")
 _COUNTERS = ("index", "index0", "revindex", "revindex0", "length", "depth", "depth0")

@@ -281,7 +281,8 @@ def _each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
         cause = re.sub(r" \(request: [^()]*\)$", "", finding.message)
         if finding.rule == "changed":  # whatever it is instead
             cause = re.split(r" is ['\"]|variable |^word ", cause, maxsplit=1)[0]
-        cause = cause[:40] if finding.rule == "invalid" else cause  # parsers go on to quote the request
+        if finding.rule == "invalid":  # parsers count the words of the request, and go on to quote it
+            cause = re.sub(r"\d+", "", cause)[:40]
         groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)
     for first, *more in groups.values():
         yield replace(first, message=f"{first.message}, and {len(more)} more") if more else first

@@ -491,6 +491,16 @@ TABLE = [
         SLURM, 2, "the shipped lines of the block directives are gone", "no-super", 10,
     ),
     Broken(
+        "number of the worker lost",
+        only(WDL, "environment", "export TZ=UTC\n"),
+        WDL, 2, "the shipped lines of the block environment are gone", "no-super", 10,
+    ),
+    Broken(
+        "environment of Kubernetes lost",
+        only(K8S, "environment", "            - name: TZ\n              value: UTC\n"),
+        K8S, 2, "the shipped lines of the block environment are gone", "no-super", 10,
+    ),
+    Broken(
         "command in one word of a shell",
         {
             K8S: shipped(
@@ -720,6 +730,12 @@ GOOD: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("files", GOOD.values(), ids=GOOD)
 def test_what_is_good_is_left_in_peace(files: dict[str, str], tmp_path: Path) -> None:
     assert [str(finding) for finding in site.SiteCheck(write(tmp_path, files)).findings()] == []
+
+
+def test_one_cause_is_told_once_however_many_words_a_request_has(tmp_path: Path) -> None:
+    files = only(K8S, "environment", "            - name: TZ\n              value: UTC\n")
+    found = site.SiteCheck(write(tmp_path, files)).findings()
+    assert [finding.rule for finding in found] == ["no-super", "invalid"]
 
 
 def test_whole_copies_of_the_shipped_templates_are_good(tmp_path: Path) -> None:
