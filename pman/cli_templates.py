@@ -22,18 +22,21 @@ from pman.render import SECRETS, TARGETS, Renderer, read_site, shipped_templates
 from pman.storage import Mount, Storage
 
 if TYPE_CHECKING:
-    from pman.overlay import Overlay
+    from pman.overlay import Overlay, Template
 
 _POLL_SECONDS = 0.03
 _SITES = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # What a new overlay begins with: (block, its text, lines of site.yaml).
+_MODULES = (
+    "prologue",
+    "{{ super() }}{% for name in site.modules %}\nmodule load {{ name|sh }}\n{% endfor %}\n",
+    "# Environment modules to load before the command, e.g. [apptainer/1.3]\nmodules: []\n",
+)
 _STARTERS: Mapping[str, tuple[str, str, str]] = {
-    "wdl": (
-        "prologue",
-        "{{ super() }}{% for name in site.modules %}\nmodule load {{ name|sh }}\n{% endfor %}\n",
-        "# Environment modules to load before the command, e.g. [apptainer/1.3]\nmodules: []\n",
-    ),
+    "wdl": _MODULES,
+    "slurm": _MODULES,
+    "local": _MODULES,
     "k8s": (
         "pod_spec_extra",
         "{% if site.priority_class %}\n      priorityClassName: {{ site.priority_class }}\n{% endif %}\n",
@@ -44,21 +47,12 @@ _STARTERS: Mapping[str, tuple[str, str, str]] = {
         "{% if site.constraints %}\n  Placement:\n    Constraints: {{ site.constraints }}\n{% endif %}\n",
         "# Placement constraints of every job, e.g. [node.role == worker]\nconstraints: []\n",
     ),
-}
-_STARTERS = {
-    **_STARTERS,
     "docker": (
         "host_extra",
         "{% if site.extra_hosts %}\n  ExtraHosts: {{ site.extra_hosts }}\n{% endif %}\n",
         '# Lines for every container\'s /etc/hosts, e.g. ["license:192.0.2.7"]\nextra_hosts: []\n',
     ),
-    "slurm": (
-        "prologue",
-        "{{ super() }}{% for name in site.modules %}\nmodule load {{ name }}\n{% endfor %}\n",
-        _STARTERS["wdl"][2],
-    ),
 }
-_STARTERS = {**_STARTERS, "local": _STARTERS["slurm"]}
 
 
 def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | Path | None) -> dict[str, str]:
@@ -223,7 +217,7 @@ def new(directory: Path, target: str) -> None:
     from pman.overlay import Overlay
 
     if directory.exists() and any(directory.iterdir()):
-        raise Misconfigured(f"{directory} is not empty.")
+        raise Misconfigured(f"{directory} is not empty: name a new one, and copy from there what you want of it.")
     name = TARGETS[target].template
     block, text, site = _STARTERS[target]
     chain = Overlay(Renderer(settings.load({})), None).chain(f"shipped/{name}")
@@ -297,29 +291,33 @@ def upgrade_check(old: Path, directory: Path | None) -> None:
 
     Exit status 1 when any does: read the diff and adapt the override. 2 where OLD_VERSION_DIR lacks a template.
     """
-    from pman.overlay import blocks_of, parse_file
-
     overlay = _overlay(directory)
     touched = False
     for name in overlay.site_names:
-        template = overlay.template(name)
         if name in overlay.shipped_names and not (old / name).is_file():
             raise Misconfigured(f"{old} holds no {name}: name the `templates` directory of the other version.")
-        for base in overlay.chain(template.parent) if template and template.parent else []:
-            shipped_name = base.name.removeprefix("shipped/")
-            if not base.name.startswith("shipped/") and base.name in overlay.site_names:
-                continue
-            before = blocks_of(parse_file(old / shipped_name)) if (old / shipped_name).is_file() else {}
-            after = blocks_of(base)
-            for block in template.blocks if template else {}:
-                place = f"{template.path if template else name} block {block}"
-                if block in before or block in after:
-                    touched |= _changed(before.get(block, ""), after.get(block, ""), shipped_name, place)
-        if template and not template.parent and name in overlay.shipped_names:
-            before_text = (old / name).read_text(encoding="utf-8") if (old / name).is_file() else ""
-            now = (shipped_templates() / name).read_text(encoding="utf-8")
-            touched |= _changed(before_text, now, name, template.path)
+        if template := overlay.template(name):
+            for place, before, after, shipped_name in _beneath(overlay, template, old):
+                touched |= _changed(before, after, shipped_name, place)
     sys.exit(touched)
+
+
+def _beneath(overlay: Overlay, template: Template, old: Path) -> Iterator[tuple[str, str, str, str]]:
+    """What a site's template replaces: (place, old text, new text, name of the shipped template)."""
+    from pman.overlay import blocks_of, parse_file
+
+    if not template.parent and template.name in overlay.shipped_names:
+        now = (shipped_templates() / template.name).read_text(encoding="utf-8")
+        yield template.path, (old / template.name).read_text(encoding="utf-8"), now, template.name
+    for base in overlay.chain(template.parent) if template.parent else []:
+        if base.name in overlay.site_names:
+            continue
+        name = base.name.removeprefix("shipped/")
+        before = blocks_of(parse_file(old / name)) if (old / name).is_file() else {}
+        after = blocks_of(base)
+        for block in template.blocks:
+            if block in before or block in after:
+                yield f"{template.path} block {block}", before.get(block, ""), after.get(block, ""), name
 
 
 def _changed(before: str, after: str, name: str, place: str) -> bool:

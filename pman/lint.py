@@ -42,8 +42,9 @@ def findings(overlay: Overlay) -> list[Finding]:
 def _unused(overlay: Overlay, directory: Path) -> Iterator[Finding]:
     entries = {name for entry in TARGETS.values() for name in (entry.template, *entry.extras.values())}
     read = {step for name in entries for step in overlay.reach(name)}
+    shipped = {f"shipped/{name}" for name in overlay.shipped_names}
     for name in overlay.site_names:
-        if name not in read:
+        if name not in read or name in shipped:
             near = sandbox.hint(name, overlay.shipped_names)
             yield Finding("unused-file", f"nothing reads this template{near}", str(directory / name), 1)
     for path in sorted(files(directory)):

@@ -249,6 +249,8 @@ def _cause(error: Exception) -> str:
     message = (error.message if isinstance(error, jinja2.TemplateError) else None) or str(error)
     if isinstance(error, jinja2.TemplateNotFound):
         return f"there is no template {message}"
+    if isinstance(error, RecursionError):
+        return "a template, block or macro that brings in itself has no end"
     if unknown := re.search(r"No (filter|test) named '(\w+)'", message):
         if unknown[2] in sandbox.QUOTING:
             return f"|{unknown[2]} writes another language than this template's"
@@ -294,7 +296,7 @@ def _refuse(reason: str) -> NoReturn:
 def _loader(overlay: Path | None) -> jinja2.BaseLoader:
     shipped = jinja2.FileSystemLoader(shipped_templates())
     site = [_Confined(overlay)] if overlay else []
-    return jinja2.ChoiceLoader([*site, shipped, jinja2.PrefixLoader({"shipped": shipped})])
+    return jinja2.ChoiceLoader([jinja2.PrefixLoader({"shipped": shipped}), *site, shipped])
 
 
 class _Confined(jinja2.FileSystemLoader):

@@ -64,9 +64,9 @@ _KEEP_QUOTED = ("count", "d", "default", "join", "length", "safe")
 _QUOTED = "a quoted value cannot be joined or changed: join first and quote the whole, as in {{ (a ~ b)|sh }}"
 # What a site's template may set before its blocks, and of which type; shipped templates read these instead of job.*.
 POLICY: Mapping[str, tuple[type, str]] = {
-    "image": (str, "text"),
+    "image": (str, "an image reference"),
     "partition": (str, "text or none"),
-    "time_limit_minutes": (int, "a whole number of minutes or none"),
+    "time_limit_minutes": (int, "a whole number of minutes above 0 or none"),
 }
 
 _clock = threading.local()
@@ -283,8 +283,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def policy(name: str, value: Any) -> Any:
         """What a template sets `name` to, one of POLICY."""
         kind, said = POLICY[name]
-        absent = value is None and name != "image"
-        if not absent and (not isinstance(value, kind) or isinstance(value, bool | Markup)):
+        if value is None and name != "image":
+            return value
+        empty = name != "partition" and isinstance(value, kind) and value <= kind()  # "", or 0 and less
+        if empty or not isinstance(value, kind) or isinstance(value, bool | Markup):
             raise TypeError(f"{name} must be {said}, not {value!r}")
         return value
 

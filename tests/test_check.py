@@ -439,7 +439,7 @@ TABLE = [
     Broken(
         "time limit that is text",
         {WDL: extending(WDL, "{% set time_limit_minutes = site.minutes %}\n"), "site.yaml": 'minutes: "60"\n'},
-        WDL, 2, "time_limit_minutes must be a whole number of minutes or none, not '60'", "template",
+        WDL, 2, "time_limit_minutes must be a whole number of minutes above 0 or none, not '60'", "template",
     ),
     Broken(
         "image as the text of a set block",
@@ -599,6 +599,11 @@ TABLE = [
         "script that begins with an empty line",
         {"sh/job.sh.j2": shipped("sh/job.sh.j2", "#!", "\n#!")},
         "sh/job.sh.j2", 1, "sbatch takes no script that does not begin with #!", "invalid",
+    ),
+    Broken(
+        "template where pman's own are named",
+        {"shipped/" + SLURM: extending("sh/job.sh.j2"), SLURM: extending(SLURM)},
+        "shipped/" + SLURM, 1, "nothing reads this template", "unused-file",
     ),
     Broken(
         "label that is no name",

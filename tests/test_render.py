@@ -222,12 +222,24 @@ def test_a_language_has_its_own_filters_only(overlay: Overlay, name: str, filter
         ("{% for m in site.word if m == 'd' %}{% else %}{{ m }}{% endfor %}", "a list is needed here"),
         ("{{ site.word|map('upper')|list }}", "a list is needed here"),
         ("{{ site.word|join(' ') }}", "a list is needed here"),
-        ("{% set time_limit_minutes = site.word %}", "time_limit_minutes must be a whole number of minutes or none"),
-        ("{% set time_limit_minutes = true %}", "time_limit_minutes must be a whole number of minutes or none"),
+        (
+            "{% set time_limit_minutes = site.word %}",
+            "time_limit_minutes must be a whole number of minutes above 0 or none",
+        ),
+        ("{% set time_limit_minutes = true %}", "time_limit_minutes must be a whole number of minutes above 0 or none"),
         ("{% set partition = ['a'] %}", "partition must be text or none, not"),
-        ("{% set image = none %}", "image must be text, not None"),
+        (
+            "{% set time_limit_minutes = -5 %}",
+            "time_limit_minutes must be a whole number of minutes above 0 or none, not -5",
+        ),
+        (
+            "{% set time_limit_minutes = 0 %}",
+            "time_limit_minutes must be a whole number of minutes above 0 or none, not 0",
+        ),
+        ("{% set image = none %}", "image must be an image reference, not None"),
+        ("{% set image = '' %}", "image must be an image reference, not ''"),
         ("{% set image %}m/{{ job.image }}{% endset %}", "write {% set image = ... %}"),
-        ("{% set image = job.image|sh %}", "image must be text, not Markup"),
+        ("{% set image = job.image|sh %}", "image must be an image reference, not Markup"),
         ("{% for a in range(30) %}{% set x = namespace(s='a' * 999999) %}{% endfor %}{{ x }}", "'x' is undefined"),
         (
             "{% set x = namespace(s='ab') %}{% for a in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}",
@@ -259,6 +271,11 @@ def test_only_blocks_of_a_template_that_extends_are_rendered(overlay: Overlay) -
     assert text(overlay({"local/job.sh.j2": extending})) == shipped
 
 
+def test_shipped_names_are_never_the_sites_own(overlay: Overlay) -> None:
+    files = {"shipped/local/job.sh.j2": "x", "local/job.sh.j2": '{% extends "shipped/local/job.sh.j2" %}'}
+    assert text(overlay({})) == text(overlay(files))
+
+
 def test_values_are_never_templates(overlay: Overlay) -> None:
     assert "'{{ 7 * 7 }}'" in text(overlay({}), args=["{{ 7 * 7 }}"])
 
@@ -286,6 +303,7 @@ def test_values_are_never_templates(overlay: Overlay) -> None:
         ("{% for a in job.argv %}\n\n{{ a.nme }}{% endfor %}", 3, "has no attribute 'nme'"),
         ("{{ job.image }}\n{% if undefined_name %}{% endif %}", 2, "'undefined_name' is undefined"),
         ("{{ 1 if job.gpu_count }}", 1, "an inline `if` without `else` has no value here"),
+        ("{% macro a() %}\n{{ a() }}{% endmacro %}{{ a() }}", 2, "a template, block or macro that brings in itself"),
         ("\n{{ job.image\n ~ jb }}", 2, "'jb' is undefined"),
     ],
 )
@@ -404,7 +422,7 @@ def test_a_template_that_loops_for_ever_is_stopped_in_any_thread(
 
 def test_templates_that_include_each_other_are_stopped(overlay: Overlay) -> None:
     files = {"local/job.sh.j2": "{% include 'sh/a.sh.j2' %}", "sh/a.sh.j2": "{% include 'sh/a.sh.j2' %}"}
-    with pytest.raises(TemplateError, match="recursion"):
+    with pytest.raises(TemplateError, match="brings in itself"):
         text(overlay(files))
 
 
