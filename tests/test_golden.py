@@ -55,6 +55,11 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
         {"input_dir": "key-7/incoming", "output_dir": "chris/feed_1/out put"},
         HOST,
     ),
+    "user-shm-podman": (
+        ("local", "slurm"),
+        {},
+        HOST | {"CONTAINER_USER": "1000:2000", "SHM_SIZE": "64", "LOCAL_RUNTIME": "podman", "SLURM_RUNTIME": "podman"},
+    ),
     "no-arguments": (EVERYWHERE, {"type": "fs", "args": [], "env": []}, HOST),
     "nfs": (
         ("k8s", "swarm", "docker"),
@@ -72,7 +77,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
     ),
     **{
         f"runtime-{runtime}": (("local",), {"gpu_limit": 1}, HOST | {"LOCAL_RUNTIME": runtime})
-        for runtime in ("bubblewrap", "charliecloud", "apptainer", "podman")
+        for runtime in ("bubblewrap", "charliecloud", "apptainer", "podman", "docker")
     },
     **{
         f"slurm-{runtime}": (("slurm",), {"gpu_limit": 1}, HOST | {"SLURM_RUNTIME": runtime, "SLURM_IMAGE_DIR": "/img"})

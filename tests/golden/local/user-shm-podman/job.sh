@@ -1,0 +1,132 @@
+#!/bin/bash
+set -u
+workers=1
+time_limit_s=0
+incoming=/data/store/key-chris-jid-7/incoming
+outgoing=/data/store/key-chris-jid-7/outgoing
+image=docker.io/fnndsc/pl-simpledsapp:2.1.0
+limit_is_near=
+interruptions=0 # signals that ended a wait(1) before its time
+trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning, which may come at once
+# First stage: leave the starter, so that the job outlives it and is nobody's zombie.
+if [ -z "${1-}" ]; then
+  bash "$0" claim "$$" </dev/null >supervisor.log 2>&1 &
+  exit 0
+fi
+# Second stage: link(2) is atomic, so of all processes that start this job exactly one goes on.
+# (A third, `clean_up`, is for pman: what is left in a container's engine where the second one was killed.)
+# The working directory is the job's state directory, held by inode: once DELETE has moved it away, nothing starts.
+if [ "$1" = claim ]; then
+  read -r boot </proc/sys/kernel/random/boot_id
+  stat=$(</proc/$$/stat)
+  read -ra stat <<<"${stat##*) }" # from the third field on: proc_pid_stat(5)
+  echo "$2 $$ ${stat[19]} $boot $(uname -n)" >".claim.$$" || exit 1
+  ln ".claim.$$" claim 2>/dev/null || { rm -f ".claim.$$"; exit 0; }
+  rm -f ".claim.$$"
+fi
+set -m # every worker is a process group of its own
+workers_started=()
+clean_up() { :; } # a container runtime puts its own here
+
+finish() { # EXIT_CODE REASON: the result, written whole and last
+  trap '' TERM INT HUP USR1 USR2
+  printf '%s %s\n' "$1" "$2" >rc.new && mv rc.new rc
+  exit "$1"
+}
+
+signal_workers() { # SIGNAL: true while any process of any worker is left
+  local group left=1
+  for group in "${workers_started[@]}"; do kill "-$1" -- "-$group" 2>/dev/null && left=0; done
+  return "$left"
+}
+
+stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
+  trap '' TERM INT HUP USR1 USR2
+  [ ! -e rc ] || exit "$1"
+  printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
+  mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
+  signal_workers TERM
+  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
+  signal_workers KILL
+  clean_up
+  finish "$1" "$2"
+}
+
+stop_by_signal() {
+  [ -z "$limit_is_near" ] || stop 124 "ended by its time limit"
+  stop 143 "ended by a signal"
+}
+
+start_workers() {
+  local index
+  for ((index = 0; index < workers; index++)); do
+    (run_worker "$index") </dev/null >"stdout.$index" 2>"stderr.$index" &
+    workers_started+=("$!")
+  done
+}
+
+reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
+  local seen code
+  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  return "$code"
+}
+
+watch() { # ends the job after its time limit, in which it was not suspended; ends with this script, which holds the pipe
+  local left=$time_limit_s
+  while [ "$left" -gt 0 ]; do
+    read -r -t 5
+    [ "$?" -gt 128 ] || return # the end of the pipe, not of the 5 s
+    left=$((left - 5))
+  done
+  kill -USR1 "$$"
+}
+
+supervise() {
+  local group code worst=0 directory running
+  for directory in "$incoming" "$outgoing"; do
+    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
+  done
+  trap stop_by_signal TERM INT HUP
+  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  start_workers
+  set +m # or else wait(1) would also end when a worker is suspended
+  [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
+  for group in "${workers_started[@]}"; do
+    running=$'\n'$(jobs -pr)$'\n'
+    reap "$group"
+    code=$?
+    if [[ $running == *$'\n'"$group"$'\n'* ]]; then # else its number may be somebody else's by now
+      kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
+    fi
+    [ "$code" -le "$worst" ] || worst=$code
+  done
+  clean_up
+  finish "$worst" ""
+}
+
+clean_up() { # what KILL took the client of goes on in its engine
+  local index names=()
+  for ((index = 0; index < workers; index++)); do names+=(chris-jid-7-"$index"); done
+  podman kill "${names[@]}" >/dev/null 2>&1 # rm alone would give each of them 10 s more
+  podman rm --force "${names[@]}" >/dev/null 2>&1
+}
+
+run_worker() {
+  mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
+  export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
+  set --
+  case "$incoming$outgoing" in *[:,]*)
+    echo "a path must not hold a colon or a comma for podman" >&2
+    exit 126 ;;
+  esac
+  # in two steps, so that the values of the job's environment do not stand among a client's arguments while it runs
+  set -- sh -c '"$@" >/dev/null && exec podman start --attach "$0"' chris-jid-7-"$PMAN_WORKER_INDEX" \
+    podman create --rm --init --name chris-jid-7-"$PMAN_WORKER_INDEX" --entrypoint "" \
+    --env PMAN_WORKER_INDEX --env PMAN_WORKER_COUNT \
+    --volume "$incoming:/share/incoming:ro" --volume "$outgoing:/share/outgoing" --user 1000:2000 --memory 512m --cpu-quota 150000 --shm-size 64m "$image"
+  set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
+  exec "$@"
+}
+
+[ "$1" = claim ] || { clean_up; exit 0; }
+supervise
