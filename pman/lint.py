@@ -192,29 +192,19 @@ def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
     for before, node in (pair for scope in scopes for pair in _printed(scope, [""])):
         if _is_bare(overlay, node):
             continue
-        written, line = f"{{{{ {_written(node)} }}}}", before.rpartition("\n")[2]
-        opened = _inside(line.replace("#SBATCH", "SBATCH"))
+        opened = _inside(before.rpartition("\n")[2].replace("#SBATCH", "SBATCH"))
+        wrong = ""
         if opened in ("'", '"'):
             message = "quotes stand around {{ }}, which writes its own: leave them out"
             yield at(template, "quoted-twice", message, node.lineno)
-        elif _language(template.name) == "yaml" and opened != "#" and not _is_text(template, node):
-            if wrong := _misplaced_in_yaml(before):
-                yield at(template, "wrong-quoting", f"{written} {wrong}", node.lineno)
-        elif id(node) not in in_shell or _is_text(template, node):
+        elif _is_text(template, node):
             continue
-        elif opened == "`" or line.endswith(("$", "\\")):
-            message = f"{written} loses its quotes to what stands before it: a backquote (write $( ) instead), $ or \\"
-            yield at(template, "wrong-quoting", message, node.lineno)
-        elif _in_heredoc(before):
-            message = f"{written} stands in a heredoc, where quotes are text: printf '%s\\n' {written} writes it"
-            yield at(template, "wrong-quoting", message, node.lineno)
-        elif line.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
-            yield at(template, "wrong-quoting", f"{written} is read by sbatch here: write |sbatch", node.lineno)
-        elif opened == "#":
-            message = f"{written} stands in a comment: a line break in it begins a line of its own"
-            yield at(template, "wrong-quoting", message, node.lineno)
-        elif wdl_reads and not _is_filtered(node, "sh"):
-            message = f"{written} is a WDL string here, in the shell's text: write |sh"
+        elif _language(template.name) == "yaml" and opened != "#":
+            wrong = _misplaced_in_yaml(before)
+        elif id(node) in in_shell:
+            wrong = _misplaced_in_shell(before, opened, node, wdl_reads)
+        if wrong:
+            message = wrong.replace("VALUE", f"{{{{ {_written(node)} }}}}")
             yield at(template, "wrong-quoting", message, node.lineno)
     if _language(template.name) == "wdl":
         yield from _shell_words_in_wdl(template, in_shell)
@@ -255,15 +245,31 @@ def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Nod
                 yield from _printed(child, text)
 
 
+def _misplaced_in_shell(before: str, opened: str, node: nodes.Node, wdl_reads: bool) -> str:
+    """Why VALUE is no word of its own after this text of the shell; "" where it is."""
+    line = before.rpartition("\n")[2]
+    if opened == "`" or line.endswith(("$", "\\")):
+        return "VALUE loses its quotes to what stands before it: a backquote (write $( ) instead), $ or \\"
+    if _in_heredoc(before):
+        return "VALUE stands in a heredoc, where quotes are text: printf '%s\\n' VALUE writes it"
+    if line.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
+        return "VALUE is read by sbatch here: write |sbatch"
+    if opened == "#":
+        return "VALUE stands in a comment: a line break in it begins a line of its own"
+    if wdl_reads and not _is_filtered(node, "sh"):
+        return "VALUE is a WDL string here, in the shell's text: write |sh"
+    return ""
+
+
 def _misplaced_in_yaml(before: str) -> str:
-    """Why a value after this text of YAML is no key or value of its own; "" where it is."""
+    """Why VALUE is no key or value of its own after this text of YAML; "" where it is."""
     if _in_block_scalar(before):
-        return "stands in text below | or >, where quotes are text: pass it as a variable (env)"
+        return "VALUE stands in text below | or >, where quotes are text: pass it as a variable (env)"
     in_flow = sum(map(before.count, "[{")) > sum(map(before.count, "]}"))
     begins = r"(?:(?:^|\n)|[\[{]|: |(?:^|\s)[-?] |(?:^|\s)[!&]\S* ) *$"
     if re.search(begins, before) or (in_flow and before.rstrip().endswith(",")):
         return ""
-    return 'goes on with what stands before it, so its quotes are text: join it all, {{ "..." ~ value }}'
+    return 'VALUE goes on with what stands before it, so its quotes are text: join it all, {{ "..." ~ value }}'
 
 
 def _in_block_scalar(text: str) -> bool:
