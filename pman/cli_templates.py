@@ -18,7 +18,7 @@ import click
 from pman import __version__, sandbox, settings
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import Job, make_job, validate
-from pman.render import SECRETS, TARGETS, Renderer, read_site, shipped_templates
+from pman.render import SECRETS, TARGETS, Renderer, shipped_templates
 from pman.storage import Mount, Storage
 
 if TYPE_CHECKING:
@@ -245,17 +245,18 @@ def new(directory: Path, target: str) -> None:
 @_exits_with_2
 def vars_(target: str, directory: Path | None) -> None:
     """Every variable and filter that templates of TARGET may use: type, unit and meaning."""
-    site = read_site(directory or settings.load().templates_dir)
-    rows = list(_variables(site))
+    overlay, template = _overlay(directory), TARGETS[target].template
+    shipped = "".join(step.source for step in overlay.chain(f"shipped/{template}"))
+    rows = list(_variables(overlay.renderer.site, [name for name in sandbox.POLICY if f"set {name} =" in shipped]))
     width = min(40, max(len(name) for name, _, _ in rows))
     for name, kind, meaning in rows:
         click.echo(f"{name:<{width}}  {kind[:28]:<28}  {meaning}")
-    click.echo(f"\nFilters that quote ({TARGETS[target].template}):")
-    for name in sandbox.quotes(TARGETS[target].template.split(".")[1]):
+    click.echo(f"\nFilters that quote ({template}):")
+    for name in sandbox.quotes(template.split(".")[1]):
         click.echo(f"  {name:<12}{sandbox.QUOTING[name]}")
 
 
-def _variables(site: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _variables(site: Mapping[str, Any], policy: list[str]) -> Iterator[tuple[str, str, str]]:
     yield from _fields("job", Job)
     yield from _fields("storage", Storage)
     yield from _fields("storage.incoming", Mount)
@@ -263,7 +264,7 @@ def _variables(site: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if name not in SECRETS:
             kind = settings.Settings.__annotations__[name]
             yield f"settings.{name}", kind, str(field.description)
-    for name in ("image", "partition", "time_limit_minutes"):
+    for name in policy:
         yield name, "may be set", f"job.{name}, unless the site's template sets it before its blocks"
     for name, value in site.items():
         yield f"site.{name}", type(value).__name__, f"site.yaml: {value!r}"

@@ -973,6 +973,16 @@ def test_vars_come_from_the_models(tmp_path: Path) -> None:
     assert all(len(row.split(maxsplit=2)) == 3 for row in rows)
 
 
+def test_vars_name_what_may_be_set_for_a_target() -> None:
+    def settable(target: str) -> set[str]:
+        return {
+            line.split()[0] for line in run("templates", "vars", target).stdout.splitlines() if "may be set" in line
+        }
+
+    assert settable("slurm") == settable("wdl") == {"image", "partition", "time_limit_minutes"}
+    assert settable("k8s") == settable("swarm") == settable("docker") == {"image", "time_limit_minutes"}
+
+
 def test_upgrade_check_names_what_changed_beneath_an_override(tmp_path: Path) -> None:
     old = tmp_path / "old"
     write(old, {name: (ROOT / "templates" / name).read_text() for name in (WDL, K8S)})
