@@ -289,13 +289,21 @@ def _kubernetes(_job: Job, text: str) -> _Delivered:
     sources = {m["mountPath"]: _volume_source(volumes[m["name"]], m) for m in mounts if m["name"] in volumes}
     words = [_expand(word, env) for word in _words(container)]
     open_ = re.compile(rf"(?<!\$)(?:\$\$)*\$\({CANARY}\)")
-    others = (
-        *lost,
-        *_in_scripts(pod),
-        *_expanded([*_words(container), *(e["value"] for e in entries)], open_, "Kubernetes", "k8s"),
-    )
+    expanded = [text for each in _containers(pod) for text in _expandable(each)]
+    others = (*lost, *_in_scripts(pod), *_expanded(expanded, open_, "Kubernetes", "k8s"))
     places = sources.get(INCOMING, ""), sources.get(OUTGOING, "")
     return _Delivered(words, env, *places, image=container["image"], others=others)
+
+
+def _containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*(pod.get("initContainers") or []), *pod["containers"]]
+
+
+def _expandable(container: Mapping[str, Any]) -> Iterator[str]:
+    """The texts in which Kubernetes expands $(NAME)."""
+    yield from _words(container)
+    yield from (entry["value"] for entry in container.get("env") or [] if "value" in entry)
+    yield from (mount.get("subPathExpr", "") for mount in container.get("volumeMounts") or [])
 
 
 def _words(container: Mapping[str, Any]) -> list[str]:
@@ -304,7 +312,7 @@ def _words(container: Mapping[str, Any]) -> list[str]:
 
 def _in_scripts(pod: Mapping[str, Any]) -> Iterator[Flaw]:
     """Values in what a shell gets with -c, in front of the job's own command line."""
-    for container in [*(pod.get("initContainers") or []), *pod["containers"]]:
+    for container in _containers(pod):
         words = list(itertools.takewhile(lambda word: word != MARK, _words(container)))
         scripts = [script for flag, script in itertools.pairwise(words) if re.fullmatch(r"-[a-z]*c", flag)]
         if words and words[0].endswith("sh") and any(CANARY in script for script in scripts):

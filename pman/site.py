@@ -251,7 +251,7 @@ class _Attempt:
 _CAUSES: Mapping[str, Sequence[str]] = {
     "argv": ("command", "runtime", "prologue", "environment", "container_extra"),
     "env": ("environment", "command", "runtime", "prologue"),
-    "injected": ("environment", "mounts", "container_extra", "prologue", "command"),
+    "injected": ("environment", "mounts", "container_extra", "prologue", "command", "volume_mounts", "pod_spec_extra"),
     "script": ("pod_spec_extra",),
     "volumes": ("volume_mounts", "volumes"),
     "image": (),

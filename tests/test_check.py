@@ -590,6 +590,16 @@ TABLE = [
         K8S, 11, "{{ job.auid }} stands in text below | or >", "wrong-quoting",
     ),
     Broken(
+        "path that Kubernetes expands",
+        only(K8S, "volume_mounts", "            - {name: incoming, mountPath: /me, subPathExpr: {{ job.auid }}}\n"),
+        K8S, 2, "Kubernetes would expand a value of the request here", "changed",
+    ),
+    Broken(
+        "argument of another container that Kubernetes expands",
+        only(K8S, "pod_spec_extra", INIT + "          args: [{{ job.auid }}]\n"),
+        K8S, 2, "Kubernetes would expand a value of the request here", "changed",
+    ),
+    Broken(
         "value in a shell's script in YAML",
         only(K8S, "pod_spec_extra", INIT + '          args: [-ec, {{ ("mkdir /s/" ~ job.auid)|k8s }}]\n'
              "          command: [sh]\n"),
