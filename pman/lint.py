@@ -7,7 +7,7 @@ nothing reads) is a finding: silence would mean that it works.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_origin
@@ -15,7 +15,7 @@ from typing import Literal, get_origin
 from jinja2 import meta, nodes
 
 from pman import sandbox
-from pman.overlay import Finding, Overlay, Template, at, attribute_of, files
+from pman.overlay import Finding, Overlay, Template, at, attribute_of, block_ends, files
 from pman.render import TARGETS
 
 # Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
@@ -70,21 +70,45 @@ def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
 
 
 def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    if template.parent is None and template.blocks and not any(_outside_of_blocks(template)):
+        yield at(template, "no-extends", f'this lacks its first line: {{% extends "shipped/{template.name}" %}}', 1)
     if template.parent is None or template.parent == template.name:
         return
     chain = overlay.chain(template.parent)
     parents, known = {parent.name for parent in chain}, {name for parent in chain for name in parent.blocks}
+    of_lines = {
+        name for parent in chain for name, line in parent.blocks.items() if block_ends(parent.source)[name] > line
+    }
     inner = {id(node) for block in template.tree.find_all(nodes.Block) for node in block.find_all(nodes.Block)}
     for block in template.tree.find_all(nodes.Block):
         if known and id(block) not in inner and block.name not in known:
             message = f"the block {block.name} overrides nothing in {template.parent}{sandbox.hint(block.name, known)}"
             yield at(template, "unknown-block", message, block.lineno, block.name)
+        if block.name in of_lines and not _ends_line(block.body):
+            message = f"the last line of the block {block.name} has no end: put endblock on a line of its own"
+            yield at(template, "unended-line", message, block.lineno, block.name)
         needed = _NEED_SUPER.get(template.name, ()) if f"shipped/{template.name}" in parents else ()
         if block.name in needed and not _calls(block, "super"):
             message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
             yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")
-    for node in template.tree.body:
-        yield from _outside_blocks(template, node)
+    yield from _outside_of_blocks(template)
+
+
+def _ends_line(body: list[nodes.Node]) -> bool:
+    """Whether the text that is printed last ends in a line break, as that of other blocks and macros does."""
+    last = body[-1] if body else None
+    if isinstance(last, nodes.If):
+        return all(map(_ends_line, _branches(last)))
+    if isinstance(last, nodes.For):
+        return _ends_line(last.body)
+    end = last.nodes[-1] if isinstance(last, nodes.Output) else None
+    return (
+        end.data.endswith("\n") if isinstance(end, nodes.TemplateData) else end is None or isinstance(end, nodes.Call)
+    )
+
+
+def _outside_of_blocks(template: Template) -> Iterator[Finding]:
+    return (finding for node in template.tree.body for finding in _outside_blocks(template, node))
 
 
 def _outside_blocks(template: Template, node: nodes.Node) -> Iterator[Finding]:
@@ -122,6 +146,11 @@ def _names(overlay: Overlay, template: Template) -> Iterator[Finding]:
         if name is not None and known is not None and name not in {*known, *optional} and id(step) not in excused:
             message = f"{_written(step.node)} has no {name!r}{sandbox.hint(name, known)}"  # type: ignore[attr-defined]
             yield at(template, "undefined", message, step.lineno, name)
+    for compare in template.tree.find_all(nodes.Compare):
+        for operand in compare.ops:
+            if operand.op in ("in", "notin") and isinstance(overlay.type_of(operand.expr), str):
+                message = f"{_written(operand.expr)} is text, any part of which is in it: make it a list in site.yaml"
+                yield at(template, "text-for-list", message, compare.lineno)
 
 
 def _set_anywhere(overlay: Overlay) -> set[str]:
@@ -229,11 +258,9 @@ def _shell_text(template: Template) -> list[nodes.Node]:
 
 def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Node]]:
     """Every expression that is printed below `node`, with all text that stands before it; text[0] is that so far."""
-    branches: list[Iterable[nodes.Node]] = [list(node.iter_child_nodes())]
-    if isinstance(node, nodes.If):  # each of them begins where the others do
-        branches = [node.body, *((other,) for other in node.elif_), node.else_]
+    branches = _branches(node) if isinstance(node, nodes.If) else [list(node.iter_child_nodes())]
     start = text[0]
-    for branch in filter(None, branches):
+    for branch in filter(None, branches):  # each of them begins where the others do
         text[0] = start
         for child in branch:
             if isinstance(child, nodes.TemplateData):
@@ -358,6 +385,11 @@ def _constants(node: nodes.Node | None) -> list[str]:
         return [text for item in node.items for text in _constants(item)]
     values = node.value if isinstance(node, nodes.Const) else ()
     return [values] if isinstance(values, str) else [*values] if isinstance(values, tuple | list) else []
+
+
+def _branches(node: nodes.If) -> list[list[nodes.Node]]:
+    elifs: list[list[nodes.Node]] = [[other] for other in node.elif_]
+    return [node.body, *elifs, node.else_]
 
 
 def _calls(node: nodes.Node, name: str) -> bool:

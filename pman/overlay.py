@@ -190,14 +190,14 @@ def parse_file(path: Path) -> Template:
 def blocks_of(template: Template) -> dict[str, str]:
     """Block -> its text in the template, whole lines, for comparing versions."""
     lines = template.source.splitlines()
-    ends = _block_ends(template.source)
+    ends = block_ends(template.source)
     return {name: "\n".join(lines[first - 1 : ends.get(name, first)]) for name, first in template.blocks.items()}
 
 
 def outside_of_blocks(template: Template) -> str:
     """What stands between the blocks of a template, without `extends`, comments and empty lines."""
     lines = re.sub(r"(?s)\{#.*?#\}", lambda found: "\n" * found[0].count("\n"), template.source).splitlines()
-    ends = _block_ends(template.source)
+    ends = block_ends(template.source)
     inside = {n for name, first in template.blocks.items() for n in range(first, ends.get(name, first) + 1)}
     outside = [line for number, line in enumerate(lines, 1) if number not in inside and line.strip()]
     return "\n".join(line for line in outside if not re.match(r"\s*\{%[-+]?\s*extends\b", line))
@@ -209,7 +209,8 @@ def finding_of(text: str, rule: str = "template") -> Finding:
     return Finding(rule, found[3], found[1], int(found[2])) if found else Finding(rule, text, "")
 
 
-def _block_ends(source: str) -> dict[str, int]:
+def block_ends(source: str) -> dict[str, int]:
+    """Block -> the line in which it ends."""
     stack, ends = [], {}
     for number, line in enumerate(source.splitlines(), 1):
         for found in re.finditer(r"\{%[-+]?\s*(?:block\s+(\w+)|(endblock))", line):

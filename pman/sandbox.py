@@ -283,6 +283,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def policy(name: str, value: Any) -> Any:
         """What a template sets `name` to, one of POLICY."""
         kind, said = POLICY[name]
+        if isinstance(value, jinja2.Undefined):
+            str(value)  # raises, with the name
         if value is None and name != "image":
             return value
         empty = name != "partition" and isinstance(value, kind) and value <= kind()  # "", or 0 and less

@@ -616,6 +616,29 @@ TABLE = [
         "shipped/" + SLURM, 1, "nothing reads this template", "unused-file",
     ),
     Broken(
+        "line that goes on after its block",
+        only(SLURM, "directives", "{{ super() }}\n#SBATCH --mem={{ job.memory_mib }}"),
+        SLURM, 2, "the last line of the block directives has no end", "unended-line", 10,
+    ),
+    Broken(
+        "line that goes on after its block, in a branch",
+        only(WDL, "prologue", "{% if job.env %}\ntrue\n{% else %}module load x{% endif %}\n"),
+        WDL, 2, "the last line of the block prologue has no end", "unended-line", 10,
+    ),
+    Broken(
+        "name looked for in a text",
+        {
+            SLURM: extending(SLURM, "{% set partition = 'all' if job.auid in site.admins else none %}\n"),
+            "site.yaml": "admins: alice\n",
+        },
+        SLURM, 2, "site.admins is text, any part of which is in it", "text-for-list",
+    ),
+    Broken(
+        "extends forgotten",
+        {K8S: block("tolerations", "      tolerations: []\n")},
+        K8S, 1, f'this lacks its first line: {{% extends "shipped/{K8S}" %}}', "no-extends",
+    ),
+    Broken(
         "label that is no name",
         only(K8S, "pod_labels", "{{ super() }}\n        user: {{ job.auid }}\n"),
         K8S, 4, "the label user cannot be '$(pman-check-injected)", "invalid",

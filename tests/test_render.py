@@ -237,6 +237,7 @@ def test_a_language_has_its_own_filters_only(overlay: Overlay, name: str, filter
             "time_limit_minutes must be a whole number of minutes above 0 or none, not 0",
         ),
         ("{% set image = none %}", "image must be an image reference, not None"),
+        ("{% set image = site.images.x %}", "has no attribute 'images'"),
         ("{% set image = '' %}", "image must be an image reference, not ''"),
         ("{% set image %}m/{{ job.image }}{% endset %}", "write {% set image = ... %}"),
         ("{% set image = job.image|sh %}", "image must be an image reference, not Markup"),
