@@ -10,16 +10,26 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_origin
 
 from jinja2 import meta, nodes
 
-from pman import sandbox
-from pman.overlay import Finding, Overlay, Template, at, attribute_of, block_ends, files
+from pman import lint_quoting, sandbox
+from pman.overlay import (
+    Finding,
+    Overlay,
+    Template,
+    at,
+    attribute_of,
+    block_ends,
+    branches,
+    constants,
+    files,
+    language,
+    macros,
+    written,
+)
 from pman.render import TARGETS
 
-# Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
-_SHELL_BLOCKS = ("prologue", "environment", "command")
 # Shipped blocks that are no suggestion: without their lines a job runs with other limits, twice, or without its number.
 _NEED_SUPER: Mapping[str, tuple[str, ...]] = {
     "slurm/job.sh.j2": ("directives", "claim"),
@@ -27,13 +37,11 @@ _NEED_SUPER: Mapping[str, tuple[str, ...]] = {
     "k8s/job.yaml.j2": ("environment",),
 }
 _BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
-_NUMBER_FILTERS = ("abs", "count", "float", "int", "length", "round", "sum")
-_COUNTERS = ("index", "index0", "revindex", "revindex0", "length", "depth", "depth0")
 
 
 def findings(overlay: Overlay) -> list[Finding]:
     """Everything that is wrong in the site's own files."""
-    rules = (_references, _blocks, _names, _sets, _marked_safe, _quoting)
+    rules = (_references, _blocks, _names, _sets, _marked_safe, lint_quoting.findings)
     templates = [template for name in overlay.site_names if (template := overlay.template(name))]
     found = [finding for template in templates for rule in rules for finding in rule(overlay, template)]
     return [*overlay.findings, *found, *(_unused(overlay, overlay.directory) if overlay.directory else ())]
@@ -57,14 +65,14 @@ def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
     """Other templates that this one names."""
     known = {*overlay.site_names, *overlay.shipped_names, *(f"shipped/{name}" for name in overlay.shipped_names)}
     for node in template.tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-        names = _constants(node.template)  # type: ignore[attr-defined]
+        names = constants(node.template)  # type: ignore[attr-defined]
         if names and not known.intersection(names) and not getattr(node, "ignore_missing", False):
             message = f"there is no template {names[0]}{sandbox.hint(names[0], known)}"
             yield at(template, "template", message, node.lineno)
         if isinstance(node, nodes.Extends) and template.name in names:
             yield at(template, "template", f"this extends itself: write shipped/{template.name}", node.lineno)
         for name in known.intersection(names):
-            if _language(name) not in (_language(template.name), "sh" if _language(template.name) == "wdl" else ""):
+            if language(name) not in (language(template.name), "sh" if language(template.name) == "wdl" else ""):
                 message = f"{name} is read into {template.name}, whose quoting it gets: give it the same ending"
                 yield at(template, "wrong-language", message, node.lineno)
 
@@ -98,7 +106,7 @@ def _ends_line(body: list[nodes.Node]) -> bool:
     """Whether the text that is printed last ends in a line break, as that of other blocks and macros does."""
     last = body[-1] if body else None
     if isinstance(last, nodes.If):
-        return all(map(_ends_line, _branches(last)))
+        return all(map(_ends_line, branches(last)))
     if isinstance(last, nodes.For):
         return _ends_line(last.body)
     end = last.nodes[-1] if isinstance(last, nodes.Output) else None
@@ -144,12 +152,12 @@ def _names(overlay: Overlay, template: Template) -> Iterator[Finding]:
         name = attribute_of(step)
         known = overlay.members(step.node) if name is not None else None  # type: ignore[attr-defined]
         if name is not None and known is not None and name not in {*known, *optional} and id(step) not in excused:
-            message = f"{_written(step.node)} has no {name!r}{sandbox.hint(name, known)}"  # type: ignore[attr-defined]
+            message = f"{written(step.node)} has no {name!r}{sandbox.hint(name, known)}"  # type: ignore[attr-defined]
             yield at(template, "undefined", message, step.lineno, name)
     for compare in template.tree.find_all(nodes.Compare):
         for operand in compare.ops:
             if operand.op in ("in", "notin") and isinstance(overlay.type_of(operand.expr), str):
-                message = f"{_written(operand.expr)} is text, any part of which is in it: make it a list in site.yaml"
+                message = f"{written(operand.expr)} is text, any part of which is in it: make it a list in site.yaml"
                 yield at(template, "text-for-list", message, compare.lineno)
 
 
@@ -161,16 +169,8 @@ def _set_anywhere(overlay: Overlay) -> set[str]:
         sets = (node.target for node in template.tree.find_all((nodes.Assign, nodes.AssignBlock)))  # type: ignore[attr-defined]
         for target in (*loops, *sets):
             found |= {name.name for name in (target, *target.find_all(nodes.Name)) if isinstance(name, nodes.Name)}
-        found |= _macros(template)
+        found |= macros(template)
     return found
-
-
-def _macros(template: Template) -> set[str]:
-    """The names of the macros that a template defines or imports, and of the templates that it imports."""
-    found = {node.name for node in template.tree.find_all(nodes.Macro)}
-    found |= {node.target for node in template.tree.find_all(nodes.Import)}
-    imported = (name for node in template.tree.find_all(nodes.FromImport) for name in node.names)
-    return found | {name if isinstance(name, str) else name[1] for name in imported}
 
 
 def _sets(overlay: Overlay, template: Template) -> Iterator[Finding]:
@@ -201,195 +201,16 @@ def _read(tree: nodes.Node) -> set[str]:
     return {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
 
 
-# -- quoting -------------------------------------------------------------------------------------------------------
-
-
 def _marked_safe(_overlay: Overlay, template: Template) -> Iterator[Finding]:
     for mark in template.tree.find_all(nodes.Filter):
-        if mark.name == "safe" or (mark.name == "map" and mark.args and _constants(mark.args[0]) == ["safe"]):
+        if mark.name == "safe" or (mark.name == "map" and mark.args and constants(mark.args[0]) == ["safe"]):
             message = "|safe puts a value in unquoted: whoever sends it can write commands here"
             yield at(template, "marked-safe", message, mark.lineno, "safe")
     for scope in template.tree.find_all(nodes.ScopedEvalContextModifier):
         yield at(template, "marked-safe", "quoting cannot be turned off", scope.lineno, "autoescape")
 
 
-def _quoting(overlay: Overlay, template: Template) -> Iterator[Finding]:
-    """Values where their own quotes mean nothing: between the author's, in a comment, in another language's text."""
-    in_shell = {id(node) for scope in _shell_text(template) for _, node in _printed(scope, [""])}
-    wdl_reads = any(other.name.endswith(".wdl.j2") for other in overlay.readers(template.name))
-    scopes = template.tree.body if template.parent else [template.tree]
-    for before, node in (pair for scope in scopes for pair in _printed(scope, [""])):
-        if _is_bare(overlay, node):
-            continue
-        opened = _inside(before.rpartition("\n")[2].replace("#SBATCH", "SBATCH"))
-        wrong = ""
-        if opened in ("'", '"'):
-            message = "quotes stand around {{ }}, which writes its own: leave them out"
-            yield at(template, "quoted-twice", message, node.lineno)
-        elif _is_text(template, node):
-            continue
-        elif _language(template.name) == "yaml" and opened != "#":
-            wrong = _misplaced_in_yaml(before)
-        elif id(node) in in_shell:
-            wrong = _misplaced_in_shell(before, opened, node, wdl_reads)
-        if wrong:
-            message = wrong.replace("VALUE", f"{{{{ {_written(node)} }}}}")
-            yield at(template, "wrong-quoting", message, node.lineno)
-    if _language(template.name) == "wdl":
-        yield from _shell_words_in_wdl(template, in_shell)
-
-
-def _shell_words_in_wdl(template: Template, in_shell: set[int]) -> Iterator[Finding]:
-    for block in template.tree.find_all(nodes.Block):
-        for _, node in _printed(block, [""]):
-            if id(node) not in in_shell and _is_filtered(node, "sh"):
-                message = "a WDL string is needed here, which |sh does not write: leave it out"
-                yield at(template, "wrong-quoting", message, node.lineno, "sh")
-
-
-def _shell_text(template: Template) -> list[nodes.Node]:
-    """The parts of a template that are text of the shell."""
-    if _language(template.name) != "wdl":
-        return [template.tree] if _language(template.name) == "sh" else []
-    blocks = [block for block in template.tree.find_all(nodes.Block) if block.name in _SHELL_BLOCKS]
-    called = {node.node.name for b in blocks for node in b.find_all(nodes.Call) if isinstance(node.node, nodes.Name)}
-    return [*blocks, *(macro for macro in template.tree.find_all(nodes.Macro) if macro.name in called)]
-
-
-def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Node]]:
-    """Every expression that is printed below `node`, with all text that stands before it; text[0] is that so far."""
-    branches = _branches(node) if isinstance(node, nodes.If) else [list(node.iter_child_nodes())]
-    start = text[0]
-    for branch in filter(None, branches):  # each of them begins where the others do
-        text[0] = start
-        for child in branch:
-            if isinstance(child, nodes.TemplateData):
-                text[0] += child.data
-            elif isinstance(node, nodes.Output):
-                yield text[0], child
-                text[0] += "x"
-            else:
-                yield from _printed(child, text)
-
-
-def _misplaced_in_shell(before: str, opened: str, node: nodes.Node, wdl_reads: bool) -> str:
-    """Why VALUE is no word of its own after this text of the shell; "" where it is."""
-    line = before.rpartition("\n")[2]
-    if opened == "`" or line.endswith(("$", "\\")):
-        return "VALUE loses its quotes to what stands before it: a backquote (write $( ) instead), $ or \\"
-    if _in_heredoc(before):
-        return "VALUE stands in a heredoc, where quotes are text: printf '%s\\n' VALUE writes it"
-    if line.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
-        return "VALUE is read by sbatch here: write |sbatch"
-    if opened == "#":
-        return "VALUE stands in a comment: a line break in it begins a line of its own"
-    if wdl_reads and not _is_filtered(node, "sh"):
-        return "VALUE is a WDL string here, in the shell's text: write |sh"
-    return ""
-
-
-def _misplaced_in_yaml(before: str) -> str:
-    """Why VALUE is no key or value of its own after this text of YAML; "" where it is."""
-    if _in_block_scalar(before):
-        return "VALUE stands in text below | or >, where quotes are text: pass it as a variable (env)"
-    in_flow = sum(map(before.count, "[{")) > sum(map(before.count, "]}"))
-    begins = r"(?:(?:^|\n)|[\[{]|: |(?:^|\s)[-?] |(?:^|\s)[!&]\S* ) *$"
-    if re.search(begins, before) or (in_flow and before.rstrip().endswith(",")):
-        return ""
-    return 'VALUE goes on with what stands before it, so its quotes are text: join it all, {{ "..." ~ value }}'
-
-
-def _in_block_scalar(text: str) -> bool:
-    """Whether a line above, of which the last line of this text of YAML is a part, ends in | or >."""
-    *above, last = text.split("\n")
-    depth = len(last) - len(last.lstrip())
-    for line in filter(str.strip, reversed(above)):
-        indent = len(line) - len(line.lstrip())
-        if indent < depth and re.search(r"[\s:-][|>][-+\d]*(?:\s+#.*)?\s*$", line):
-            return True
-        depth = min(depth, indent)
-    return False
-
-
-def _in_heredoc(text: str) -> bool:
-    """Whether a heredoc of the shell is open at the end of the text."""
-    end = ""
-    for line in text.split("\n")[:-1]:
-        if end:
-            end = "" if line.strip() == end else end
-        elif found := re.search(r"(?<!<)<<-?\s*['\"\\]?([A-Za-z_]\w*)", line):
-            end = "" if "((" in line else found[1]
-    return bool(end)
-
-
-def _inside(text: str) -> str:
-    """What is open at the end of a line of shell text: a quote, a backquote, a comment (#), or nothing."""
-    opened = [""]
-    pieces: list[str] = re.findall(r"\\.|\$\(|(?<!\S)#|.", text)
-    for piece in pieces:
-        now = opened[-1]
-        if now == "'":
-            opened = opened[:-1] if piece.endswith("'") else opened
-        elif piece == now or (piece == ")" and now == "$("):
-            opened = opened[:-1]
-        elif piece in ('"', "$(", "`") or (piece in ("'", "#") and now != '"'):
-            opened.append(piece)
-            if piece == "#":
-                return piece
-    return opened[-1].strip("$(")
-
-
-def _is_filtered(node: nodes.Node, name: str) -> bool:
-    """Whether the filter `name` writes all of an expression."""
-    if isinstance(node, nodes.CondExpr):
-        return _is_filtered(node.expr1, name) and (node.expr2 is None or _is_filtered(node.expr2, name))
-    if isinstance(node, nodes.Filter) and node.name == "join":
-        inner = node.node
-        return isinstance(inner, nodes.Filter) and inner.name == "map" and _constants(inner.args[0]) == [name]
-    return isinstance(node, nodes.Filter) and node.name in (name, "safe")
-
-
-def _is_text(template: Template, node: nodes.Node) -> bool:
-    """Whether a call brings text that is quoted where it is written: a macro's, a block's; or none, as refuse()."""
-    callee = node.node if isinstance(node, nodes.Call) else None
-    if isinstance(callee, nodes.Getattr):
-        callee = callee.node
-    return isinstance(callee, nodes.Name) and callee.name in {"super", "caller", "loop", "refuse", *_macros(template)}
-
-
-def _is_bare(overlay: Overlay, node: nodes.Node) -> bool:
-    """Whether an expression is a number or one of a few plain words, which have no quotes in any language."""
-    if isinstance(node, nodes.BinExpr):
-        return _is_bare(overlay, node.left) and _is_bare(overlay, node.right)
-    if isinstance(node, nodes.Const):
-        return isinstance(node.value, int | float)
-    if isinstance(node, nodes.Filter):
-        return node.name in _NUMBER_FILTERS
-    if isinstance(node, nodes.Getattr) and _written(node.node) == "loop":
-        return node.attr in _COUNTERS
-    kind = overlay.type_of(node)
-    plain = kind in (int, int | None) or isinstance(kind, int | float) or get_origin(kind) is Literal
-    return plain or _written(node) in ("time_limit_minutes", "container_runtime")
-
-
 # -- nodes ---------------------------------------------------------------------------------------------------------
-
-
-def _language(name: str) -> str:
-    return name.removesuffix(".j2").rsplit(".", 1)[-1]
-
-
-def _constants(node: nodes.Node | None) -> list[str]:
-    """The text of a constant, or of a list of them."""
-    if isinstance(node, nodes.List | nodes.Tuple):
-        return [text for item in node.items for text in _constants(item)]
-    values = node.value if isinstance(node, nodes.Const) else ()
-    return [values] if isinstance(values, str) else [*values] if isinstance(values, tuple | list) else []
-
-
-def _branches(node: nodes.If) -> list[list[nodes.Node]]:
-    elifs: list[list[nodes.Node]] = [[other] for other in node.elif_]
-    return [node.body, *elifs, node.else_]
 
 
 def _calls(node: nodes.Node, name: str) -> bool:
@@ -408,10 +229,4 @@ def _optional_names(tree: nodes.Template) -> set[str]:
     """Names that the template asks for with `x.get("name")` or `"name" in x`."""
     calls = [call for call in tree.find_all(nodes.Call) if attribute_of(call.node) == "get" and call.args]
     compares = [compare.expr for compare in tree.find_all(nodes.Compare) if compare.ops[0].op in ("in", "notin")]
-    return {name for node in (*(call.args[0] for call in calls), *compares) for name in _constants(node)}
-
-
-def _written(node: nodes.Node) -> str:
-    if (name := attribute_of(node)) is not None:
-        return f"{_written(node.node)}.{name}"  # type: ignore[attr-defined]
-    return node.name if isinstance(node, nodes.Name) else "..."
+    return {name for node in (*(call.args[0] for call in calls), *compares) for name in constants(node)}

@@ -240,3 +240,37 @@ def files(directory: Path) -> Iterator[Path]:
 
 def _templates(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in files(directory) if path.suffix == ".j2")
+
+
+def language(name: str) -> str:
+    """The language of a template of this name."""
+    return name.removesuffix(".j2").rsplit(".", 1)[-1]
+
+
+def constants(node: nodes.Node | None) -> list[str]:
+    """The text of a constant, or of a list of them."""
+    if isinstance(node, nodes.List | nodes.Tuple):
+        return [text for item in node.items for text in constants(item)]
+    values = node.value if isinstance(node, nodes.Const) else ()
+    return [values] if isinstance(values, str) else [*values] if isinstance(values, tuple | list) else []
+
+
+def branches(node: nodes.If) -> list[list[nodes.Node]]:
+    """What an `if` may come to: its body, each `elif`, `else`."""
+    elifs: list[list[nodes.Node]] = [[other] for other in node.elif_]
+    return [node.body, *elifs, node.else_]
+
+
+def macros(template: Template) -> set[str]:
+    """The names of the macros that a template defines or imports, and of the templates that it imports."""
+    found = {node.name for node in template.tree.find_all(nodes.Macro)}
+    found |= {node.target for node in template.tree.find_all(nodes.Import)}
+    imported = (name for node in template.tree.find_all(nodes.FromImport) for name in node.names)
+    return found | {name if isinstance(name, str) else name[1] for name in imported}
+
+
+def written(node: nodes.Node) -> str:
+    """An expression as its author wrote it, for messages; `...` for what is no chain of names."""
+    if (name := attribute_of(node)) is not None:
+        return f"{written(node.node)}.{name}"  # type: ignore[attr-defined]
+    return node.name if isinstance(node, nodes.Name) else "..."

@@ -20,6 +20,7 @@ LAYERS = [
     {"api"},
     {"client", "auth", "openapi", "metrics", "site"},
     {"lint"},
+    {"lint_quoting"},
     {"overlay"},
     {"backends", "proof"},
     {"check"},
