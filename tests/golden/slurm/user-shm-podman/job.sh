@@ -19,11 +19,12 @@ limit_is_near=
 interruptions=0 # signals that ended a wait(1) before its time
 trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning, which may come at once
 # rename(2) is atomic, so of all SLURM jobs that carry this script exactly one goes on, and none of a former attempt.
-# 75: another one runs the job, it was deleted, it was requeued by hand, or this node does not see the state directory.
+# NFS may say that it failed when it has just been done. SLURM may begin a job anew, also before this script ever ran.
+# 75: another one runs the job, it ran already, it was deleted, or this node does not see the state directory.
 if [ "${1-}" != worker ]; then
   unset SLURM_JWT SSH_AUTH_SOCK
-  [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || exit 75
-  mv -T "attempt.${SLURM_JOB_NAME##*.}" "claim.$SLURM_JOB_ID" || [ -e "claim.$SLURM_JOB_ID" ] || exit 75
+  mv -T "attempt.${SLURM_JOB_NAME##*.}" "claim.$SLURM_JOB_ID" ||
+    { [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] && [ -e "claim.$SLURM_JOB_ID" ]; } || exit 75
 fi
 set -m # every worker is a process group of its own
 workers_started=()
