@@ -28,13 +28,17 @@ _POLL_SECONDS = 0.03
 _SITES = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # What a new overlay begins with: (block, its text, lines of site.yaml).
+_LOAD = "{% for name in site.modules %}\nmodule load {{ name|sh }}\n{% endfor %}\n"
+_ABOUT_MODULES = "# Environment modules to load before the command, e.g. [apptainer/1.3]\nmodules: []\n"
+# On a node, where `module` is a function of the profile.
 _MODULES = (
     "prologue",
-    "{{ super() }}{% for name in site.modules %}\nmodule load {{ name|sh }}\n{% endfor %}\n",
-    "# Environment modules to load before the command, e.g. [apptainer/1.3]\nmodules: []\n",
+    "{{ super() }}{% if site.modules %}\nset +u # profiles and modules are not written for it\n. /etc/profile\n"
+    f"{_LOAD}set -u\n{{% endif %}}\n",
+    _ABOUT_MODULES,
 )
 _STARTERS: Mapping[str, tuple[str, str, str]] = {
-    "wdl": _MODULES,
+    "wdl": ("prologue", f"{{{{ super() }}}}{_LOAD}", _ABOUT_MODULES),  # the container's own
     "slurm": _MODULES,
     "local": _MODULES,
     "k8s": (

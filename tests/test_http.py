@@ -231,7 +231,9 @@ def test_an_unexpected_error_is_a_500_without_a_stack_trace(tmp_path: Path) -> N
         server = rig.start()
         server.post(rig.request("broken", "true"))
         server.wait_final("broken")
-        (Path(rig.env["LOCAL_STATE_DIR"]) / "broken" / "claim").write_text("no numbers")
+        claim = Path(rig.env["LOCAL_STATE_DIR"]) / "broken" / "claim"
+        claim.unlink()
+        claim.mkdir()
         answer = server.get("broken")
         assert answer.status_code == 500
         assert set(answer.json()) == {"message"}

@@ -99,6 +99,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("programs")
     for name in ("module", "ch-image"):
         (place / name).write_text("#!/bin/sh\nexit 0\n")
+    (place / "profile").write_text('module() { echo "$PROFILE_LEVEL$1" >/dev/null; }\n')  # as careless as real ones
     for name in ("apptainer", "ch-run"):
         (place / name).write_text("#!/bin/sh\nexec printf '%s\\0' \"$@\"\n")
     for path in place.iterdir():
@@ -159,7 +160,8 @@ def check_wdl(name: str, request: dict[str, Any]) -> None:
 
 def check_slurm(name: str, request: dict[str, Any]) -> None:
     spec = EXAMPLES[name](request, "slurm")
-    printed = deliver.words(deliver.run(deliver.supervised(spec.text), "bash", "worker", SLURM_PROCID="0", **PATH))
+    script = deliver.supervised(spec.text).replace(". /etc/profile\n", f". {PATH['PATH'].partition(':')[0]}/profile\n")
+    printed = deliver.words(deliver.run(script, "bash", "worker", SLURM_PROCID="0", **PATH))
     expected = expected_argv(request)
     assert printed[-len(expected) :] == expected
     before = printed[: -len(expected)]

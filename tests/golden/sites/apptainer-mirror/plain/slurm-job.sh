@@ -106,7 +106,10 @@ supervise() {
   finish "$worst" ""
 }
 
+set +u # profiles and modules are not written for it
+. /etc/profile
 module load apptainer/1.3
+set -u
 
 run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below

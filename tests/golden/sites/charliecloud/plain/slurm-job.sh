@@ -106,7 +106,10 @@ supervise() {
   finish "$worst" ""
 }
 
+set +u # profiles and modules are not written for it
+. /etc/profile
 module load charliecloud/0.38
+set -u
 export CH_IMAGE_STORAGE=/shared/charliecloud
 ch-image list | grep -qxF -- "$image" || ch-image pull "$image"
 
