@@ -21,6 +21,9 @@ from typing import get_args
 import psutil
 import pytest
 
+from pman.backends.directories import Record
+from pman.backends.local import LocalBackend
+from pman.errors import NotFound
 from pman.job import Job
 from pman.render import Renderer, sample_job
 from pman.settings import LocalRuntime, load
@@ -70,8 +73,7 @@ class TestLocal(Contract):
         """GET starts what a killed pman left unstarted; not the script that a DELETE is just taking away."""
         server.post(rig.request(jid, COUNTED))
         server.wait_final(jid)
-        for name in ("claim", "rc", "ended"):
-            (state_of(rig, jid) / name).unlink(missing_ok=True)
+        forget_the_start(state_of(rig, jid))
         lock = state_of(rig, f".lock.{hashlib.sha256(jid.encode()).hexdigest()[:2]}")
         waiting = re.compile(rf"-> FLOCK .*:{lock.stat().st_ino} ")
         with ThreadPoolExecutor(1) as pool, lock.open("a") as held:
@@ -217,6 +219,39 @@ class TestLocal(Contract):
         assert set(deleted) <= {204, 404}
         server.delete(jid)
         second.stop()
+        assert not [pid for pid in psutil.pids() if str(rig.outgoing(jid)).encode() in command_line(pid)]
+
+    @pytest.mark.parametrize("moved", ["before the shell starts", "after"])
+    def test_a_start_that_comes_when_all_is_being_removed(self, server: Server, rig: Rig, jid: str, moved: str) -> None:
+        """DELETE has taken the directory away, and removes what is in it: its own claim is gone already."""
+        server.post(rig.request(jid, COUNTED))
+        server.wait_final(jid)
+        directory = state_of(rig, jid)
+        forget_the_start(directory)
+        trash = directory.with_name(f".trash-{jid}")
+        if moved == "after":
+            command = f"mv {directory} {trash}; . ./job.sh claim $$"
+        else:
+            directory, command = directory.rename(trash), "bash job.sh claim $$"
+        subprocess.run(["bash", "-c", command], cwd=directory, stdin=subprocess.DEVNULL, check=True, timeout=30)
+        assert (trash / "claim").exists()
+        assert (rig.outgoing(jid) / "runs").read_text() == "run\n"
+
+    def test_a_look_at_a_job_whose_place_another_has_taken(self, rig: Rig, jid: str) -> None:
+        """It must not take the next attempt's files for its own, nor note its end there."""
+        backend = LocalBackend(Path(rig.env["LOCAL_STATE_DIR"]), 1024)
+        server = rig.start()
+        server.post(rig.request(jid, "true"))
+        server.wait_final(jid)
+        former = next(status.private for status in backend.jobs(100) if status.jid == jid)
+        assert isinstance(former, Record)
+        server.delete(jid)
+        server.post(rig.request(jid, "sleep 600"))
+        server.wait_state(jid, "started")
+        with pytest.raises(NotFound):
+            backend._status(former)  # what a slow GET does
+        assert server.delete(jid).status_code == 204
+        server.stop()
         assert not [pid for pid in psutil.pids() if str(rig.outgoing(jid)).encode() in command_line(pid)]
 
     def test_what_a_job_has_of_pmans_environment(self, rig: Rig, jid: str) -> None:
@@ -372,13 +407,18 @@ def test_a_damaged_claim_harms_no_other_job(tmp_path: Path, left: bytes) -> None
         for jid in ("broken", "sound"):
             server.post(rig.request(jid, "true"))
             server.wait_final(jid)
-        for name in ("rc", "ended"):
-            (state_of(rig, "broken") / name).unlink(missing_ok=True)
+        forget_the_start(state_of(rig, "broken"))
         (state_of(rig, "broken") / "claim").write_bytes(left)
         assert len(server.call("GET", "jobs/").json()["jobs"]) == 2
         assert server.get("broken").json()["message"].startswith("The job ended without a result: ")
         assert server.post(rig.request("broken", "true")).json()["status"] == "finishedWithError"
         assert server.delete("broken").status_code == 204
+
+
+def forget_the_start(directory: Path) -> None:
+    """The state directory of a job that ended is again that of one that was not begun."""
+    for path in (directory / "claim", directory / "rc", *directory.glob("ended.*")):
+        path.unlink(missing_ok=True)
 
 
 def state_of(rig: Rig, jid: str) -> Path:

@@ -125,7 +125,10 @@ def discard(record: Record) -> None:
 
 
 def take_away(record: Record) -> Path:
-    """`discard` without the time that it takes: what is returned is to be removed. Works on a full disk, too."""
+    """`discard` without the time that it takes: what is returned is to be removed. Works on a full disk, too.
+
+    A job's script knows by this name that its directory was taken away (templates/local/job.sh.j2).
+    """
     trash = record.directory.with_name(f".trash-{record.token}")
     record.directory.rename(trash)
     return trash

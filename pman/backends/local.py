@@ -4,7 +4,7 @@ State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, besides what directories.
   claim        "SESSION SUPERVISOR START BOOT HOST", linked by the one process that runs the job (or "deleted"): process
                ids, the supervisor's start in clock ticks since that boot of the machine of that name
   work.N       where worker N begins
-  ended        made when no process of the job is left: its process ids mean nothing from then on
+  ended.TOKEN  made when no process of the job is left: its process ids mean nothing from then on
 The script is its own lock: it may be started any number of times and by anybody, but only one start wins the claim.
 Machines may share the directory (a home on NFS): each tells and deletes its own jobs only.
 What makes or removes a directory holds a lock on the jid, so that nobody removes a job other than the one it looked at.
@@ -80,7 +80,7 @@ class LocalBackend:
             if record.digest != job.digest:
                 raise jid_taken(job.jid)
             _start(record)
-        return self._status(record)
+            return self._status(record)
 
     @contextlib.contextmanager
     def _changing(self, jid: str) -> Iterator[None]:
@@ -112,6 +112,7 @@ class LocalBackend:
         return record
 
     def _status(self, record: Record) -> JobStatus:
+        """Raises NotFound where this attempt has been deleted, whatever has its place by now."""
         claim = _claim(record.directory)
         if _runs_elsewhere(claim, record):
             return directories.make_status(record, JobState.UNDEFINED, f"The job belongs to the machine {claim.host}.")
@@ -127,6 +128,8 @@ class LocalBackend:
             code, reason, finished_at = result or (None, "", directories.mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
             message = reason or _explain(code)
+        if directories.read(record.directory) != record:  # what was read may be the next attempt's
+            raise no_such_job(record.jid)
         return directories.make_status(record, state, message, finished_at)
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
@@ -143,7 +146,12 @@ class LocalBackend:
 
     def jobs(self, limit: int) -> list[JobStatus]:
         records = directories.newest(self._root, limit)
-        return [self._status(record) for record in records if not _is_deleted(record.directory)]
+        statuses = []
+        for record in records:
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                if not _is_deleted(record.directory):
+                    statuses.append(self._status(record))
+        return statuses
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
@@ -206,12 +214,17 @@ def _is_deleted(directory: Path) -> bool:
 
 
 def _has_ended(record: Record) -> bool:
-    return (record.directory / "ended").exists()
+    return _end_mark(record).exists()
 
 
 def _note_end(record: Record) -> None:
     with contextlib.suppress(OSError):
-        (record.directory / "ended").touch()
+        _end_mark(record).touch()
+
+
+def _end_mark(record: Record) -> Path:
+    """Of this attempt alone: the next one's directory has the same path."""
+    return record.directory / f"ended.{record.token}"
 
 
 def _runs_elsewhere(claim: Claim | None, record: Record) -> TypeGuard[Claim]:

@@ -15,7 +15,8 @@ if [ -z "${1-}" ]; then
 fi
 # Second stage: link(2) is atomic, so of all processes that start this job exactly one goes on.
 # (A third, `clean_up`, is for pman: what is left in a container's engine where the second one was killed.)
-# The working directory is the job's state directory, held by inode: once DELETE has moved it away, nothing starts.
+# The working directory is the job's state directory, held by inode. Once DELETE has moved it away, nothing starts: it
+# leaves a claim of its own there, and when that is being removed with all the rest, the directory has another name.
 if [ "$1" = claim ]; then
   read -r boot </proc/sys/kernel/random/boot_id
   stat=$(</proc/$$/stat)
@@ -23,6 +24,8 @@ if [ "$1" = claim ]; then
   echo "$2 $$ ${stat[19]} $boot $(uname -n)" >".claim.$$" || exit 1
   ln ".claim.$$" claim 2>/dev/null || { rm -f ".claim.$$"; exit 0; }
   rm -f ".claim.$$"
+  # bash takes $PWD when it starts, and never looks again
+  [[ . -ef $PWD && ${PWD##*/} != .trash-* ]] || exit 0
 fi
 set -m # every worker is a process group of its own
 workers_started=()
