@@ -132,6 +132,7 @@ def _serve_with_reload(settings: Settings) -> None:
     from pman import app
 
     app.set_up_logging(settings)
+    logging.getLogger("werkzeug").addFilter(lambda record: " HTTP/" not in record.getMessage())  # pman's line says more
     app.create_app(settings).run(settings.listen_address, settings.port, use_reloader=True, threaded=True)
 
 

@@ -26,6 +26,7 @@ def test_shell_scripts_parse(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
         server = rig.start()
@@ -37,6 +38,7 @@ def test_smoke(tmp_path: Path) -> None:
         assert "FAIL" not in done.stdout
 
 
+@pytest.mark.slow
 def test_run_examples() -> None:
     """What scripts/quickstart runs once pman is installed."""
     done = subprocess.run(
@@ -48,6 +50,7 @@ def test_run_examples() -> None:
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_what_run_examples_started(tmp_path: Path) -> None:
     """Whatever settings are in the environment. The job is held up by a program that takes sha256sum's place."""
     (tmp_path / "bin").mkdir()
@@ -70,6 +73,7 @@ def test_ctrl_c_ends_what_run_examples_started(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("pman-quickstart-*"))
 
 
+@pytest.mark.slow
 def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None:
     """Also after code was saved that cannot be imported."""
     source = tmp_path / "source"
@@ -110,6 +114,7 @@ def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None
         wait_for(lambda: said("(SyntaxError)"), 10, "the complaint about the code")
         code.write_text(good.replace('__version__ = "', '__version__ = "changed-'))
         wait_for(lambda: version().startswith("changed-"), 10, "the changed code")
+        assert " HTTP/" not in (tmp_path / "log").read_text()  # one line for each request, pman's own
     finally:
         process.terminate()
         assert process.wait(15) == 0

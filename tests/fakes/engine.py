@@ -97,7 +97,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if (answer := self.answer(call)) is None:
             self.close_connection = True
             return
-        payload = json.dumps(answer[1]).encode()
+        payload = b"" if answer[0] == 204 else json.dumps(answer[1]).encode()
         self.send_response(answer[0])
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))
