@@ -24,6 +24,8 @@ from pman import client
 from tests.rig import HEEDING_INTERRUPTS, OUT, ROOT, Rig, Server, running
 from tests.test_local import local_rig
 
+pytestmark = pytest.mark.slow  # each starts pman
+
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:

@@ -191,6 +191,7 @@ def test_a_command_in_a_sentence(command: str) -> None:
 OVERLAYS = [(page.name, text) for page in PAGES for _, text in blocks(page, "jinja")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "text"), OVERLAYS, ids=[page for page, _ in OVERLAYS])
 def test_a_template_of_a_page_passes_the_check(page: str, text: str, tmp_path: Path) -> None:
     name = re.search(r'{% extends "shipped/(\S+)" %}', text)

@@ -32,6 +32,7 @@ def commands(block: str) -> list[tuple[str, str]]:
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS, ids=[section.splitlines()[0] for section in SECTIONS])
 def test_snippets_do_what_is_said(section: str, tmp_path: Path) -> None:
     binaries = tmp_path / "bin"

@@ -26,6 +26,8 @@ from tests.rig import Rig, Server, running, wait_for
 from tests.test_http import refused_start
 from tests.test_local import gone, local_rig
 
+pytestmark = pytest.mark.slow  # each starts pman
+
 PASSWORD = "correct horse: battery \u00e4"
 
 

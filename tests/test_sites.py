@@ -68,6 +68,7 @@ def test_nothing_else_is_recorded() -> None:
     assert {path for path in (GOLDEN / "sites").rglob("*") if path.is_file()} - known == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_check_is_silent(name: str) -> None:
     example = EXAMPLES[name]
