@@ -24,11 +24,10 @@ from pman.overlay import (
     branches,
     constants,
     files,
-    language,
     macros,
     written,
 )
-from pman.render import TARGETS
+from pman.render import TARGETS, language
 
 # Shipped blocks that are no suggestion: without their lines a job runs with other limits, twice, or without its number.
 _NEED_SUPER: Mapping[str, tuple[str, ...]] = {

@@ -8,7 +8,8 @@ from typing import Literal, get_origin
 
 from jinja2 import nodes
 
-from pman.overlay import Finding, Overlay, Template, at, branches, constants, language, macros, written
+from pman.overlay import Finding, Overlay, Template, at, branches, constants, macros, written
+from pman.render import language
 
 # Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
 _SHELL_BLOCKS = ("prologue", "environment", "command")

@@ -242,11 +242,6 @@ def _templates(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in files(directory) if path.suffix == ".j2")
 
 
-def language(name: str) -> str:
-    """The language of a template of this name."""
-    return name.removesuffix(".j2").rsplit(".", 1)[-1]
-
-
 def constants(node: nodes.Node | None) -> list[str]:
     """The text of a constant, or of a list of them."""
     if isinstance(node, nodes.List | nodes.Tuple):

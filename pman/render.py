@@ -111,10 +111,9 @@ class Renderer:
 
     def environment(self, template: str) -> jinja2.Environment:
         """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
-        language = template.removesuffix(".j2").rsplit(".", 1)[-1]
-        if language not in self._environments:
+        if (environment := self._environments.get(language(template))) is None:
             raise Misconfigured(f"{template}: a template's name ends in one of .{'.j2 .'.join(sandbox.LANGUAGES)}.j2")
-        return self._environments[language]
+        return environment
 
     def _context(self, job: Job) -> dict[str, Any]:
         return {
@@ -243,6 +242,11 @@ def explain(error: Exception, name: str) -> str:
             place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return f"{place}: {_cause(error)}"
+
+
+def language(name: str) -> str:
+    """The language of a template of this name."""
+    return name.removesuffix(".j2").rsplit(".", 1)[-1]
 
 
 def _cause(error: Exception) -> str:

@@ -72,8 +72,11 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, about_it) == (0, [])
 
 
-def test_dockerfile_names_files_that_exist() -> None:
-    text = (ROOT / "deploy/Dockerfile").read_text()
-    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M):
-        for name in line.split():
-            assert (ROOT / name).exists(), name
+def test_a_build_takes_files_that_exist_and_no_others() -> None:
+    """.dockerignore: nothing of a developer's checkout gets into the image, and a change of tests builds no new one."""
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "deploy/Dockerfile").read_text(), re.M)
+    copied = {name for line in lines for name in line.split()}
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    kept = {line.lstrip("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept == copied
