@@ -346,13 +346,33 @@ def test_a_post_while_the_leader_changes(engine: FakeEngine) -> None:
     assert posted(backend, config).state is JobState.STARTED
 
 
+@pytest.mark.parametrize("node", ["ready", "down"])
+def test_a_post_waits_for_what_a_delete_left(engine: FakeEngine, node: str) -> None:
+    """The service is gone, and its container still writes. That of a node which is away ends when the node is back."""
+    backend, config = load("swarm", engine)
+    engine.routes |= {
+        "GET /tasks": [task("running"), task("complete", 2)],
+        "GET /nodes/node-1": {"Status": {"State": node}},
+        "POST /services/create": {"ID": "s2"},
+    }
+    if node == "down":
+        assert posted(backend, config).state is JobState.NOT_STARTED
+        return
+    with pytest.raises(Unreachable, match="just being deleted"):
+        posted(backend, config)
+    engine.routes["GET /tasks"] = [task("shutdown")]
+    assert posted(backend, config).state is JobState.NOT_STARTED
+
+
 def test_a_post_beside_a_delete_may_be_repeated(engine: FakeEngine) -> None:
     """The service is found, and gone when its tasks are asked for."""
     backend, config = load("swarm", engine)
     job = make_job(validate(REQUEST), config)
     service(engine, **{"org.chrisproject.pman.digest": job.digest})
     engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
-    engine.routes["GET /tasks"] = lambda _: (404, {"message": "service s1 not found"})
+    engine.routes["GET /tasks"] = lambda call: (
+        (200, []) if '"label"' in call.query["filters"] else (404, {"message": "service s1 not found"})
+    )
     with pytest.raises(Unreachable, match="just being deleted"):
         posted(backend, config)
 

@@ -84,6 +84,9 @@ class SwarmBackend:
         body = engine.parse(spec.text)
         headers = self._engine.registry_auth(_image(body))
         try:
+            # Perhaps of a service that is gone: after a DELETE that was cut short, and for a moment during each.
+            if any(self._is_up(task) for task in self._living(job.jid)):
+                return self._existing(job)
             self._engine.call("POST", "/services/create", body=body, headers=headers)
         except Conflict:
             return self._existing(job)

@@ -31,6 +31,7 @@ ROUTES: dict[str, Any] = {
     "GET /version": {"ApiVersion": "1.41"},
     "GET /_ping": "OK",
     "GET /containers/json": [],
+    "GET /tasks": [],
     "GET /info": {"Swarm": {"ControlAvailable": True, "NodeID": "node-1"}},
 }
 
