@@ -281,10 +281,11 @@ def test_a_container_with_an_environment_of_its_own(slurm: Slurm, tmp_path: Path
     stubborn = "trap '' TERM; while :; do echo more >> \"$out/lines\"; sleep 0.1; done"
     with with_apptainer(slurm, tmp_path) as rig:
         server = rig.start()
-        script = f'{OUT}echo "GPU $CUDA_VISIBLE_DEVICES"; {stubborn}'
+        script = f'{OUT}echo "GPU $CUDA_VISIBLE_DEVICES"; touch "$out/began-${{PMAN_WORKER_INDEX-0}}"; {stubborn}'
         server.post(rig.request(jid, script, number_of_workers=workers, gpu_limit=1))
         lines = rig.outgoing(jid) / "lines"
-        wait_for(lines.exists, 30, "the job to write")
+        began = [rig.outgoing(jid) / f"began-{index}" for index in range(workers)]
+        wait_for(lambda: lines.exists() and all(path.exists() for path in began), 30, "every worker to write")
         (number,) = slurm.jobs(jid, "RUNNING")
         slurm.run("scancel", number)
         job = server.wait_final(jid)
