@@ -672,6 +672,7 @@ def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", TABLE, ids=[broken.name for broken in TABLE])
 def test_what_is_broken_is_named(broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pman.sandbox.MAX_RENDER_SECONDS", 0.5)
@@ -765,17 +766,20 @@ GOOD: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", GOOD.values(), ids=GOOD)
 def test_what_is_good_is_left_in_peace(files: dict[str, str], tmp_path: Path) -> None:
     assert [str(finding) for finding in site.SiteCheck(write(tmp_path, files)).findings()] == []
 
 
+@pytest.mark.slow
 def test_one_cause_is_told_once_however_many_words_a_request_has(tmp_path: Path) -> None:
     files = only(K8S, "environment", "            - name: TZ\n              value: UTC\n")
     found = site.SiteCheck(write(tmp_path, files)).findings()
     assert [finding.rule for finding in found] == ["no-super", "invalid"]
 
 
+@pytest.mark.slow
 def test_whole_copies_of_the_shipped_templates_are_good(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "templates", tmp_path, dirs_exist_ok=True)
     assert [str(finding) for finding in site.SiteCheck(tmp_path).findings()] == []

@@ -248,6 +248,7 @@ def test_sigterm_ends_the_server_in_order(tmp_path: Path) -> None:
         assert server.process.wait(15) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_what_is_being_served_at_sigterm_is_answered(tmp_path: Path, processes: str) -> None:
     """A POST that was cut off would be a failed job for ChRIS, and run. Here it waits for the lock of its jid."""

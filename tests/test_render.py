@@ -399,6 +399,7 @@ LOOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", LOOPS.values(), ids=LOOPS)
 def test_a_template_that_loops_for_ever_is_stopped_in_any_thread(
     overlay: Overlay, body: str, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ ENGINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.live(engine) if engine else ()) for name, engine in ENGINES.items()]
 )
