@@ -307,7 +307,7 @@ class Contract:
         """Last, since the job was posted first."""
         job = server.wait_final(limited, 60 + rig.job_seconds + 60)
         assert job["status"] == "finishedWithError"
-        assert "time limit" in job["message"]
+        assert "time limit" in job["message"], job
         assert "before" in job["logs"]
         assert "after" not in job["logs"]
         assert rig.executions(limited) == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import subprocess
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +196,21 @@ def test_a_program_that_ignores_the_signal_writes_nothing_after_its_end(
     written = lines.read_text()
     wait_for(lambda: not slurm.jobs(jid, "RUNNING,COMPLETING"), 30, "SLURM to be done with the job")
     assert lines.read_text() == written
+
+
+def test_the_end_of_a_job_spares_another_clusters_job_of_the_same_number(
+    server: Server, rig: Rig, slurm: Slurm, jid: str
+) -> None:
+    server.post(rig.request(jid, COUNTED + "sleep 300"))
+    wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
+    (number,) = slurm.jobs(jid, "RUNNING")
+    with subprocess.Popen(["sleep", "300"], env={**os.environ, "SLURM_JOB_ID": number}) as other:
+        try:
+            slurm.run("scancel", number)
+            assert server.wait_final(jid)["status"] == "finishedWithError"
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 def test_requeued_by_an_admin_runs_once(server: Server, rig: Rig, slurm: Slurm, jid: str) -> None:
