@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.rig import ROOT
 
 BASE = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "deploy/Dockerfile").read_text(), re.M)[0]
-CROMWELL = re.findall(r"image: (\S+cromwell\S+)$", (ROOT / "deploy/compose.slurm.yml").read_text(), re.M)[0]
+CROMWELL = re.findall(r"image: \S+:-(\S+cromwell\S+)\}$", (ROOT / "deploy/compose.slurm.yml").read_text(), re.M)[0]
 # What the Dockerfile, jobs of the embedded backend, and the jobs and scripts of Cromwell's stand-in call.
 PROGRAMS = (
     "awk", "basename", "bash", "cat", "chmod", "cut", "date", "dirname", "env", "expr", "find", "grep", "hostname",
@@ -22,9 +22,11 @@ PROGRAMS = (
 )  # fmt: skip
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 PATH = f"PATH=/opt/pman/bin:/usr/local/bin:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
-# As the public image starts Cromwell: the configuration is named by a property of Java's.
+# As the public image starts Cromwell: the configuration is named by a property of Java's, and the logs of workflows are
+# written below the working directory.
 START_CROMWELL = """#!/bin/sh -e
 [ "$1" = server ]
+mkdir -p cromwell-workflow-logs
 conf=$(printf %s "$JAVA_OPTS" | tr ' ' '\\n' | sed -n 's/^-Dconfig.file=//p')
 grep -q 'include "slurm.conf"' "$conf"
 exec python3 -m tests.fakes.cromwell --local --listen 0.0.0.0 --port 8000 --root "$PMAN_CROMWELL_ROOT" \\
