@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from pman import backends, lint, metrics, pages, settings
 from pman.api import Service, blueprint
-from pman.auth import Users, credentials
+from pman.auth import Busy, Users, credentials
 from pman.errors import PmanError
 from pman.job import MAX_BODY_BYTES
 from pman.overlay import Overlay
@@ -40,7 +40,8 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    users = Users(config.auth_users_file) if config.auth_users_file else None
+    half = max(1, config.max_concurrent_requests // 2)
+    users = Users(config.auth_users_file, half) if config.auth_users_file else None
     app.extensions["pman"] = Service(config, renderer, backend or backends.load(config), users)
     app.register_blueprint(blueprint)
     app.register_blueprint(pages.blueprint)
@@ -70,7 +71,7 @@ def _limit_concurrency(app: flask.Flask, most: int) -> None:
         if flask.request.path == "/healthz":
             return None
         if not places.acquire(blocking=False):
-            return _plain(f"pman is serving {most} requests already; try again.", 503, {"Retry-After": "1"})
+            return _turned_away(f"pman is serving {most} requests already; try again.")
         flask.g.has_place = True
         return None
 
@@ -113,8 +114,11 @@ def _authenticate() -> flask.Response | None:
     if service.users is None or flask.request.path == "/healthz":
         return None
     given = credentials(flask.request.headers.get("Authorization", ""))
-    if given and service.users.allow(*given):
-        return None
+    try:
+        if given and service.users.allow(*given):
+            return None
+    except Busy:
+        return _turned_away("pman is comparing other passwords; try again.")
     log.warning("authentication failed", extra={"fields": {"client": flask.request.remote_addr}})
     challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}
     return _plain("A user and a password are needed.", 401, challenge)
@@ -130,6 +134,10 @@ def _refuse_other_sites() -> flask.Response | None:
     site, origin = flask.request.headers.get("Sec-Fetch-Site"), flask.request.headers.get("Origin")
     own = site in ("same-origin", "none") if site else origin is None or _split(origin).netloc == flask.request.host
     return None if own else _plain("A browser sent this request for another website.", 403, {})
+
+
+def _turned_away(message: str) -> flask.Response:
+    return _plain(message, 503, {"Retry-After": "1"})
 
 
 def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:

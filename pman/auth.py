@@ -18,34 +18,54 @@ from pman.errors import Misconfigured
 # Costs 4 to 31, and a salt whose last character has no bits to spare: bcrypt raises ValueError for any other.
 _HASH = r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
 _LINE = re.compile(rf"(?P<user>[^:\s]+):(?P<hash>{_HASH})", re.ASCII)
-# What an unknown user's password is compared with where the file is empty.
-_NOBODY = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(10))
+USUAL_COST = 10  # what an unknown user costs where the file is empty
 MAX_REMEMBERED = 1000
 log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """Too many passwords wait to be compared already."""
 
 
 class Users:
     """The users of one file, which is read again when it changes; when it is gone or broken, nobody is let in."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises Misconfigured where the file cannot be read or has a line that is no `user:bcrypt-hash`."""
+    def __init__(self, path: Path, waiting: int) -> None:
+        """waiting: how many passwords may wait to be compared.
+
+        Raises Misconfigured where the file cannot be read or has a line that is no `user:bcrypt-hash`.
+        """
         self._path = path
         self._lock = threading.Lock()
         self._key = secrets.token_bytes(32)
         self._stamp = _stamp(path)
         self._hashes = read_users(path)
         self._verified: set[bytes] = set()
+        self._room = threading.BoundedSemaphore(waiting)
+        self._comparing = threading.Lock()
 
     def allow(self, user: str, password: str) -> bool:
-        """True for a right password. bcrypt is slow on purpose, so a verified pair is remembered, as a keyed hash."""
+        """True for a right password. Raises Busy.
+
+        bcrypt is slow on purpose: a verified pair is remembered, as a keyed hash, and others are compared one at a
+        time, so that a flood of wrong ones takes one CPU, and never the places of those who are known.
+        """
         self._refresh()
         stored = self._hashes.get(user, b"")
         seen = hmac.digest(self._key, stored + b"\0" + user.encode() + b"\0" + password.encode(), hashlib.sha256)
-        if stored and seen in self._verified:
+        if seen in self._verified:
             return True
-        another = max(self._hashes.values(), key=_cost, default=_NOBODY)  # takes as long: the time tells nothing
-        right = bcrypt.checkpw(password.encode()[:72], stored or another)
-        if not (stored and right):
+        if not self._room.acquire(blocking=False):
+            raise Busy
+        try:
+            with self._comparing:
+                return seen in self._verified or self._compare(stored, password, seen)
+        finally:
+            self._room.release()
+
+    def _compare(self, stored: bytes, password: str, seen: bytes) -> bool:
+        if not (stored and bcrypt.checkpw(password.encode()[:72], stored)):
+            _spend(_cost(stored) if stored else 0, max(map(_cost, self._hashes.values()), default=USUAL_COST))
             return False
         if len(self._verified) >= MAX_REMEMBERED:
             self._verified.clear()
@@ -65,8 +85,17 @@ class Users:
             self._stamp = stamp
 
 
-def _cost(stored: bytes) -> bytes:
-    return stored.split(b"$")[2]
+def _cost(stored: bytes) -> int:
+    return int(stored.split(b"$")[2])
+
+
+def _spend(cost: int, most: int) -> None:
+    """What is missing from a hash of `cost` (0: none) to one of `most`: the time tells neither who exists nor how weak.
+
+    Each cost takes twice as long as the one before, so that c, and all from c to d - 1, are together one d.
+    """
+    for missing in range(cost, most) if cost else (most,):
+        bcrypt.hashpw(b"", bcrypt.gensalt(missing))
 
 
 def credentials(header: str) -> tuple[str, str] | None:

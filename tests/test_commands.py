@@ -95,7 +95,7 @@ def collects(command: str, _: Path) -> None:
 
 def makes_a_user(command: str, checkout: Path) -> None:
     run(command, checkout)
-    users = Users(checkout / "users")
+    users = Users(checkout / "users", 1)
     assert users.allow("chris", "a long password")
     assert not users.allow("chris", "another one")
 

@@ -20,7 +20,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 
-from pman.auth import read_users
+from pman.auth import Users, read_users
 from pman.errors import Misconfigured
 from tests.rig import Rig, Server, running, wait_for
 from tests.test_http import refused_start
@@ -162,6 +162,65 @@ def test_hashes_that_nothing_can_be_compared_with_are_refused_at_once(tmp_path: 
             read_users(path)
     path.write_text("".join(f"user{n}:{bcrypt.gensalt(4).decode()}{hashed[29:]}\n" for n in range(200)))
     assert len(read_users(path)) == 200
+
+
+def test_every_wrong_password_costs_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever it is for, and however weak that user's hash is."""
+    path = tmp_path / "users"
+    hashes = {name: bcrypt.hashpw(b"x", bcrypt.gensalt(cost)).decode() for name, cost in (("weak", 4), ("strong", 7))}
+    path.write_text("".join(f"{name}:{hashed}\n" for name, hashed in hashes.items()))
+    users = Users(path, 1)
+    hashpw, checkpw = bcrypt.hashpw, bcrypt.checkpw
+    spent: list[int] = []
+
+    def rounds(hashed: bytes) -> int:
+        return 1 << int(hashed.split(b"$")[2])
+
+    def count_hash(password: bytes, salt: bytes) -> bytes:
+        spent.append(rounds(salt))
+        return hashpw(password, salt)
+
+    def count_check(password: bytes, hashed: bytes) -> bool:
+        spent.append(rounds(hashed))
+        return checkpw(password, hashed)
+
+    monkeypatch.setattr(bcrypt, "hashpw", count_hash)
+    monkeypatch.setattr(bcrypt, "checkpw", count_check)
+    for name in ("weak", "strong", "nobody"):
+        spent.clear()
+        assert not users.allow(name, "wrong")
+        assert sum(spent) == 2**7, name
+    assert users.allow("weak", "x")
+    path.write_text("")
+    assert not users.allow("weak", "x")
+
+
+def test_a_flood_of_wrong_passwords_keeps_no_known_user_out(rig: Rig, users_file: Path) -> None:
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode()
+    users_file.write_text(f"chris:{hashed}\n")
+    server = rig.start(AUTH_USERS_FILE=str(users_file), MAX_CONCURRENT_REQUESTS="8")
+    right = (b"chris", PASSWORD.encode())
+    assert get(server, "/api/v1/", right).status_code == 200
+    answers: list[requests.Response] = []
+    stop = threading.Event()
+
+    def guess(number: int) -> None:
+        while not stop.is_set():
+            answers.append(get(server, "/api/v1/", (b"chris", f"wrong {number}".encode())))
+
+    with ThreadPoolExecutor(7) as pool:  # one place is left for the known user
+        guesses = [pool.submit(guess, number) for number in range(7)]
+        try:
+            wait_for(lambda: {answer.status_code for answer in answers} >= {401, 503}, 30, "both answers")
+            known = {get(server, "/api/v1/", right).status_code for _ in range(20)}
+        finally:
+            stop.set()
+        for each in guesses:
+            each.result()
+    assert known == {200}
+    assert {answer.status_code for answer in answers} == {401, 503}
+    turned_away = next(answer for answer in answers if answer.status_code == 503)
+    assert (turned_away.headers["Retry-After"], "password" in turned_away.json()["message"]) == ("1", True)
 
 
 def test_a_flood_is_turned_away_and_health_still_answers(rig: Rig) -> None:
