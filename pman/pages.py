@@ -83,6 +83,7 @@ def jobs() -> flask.Response:
 @blueprint.get("/jobs/<jid>/")
 def job(jid: str) -> flask.Response:
     """One job and the end of its output."""
+    flask.g.jid = jid
     found, text = look(jid, service().settings.job_logs_tail)
     return _page("job.html", job=found, logs=text)
 

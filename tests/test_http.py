@@ -118,12 +118,14 @@ def test_the_log_follows_a_job_from_post_to_delete(server: Server, rig: Rig) -> 
     server.call("POST", json=rig.request("traced", "true", colour="blue"), headers=headers)
     server.call("POST", json=rig.request("traced", "false"), headers=headers)
     server.wait_final("traced")
+    assert requests.get(f"{server.url}/jobs/traced/", timeout=10).status_code == 200
     server.delete("traced")
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     of_job = [line for line in lines if line.get("jid") == "traced"]
     served = [(line["method"], line["status"]) for line in of_job if line["message"] == "request"]
     assert (served[0], served[1], served[-1]) == (("POST", 201), ("POST", 409), ("DELETE", 204))
     assert ("GET", 200) in served
+    assert "/jobs/traced/" in [line.get("path") for line in of_job]
     conflict = next(line for line in of_job if "another job" in line["message"])
     assert (conflict["request_id"], conflict["level"]) == ("trace-1", "INFO")
 

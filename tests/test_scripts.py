@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,13 @@ def test_smoke(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("ok ") == 15
         assert "FAIL" not in done.stdout
+
+
+def test_smoke_where_nothing_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    done = subprocess.run([str(ROOT / "scripts/smoke"), url], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.startswith(f"{url}/api/v1/ does not answer: ")) == (1, True)
 
 
 @pytest.mark.slow
