@@ -222,6 +222,7 @@ def test_cromwells_database_is_out_of_pmans_sight() -> None:
     )
     assert "hsqldb.write_delay=false" in more.split(";")  # what was accepted is on the disk
     assert services["cromwell"]["user"].startswith("${PMAN_SLURM_USER:?")  # or jobs would run as root
+    assert services["pman"]["user"] == "${PMAN_SLURM_USER}"  # it makes the output directories
     places = {name: [mount["target"] for mount in service["volumes"]] for name, service in services.items()}
     assert str(Path(database).parent) in places["cromwell"]
     assert str(Path(database).parent) not in places["pman"]
