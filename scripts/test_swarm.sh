@@ -4,6 +4,7 @@
 #   scripts/test_swarm.sh                 # the Swarm of scripts/dev-swarm, which reaches nothing outside
 #   scripts/test_swarm.sh --existing      # the engine that DOCKER_HOST names (else the default socket)
 #
+# --existing is for an engine of this machine that is the one node of its Swarm: image and store are here alone.
 # pman runs as a stack (deploy/compose.yml) of PMAN_IMAGE, or of an image built here where the engine has or gets the
 # base image of deploy/Dockerfile; else beside the Swarm, from this source.
 set -euo pipefail
