@@ -12,7 +12,7 @@ from typing import IO
 import click
 
 from pman import __version__, cli_templates, client, settings
-from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
+from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge, for_people
 from pman.job import Job, make_job, validate
 from pman.render import TARGETS, Renderer, Spec
 
@@ -21,7 +21,7 @@ SUFFIXES = {"wdl": ".wdl", "k8s": ".yaml", "swarm": ".yaml", "docker": ".yaml", 
 
 def _exit(error: PmanError, where: str = "") -> click.ClickException:
     """The error on the command line; exit status 1 when the request is at fault, 2 when templates or settings are."""
-    stop = click.ClickException(where + str(error))
+    stop = click.ClickException(where + for_people(error.message))
     stop.exit_code = 1 if isinstance(error, BadRequest | Refused | TooLarge) else 2  # type: ignore[misc]
     return stop
 
@@ -29,7 +29,10 @@ def _exit(error: PmanError, where: str = "") -> click.ClickException:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Render job requests into the language of a scheduler, run them, and see what became of them."""
+    """Render job requests into the language of a scheduler, run them, and see what became of them.
+
+    run, submit, status, logs, wait, delete and list ask the pman at PMAN_URL (http://127.0.0.1:5010).
+    """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # what a job prints may not be in the terminal's encoding
 
@@ -42,7 +45,10 @@ main.add_command(cli_templates.templates)
 
 @main.command()
 def serve() -> None:
-    """Serve the HTTP API, as the environment variables say (`pman settings` lists them)."""
+    """Serve the HTTP API.
+
+    Everything is set by environment variables, which `pman settings` lists.
+    """
     from pman import server
 
     try:
@@ -53,7 +59,10 @@ def serve() -> None:
 
 @main.command("settings")
 def show_settings() -> None:
-    """Print every environment variable with its default and its meaning, as a Markdown table."""
+    """Print every setting of `pman serve`.
+
+    A Markdown table of environment variables with their defaults and meanings.
+    """
     click.echo(settings.markdown_table(), nl=False)
 
 
@@ -78,10 +87,10 @@ def render(
     check: bool,
     watch: bool,
 ) -> None:
-    """Print exactly what the service would submit for REQUEST (a file, or - for standard input).
+    """Print exactly what the service would submit.
 
-    REQUEST holds one JSON object, or one a line; several need --out. Exit status: 0, 1 for a bad request, 2 for a
-    bad template or setting.
+    REQUEST (a file, or - for standard input) holds one JSON object, or one a line; several need --out. Exit status: 0,
+    1 for a bad request, 2 for a bad template or setting.
     """
     try:
         config = settings.load(cli_templates.overrides(templates, assignments, env_file))

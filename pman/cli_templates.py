@@ -103,11 +103,11 @@ def check(
     env_file: Path | None,
     form: str,
 ) -> None:
-    """Check template overlays: each DIR, else TEMPLATES_DIR, else the shipped templates.
+    """Check template overlays.
 
-    A corpus of requests (and DIR/requests/*.json) goes through every template, under the settings of DIR/settings.env;
-    each result is judged by its language's parser, and the command line must arrive byte for byte. Exit status: 0, 1
-    with findings, 2 when nothing could be checked.
+    Each DIR is checked, else TEMPLATES_DIR, else the shipped templates. A corpus of requests (and DIR/requests/*.json)
+    goes through every template, under the settings of DIR/settings.env; each result is judged by its language's parser,
+    and the command line must arrive byte for byte. Exit status: 0, 1 with findings, 2 when nothing could be checked.
     """
     from pman import site
     from pman.check import KUBERNETES_VERSION
@@ -130,7 +130,10 @@ def check(
 
 @click.group()
 def templates() -> None:
-    """Look at templates: those that pman ships and those of a site (--templates DIR, else TEMPLATES_DIR)."""
+    """Begin an overlay, and look at templates.
+
+    Those that pman ships, and those of a site (--templates DIR, else TEMPLATES_DIR).
+    """
 
 
 _overlay_option = click.option("--templates", "directory", type=_SITES, help="Overlay directory.")
@@ -147,7 +150,7 @@ def _overlay(directory: Path | None) -> Overlay:
 @_overlay_option
 @_exits_with_2
 def list_(directory: Path | None) -> None:
-    """Every template with its blocks, and whether the site shadows it."""
+    """Every template with its blocks, and what the site shadows."""
     overlay = _overlay(directory)
     for name in sorted({*overlay.shipped_names, *overlay.site_names}):
         origin = "shipped" if name not in overlay.site_names else "site"
@@ -165,7 +168,10 @@ def list_(directory: Path | None) -> None:
 @_overlay_option
 @_exits_with_2
 def show(name: str, directory: Path | None) -> None:
-    """Print the template NAME as it is used: the site's where it has one; shipped/NAME is always pman's."""
+    """Print a template as it is used.
+
+    The site's NAME where it has one; shipped/NAME is always pman's.
+    """
     overlay = _overlay(directory)
     template = overlay.template(name)
     if template is None:
@@ -183,7 +189,10 @@ def show(name: str, directory: Path | None) -> None:
 @_overlay_option
 @_exits_with_2
 def diff(directory: Path | None) -> None:
-    """What the site changes: each of its templates, or of its blocks, against the shipped one."""
+    """What the site changes.
+
+    Each of its templates, or of its blocks, against the shipped one.
+    """
     overlay = _overlay(directory)
     for name in overlay.site_names:
         template, shipped = overlay.template(name), overlay.template(f"shipped/{name}")
@@ -217,7 +226,10 @@ def _show_diff(old: str, new: str, old_name: str, new_name: str) -> bool:
 @click.option("--for", "target", type=click.Choice(list(_STARTERS)), required=True)
 @_exits_with_2
 def new(directory: Path, target: str) -> None:
-    """Write a commented starter overlay into DIRECTORY, which must be new or empty."""
+    """Write a commented starter overlay.
+
+    DIRECTORY must be new or empty.
+    """
     from pman.overlay import Overlay
 
     if directory.exists() and any(directory.iterdir()):
@@ -248,7 +260,10 @@ def new(directory: Path, target: str) -> None:
 @_overlay_option
 @_exits_with_2
 def vars_(target: str, directory: Path | None) -> None:
-    """Every variable and filter that templates of TARGET may use: type, unit and meaning."""
+    """Every variable and filter for templates of TARGET.
+
+    With type, unit and meaning.
+    """
     overlay, template = _overlay(directory), TARGETS[target].template
     shipped = "".join(step.source for step in overlay.chain(f"shipped/{template}"))
     rows = list(_variables(overlay.renderer.site, [name for name in sandbox.POLICY if f"set {name} =" in shipped]))
@@ -292,9 +307,10 @@ def _fields(prefix: str, model: type) -> Iterator[tuple[str, str, str]]:
 @_overlay_option
 @_exits_with_2
 def upgrade_check(old: Path, directory: Path | None) -> None:
-    """Which of the site's overrides touch what changed since the templates in OLD_VERSION_DIR.
+    """Which overrides touch what a new pman changed.
 
-    Exit status 1 when any does: read the diff and adapt the override. 2 where OLD_VERSION_DIR lacks a template.
+    OLD_VERSION_DIR holds the templates of the version that you come from. Exit status 1 when any does: read the diff
+    and adapt the override. 2 where OLD_VERSION_DIR lacks a template.
     """
     overlay = _overlay(directory)
     touched = False

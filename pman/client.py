@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
+from pman.errors import for_people
 from pman.job import RESERVED_JIDS
 
 DEFAULT_URL = "http://127.0.0.1:5010"
@@ -63,14 +64,16 @@ class Service:
                 f"PMAN_URL={_without_password(self._base)} is no address such as {DEFAULT_URL}."
             ) from None
         if not answer.ok:
-            raise (NoAnswer if answer.status_code in _PASSING else click.ClickException)(_sentence(answer))
+            sentence = _sentence(answer) or self._no_pman(answer)
+            raise (NoAnswer if answer.status_code in _PASSING else click.ClickException)(sentence)
         try:
             return None if answer.status_code == 204 else answer.json()
         except ValueError:
-            what = f"{answer.status_code} {answer.headers.get('Location', '')}".strip()
-            raise click.ClickException(
-                f"what answers at PMAN_URL={_without_password(self._base)} is no pman ({what})."
-            ) from None
+            raise click.ClickException(self._no_pman(answer)) from None
+
+    def _no_pman(self, answer: Any) -> str:
+        what = f"{answer.status_code} {answer.headers.get('Location') or answer.reason}"
+        return f"what answers at PMAN_URL={_without_password(self._base)} is no pman ({what})."
 
     def in_time(self, method: str, path: str = "", **kwargs: Any) -> Any:
         """As `call`, also when pman answers only after a while. For what may be repeated: pman's POST may, too."""
@@ -102,16 +105,17 @@ def _jid(_context: click.Context, _parameter: click.Parameter, value: Any) -> An
 
 
 def _sentence(answer: Any) -> str:
+    """What pman says is wrong; "" where it is not pman that says it."""
     try:
         message = answer.json()["message"]
     except (ValueError, KeyError, TypeError):
-        return f"{answer.status_code} {answer.text[:300]}"
-    return "; ".join(f"{k}: {v}" for k, v in message.items()) if isinstance(message, dict) else str(message)
+        return ""
+    return for_people(message if isinstance(message, dict) else str(message))
 
 
 @click.command()
 @click.argument("image")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
     "--in", "incoming", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Input directory."
 )
@@ -130,7 +134,7 @@ def run(
     image: str, command: tuple[str, ...], incoming: Path | None, outgoing: Path | None, jid: str | None, keep: bool,
     as_json: bool, **fields: Any,
 ) -> None:  # fmt: skip
-    """Run COMMAND in IMAGE and wait: `pman run IMAGE --in DIR --out DIR -- COMMAND...`.
+    """Run COMMAND in IMAGE, wait, and print its output.
 
     The command gets /share/incoming (with --in) and /share/outgoing as its last arguments. The directories are used
     in place where they are below STOREBASE; others are copied into the store and back, and the copies are removed.
@@ -180,9 +184,10 @@ def _forget(service: Service, jid: str, copies: Path) -> None:
 
 
 def _store() -> Path:
-    if not os.environ.get("STOREBASE"):
-        raise click.ClickException("set STOREBASE to pman's store as this machine sees it, or use `pman submit`.")
-    return Path(os.environ["STOREBASE"]).resolve()
+    store = Path(os.environ.get("STOREBASE") or "/nowhere")
+    if not store.is_dir():  # made here, it would be another one than pman's
+        raise click.ClickException("set STOREBASE to pman's store, a directory of this machine, or use `pman submit`.")
+    return store.resolve()
 
 
 def _user() -> str:
@@ -314,7 +319,7 @@ def _show(job: dict[str, str], as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("-n", "--tail", type=click.IntRange(0), help="At most so many lines.")
 def logs(jid: str, follow: bool, tail: int | None) -> None:
-    """Print the end of a job's output, with -f also what comes after it."""
+    """Print the end of a job's output; with -f, follow it."""
     service, shown = Service(), list[str]()
     job = service.call("GET", _path(jid), params={} if tail is None else {"tail": tail})
     with _watching(jid):
@@ -382,6 +387,7 @@ def list_jobs(as_json: bool, **params: Any) -> None:
     if as_json:
         click.echo(json.dumps(page))
         return
+    click.echo(f"{'JID':<28} {'STATUS':<21} {'ENDED':<20} {'IMAGE':<40} MESSAGE")
     for job in page["jobs"]:
         shown = click.style(f"{job['status']:<21}", fg=_COLORS.get(job["status"], "yellow"))
         click.echo(f"{job['jid']:<28} {shown} {job['timestamp'][:19]:<20} {job['image']:<40} {job['message']}".rstrip())

@@ -17,9 +17,20 @@ class PmanError(Exception):
     transient = False
 
     def __init__(self, message: str | Mapping[str, str], *, detail: str = "") -> None:
-        super().__init__(message if isinstance(message, str) else "; ".join(f"{k}: {v}" for k, v in message.items()))
+        super().__init__(message if isinstance(message, str) else "; ".join(_fields(message)))
         self.message: str | dict[str, str] = message if isinstance(message, str) else dict(message)
         self.detail = detail
+
+
+def for_people(message: str | Mapping[str, str]) -> str:
+    """A message as the command line shows it: a line for each field where several are wrong."""
+    if isinstance(message, str):
+        return message
+    return ("several fields are wrong:\n  " if len(message) > 1 else "") + "\n  ".join(_fields(message))
+
+
+def _fields(message: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {sentence}" for name, sentence in message.items()]
 
 
 class BadRequest(PmanError):
