@@ -121,7 +121,7 @@ def _authenticate() -> flask.Response | None:
         return _turned_away("pman is comparing other passwords; try again.")
     log.warning("authentication failed", extra={"fields": {"client": flask.request.remote_addr}})
     challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}
-    return _plain("A user and a password are needed.", 401, challenge)
+    return _plain("Wrong user or password." if given else "A user and a password are needed.", 401, challenge)
 
 
 def _refuse_other_sites() -> flask.Response | None:

@@ -35,6 +35,7 @@ _NEED_SUPER: Mapping[str, tuple[str, ...]] = {
     "wdl/job.wdl.j2": ("environment",),
     "k8s/job.yaml.j2": ("environment",),
 }
+_READ_BESIDE = ("site.yaml", "settings.env")
 _BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
 
 
@@ -56,7 +57,7 @@ def _unused(overlay: Overlay, directory: Path) -> Iterator[Finding]:
             yield Finding("unused-file", f"nothing reads this template{near}", str(directory / name), 1)
     for path in sorted(files(directory)):
         if path.suffix != ".j2" and not _BESIDE.fullmatch(path.relative_to(directory).as_posix()):
-            message = "nothing reads this file: templates end in .j2"
+            message = f"nothing reads this file: templates end in .j2{sandbox.hint(path.name, _READ_BESIDE)}"
             yield Finding("unused-file", message, str(path), level="warning")
 
 

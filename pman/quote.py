@@ -159,7 +159,10 @@ def _float(value: float) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is not text; say what should be written where it is absent")
+        instead = (
+            "say what should be written where it is absent" if value is None else "a `for` or |join writes its parts"
+        )
+        raise TypeError(f"{type(value).__name__} is not text; {instead}")
     if "\0" in value:
         raise Unwritable("a NUL character cannot stand here")
     try:

@@ -104,12 +104,16 @@ def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> 
     return made
 
 
-def _literal(function: Callable[[Any], str], value: Any) -> Markup:
-    if isinstance(value, Markup):
-        return value
+def _require_defined(value: Any) -> None:
     if isinstance(value, jinja2.Undefined):
         str(value)  # raises, with the name
         raise jinja2.UndefinedError("an inline `if` without `else` has no value here")
+
+
+def _literal(function: Callable[[Any], str], value: Any) -> Markup:
+    if isinstance(value, Markup):
+        return value
+    _require_defined(value)
     if _holds_quoted(value):
         raise TypeError(
             "a list or mapping holds a value that is quoted already: the whole is quoted when it is printed"
@@ -283,8 +287,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def policy(name: str, value: Any) -> Any:
         """What a template sets `name` to, one of POLICY."""
         kind, said = POLICY[name]
-        if isinstance(value, jinja2.Undefined):
-            str(value)  # raises, with the name
+        _require_defined(value)
         if value is None and name != "image":
             return value
         empty = name != "partition" and isinstance(value, kind) and value <= kind()  # "", or 0 and less
@@ -354,7 +357,10 @@ class _Undefined(jinja2.StrictUndefined):
     @property
     def _undefined_message(self) -> str:
         known = VARIABLES if self._undefined_obj is jinja2.utils.missing else members(self._undefined_obj)
-        return super()._undefined_message + hint(str(self._undefined_name), known)
+        kind = type(self._undefined_obj).__name__
+        what = "this mapping" if kind == "dict" else kind.lower()
+        said = re.sub(r"^'[\w.]+ object'", what, super()._undefined_message)  # not 'pman.job.Job object'
+        return said + hint(str(self._undefined_name), known)
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -54,6 +54,12 @@ def _absolute(path: str | None) -> str | None:
     return path
 
 
+def _http_url(url: str | None) -> str | None:
+    if url is not None and not re.match(r"https?://[^/]", url):
+        raise ValueError("must begin with http:// or https://")
+    return url
+
+
 Pairs = Annotated[dict[str, str], NoDecode]
 Names = Annotated[list[str], NoDecode]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
@@ -107,7 +113,7 @@ class Settings(BaseSettings):
     slurm_account: str | None = Field(None, description="SLURM account of jobs.")
     slurm_qos: str | None = Field(None, description="SLURM quality of service of jobs.")
 
-    cromwell_url: str | None = Field(None, description="Cromwell's address, with or without `/api/workflows/v1`.")
+    cromwell_url: Annotated[str | None, AfterValidator(_http_url)] = Field(None, description="Cromwell's address, with or without `/api/workflows/v1`.")
     cromwell_auth_user: str | None = Field(None, description="User of HTTP Basic authentication at Cromwell.")
     cromwell_auth_password: SecretStr | None = Field(None, description="Its password.")
     cromwell_service_account: Path | None = Field(None, description="Google service account key (JSON file) for an OAuth-protected Cromwell.")
@@ -271,7 +277,8 @@ def _shown(default: Any) -> str:
 
 def _sentence(error: Any) -> str:
     name = str(error["loc"][0]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    said = "must be yes or no" if error["type"] == "bool_parsing" else error["msg"].removeprefix("Value error, ")
+    return f"{name}: {said}"
 
 
 def _did_you_mean(name: str) -> str:

@@ -213,6 +213,11 @@ TABLE = [
         "wdl/job.wdl", 0, "templates end in .j2", "unused-file",
     ),
     Broken(
+        "site.yaml with another suffix",
+        {"site.yml": "account: lab\n"},
+        "site.yml", 0, "nothing reads this file: templates end in .j2; did you mean site.yaml?", "unused-file",
+    ),
+    Broken(
         "parent that does not exist",
         {WDL: '{% extends "shipped/wdl/jobs.wdl.j2" %}\n'},
         WDL, 1, "there is no template shipped/wdl/jobs.wdl.j2", "template",
@@ -777,6 +782,7 @@ def test_one_cause_is_told_once_however_many_words_a_request_has(tmp_path: Path)
     files = only(K8S, "environment", "            - name: TZ\n              value: UTC\n")
     found = site.SiteCheck(write(tmp_path, files)).findings()
     assert [finding.rule for finding in found] == ["no-super", "invalid"]
+    assert found[1].message.endswith(" more results")
 
 
 @pytest.mark.slow

@@ -73,7 +73,8 @@ def test_basic_authentication(rig: Rig, users_file: Path) -> None:
             answer = get(server, path, given_auth)
             assert answer.status_code == 401, (given_auth, path)
             assert answer.headers["WWW-Authenticate"].startswith("Basic ")
-            assert set(answer.json()) == {"message"}
+            said = "Wrong user or password." if given_auth else "A user and a password are needed."
+            assert answer.json() == {"message": said}
     assert get(server, "/healthz").status_code == 200
     with_userinfo = server.url.replace("http://", "http://chris:correct%20horse%3A%20battery%20%C3%A4@")
     assert requests.get(f"{with_userinfo}/api/v1/", timeout=30).status_code == 200

@@ -43,7 +43,7 @@ def test_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected
         ("JOB_LABELS", "a"), ("NODE_SELECTOR", "x,y=z"), ("CONTAINER_USER", "root"), ("CONTAINER_USER", "1000"),
         ("SHM_SIZE", "0"), ("TIMELIMIT_MINUTES", "0"), ("STOREBASE", "relative"), ("PORT", "65536"),
         ("PFCON_SELECTOR", "a=b,c=d"), ("APPLICATION_MODE", "test"), ("LOG_LEVEL", "LOUD"),
-        ("SECURITYCONTEXT_RUN_AS_USER", "-1"),
+        ("SECURITYCONTEXT_RUN_AS_USER", "-1"), ("CROMWELL_URL", "cromwell:8000"), ("CROMWELL_URL", "http://"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named_by_their_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -56,6 +56,11 @@ def test_bad_values_are_named_by_their_variable(monkeypatch: pytest.MonkeyPatch,
 def test_all_bad_values_are_named_at_once() -> None:
     with pytest.raises(Misconfigured, match=r"PORT: .*; .*SHM_SIZE: "):
         settings.load({"PORT": "x", "SHM_SIZE": "x"})
+
+
+def test_what_a_yes_or_no_takes_is_said() -> None:
+    with pytest.raises(Misconfigured, match=r"^REMOVE_JOBS: must be yes or no$"):
+        settings.load({"REMOVE_JOBS": "never"})
 
 
 def test_an_override_that_is_no_setting_is_refused_with_the_nearest() -> None:
