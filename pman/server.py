@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,8 @@ import waitress
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 
-from pman.errors import Misconfigured, TemplateError
+from pman.backends import Backend
+from pman.errors import Misconfigured, PmanError, TemplateError
 from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
@@ -100,8 +102,22 @@ def _serve(settings: Settings, listener: socket.socket | None) -> None:
 
     signal.signal(signal.SIGTERM, end)
     log.info("listening on %s", _url(*listener.getsockname()[:2]))
+    _say_whether_jobs_can_run(application.extensions["pman"].backend, settings)
     server.run()  # until the signal, and 5 s more for the requests that are being served
     server.task_dispatcher.shutdown(timeout=DRAIN_SECONDS)
+
+
+def _say_whether_jobs_can_run(backend: Backend, settings: Settings) -> None:
+    """Once, in the log. A backend that does not answer may come later, and need not be waited for."""
+
+    def ask() -> None:
+        try:
+            backend.ping()
+            log.info("%s can take jobs", settings.container_env)
+        except PmanError as error:
+            log.warning("%s cannot take jobs yet: %s", settings.container_env, error)
+
+    threading.Thread(target=ask, daemon=True).start()
 
 
 def _allow_descriptors() -> None:
@@ -134,8 +150,10 @@ def _serve_with_reload(settings: Settings) -> None:
 
     app.set_up_logging(settings)
     logging.getLogger("werkzeug").addFilter(lambda record: " HTTP/" not in record.getMessage())  # pman's line says more
-    served = app.create_app(settings)
-    served.run(settings.listen_address, settings.port, use_reloader=True, reloader_interval=LOOK_SECONDS, threaded=True)
+    application = app.create_app(settings)
+    _say_whether_jobs_can_run(application.extensions["pman"].backend, settings)
+    address, port = settings.listen_address, settings.port
+    application.run(address, port, use_reloader=True, reloader_interval=LOOK_SECONDS, threaded=True)
 
 
 def _restart_on_change(settings: Settings) -> NoReturn:

@@ -320,6 +320,27 @@ def test_a_short_secret_and_a_misspelt_setting_are_warned_about(tmp_path: Path) 
         assert "did you mean TIMELIMIT_MINUTES" in server.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({}, "local can take jobs"),
+        ({"APPLICATION_MODE": "dev"}, "local can take jobs"),
+        (
+            {"CONTAINER_ENV": "cromwell", "CROMWELL_URL": "http://127.0.0.1:9", "TIMELIMIT_MINUTES": "5"},
+            "cromwell cannot take jobs yet: Cromwell at http://127.0.0.1:9 does not answer.",
+        ),
+        (
+            {"CONTAINER_ENV": "docker", "DOCKER_HOST": "unix:///no/engine"},
+            "docker cannot take jobs yet: The container engine at unix:///no/engine does not answer.",
+        ),
+    ],
+)
+def test_the_log_says_at_start_whether_jobs_can_run(tmp_path: Path, env: dict[str, str], words: str) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start(**env)
+        wait_for(lambda: words in server.log.read_text(), 30, words)
+
+
 def test_dev_mode_reloads_templates(tmp_path: Path) -> None:
     overlay = tmp_path / "templates"
     (overlay / "local").mkdir(parents=True)

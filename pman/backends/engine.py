@@ -196,8 +196,8 @@ def check(api: Engine, settings: Settings, ping: Callable[[], None]) -> None:
     try:
         ping()
         api.require_subpath(settings)
-    except Unreachable as error:
-        log.warning("%s pman starts all the same, and serves as soon as it does.", error)
+    except Unreachable:
+        pass
     except BackendError as error:
         raise Misconfigured(str(error)) from error
 

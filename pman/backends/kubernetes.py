@@ -29,7 +29,6 @@ from pman.errors import (
     BackendError,
     BadRequest,
     Conflict,
-    PmanError,
     Refused,
     TemplateError,
     TooLarge,
@@ -284,13 +283,8 @@ _PROBE = {
 
 
 def create(settings: Settings) -> KubernetesBackend:
-    """The backend over the cluster that pman runs in, else over KUBECONFIG. Missing rights go to the log."""
-    backend = KubernetesBackend(Api(connect), settings)
-    try:
-        backend.ping()
-    except PmanError as error:
-        log.error("Kubernetes is not ready for jobs: %s", error)
-    return backend
+    """The backend over the cluster that pman runs in, else over KUBECONFIG."""
+    return KubernetesBackend(Api(connect), settings)
 
 
 def job_state(status: Mapping[str, Any]) -> JobState | None:

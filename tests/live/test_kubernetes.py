@@ -505,7 +505,7 @@ def test_every_right_is_needed(tmp_path: Path) -> None:
             assert answer.status_code == 503, (verb, resource, answer.text)
             assert f'cannot {verb} resource "{resource}"' in answer.json()["message"]
         late = rig.start()
-        assert "lacks the right to list events" in late.log.read_text()
+        wait_for(lambda: "lacks the right to list events" in late.log.read_text(), 30, "the log to name the right")
         cluster.apply(*role())
         wait_for(lambda: ready(server).status_code == 200, 30, "all rights")
         assert server.delete("runs").status_code == 204
@@ -715,7 +715,7 @@ def test_a_namespace_that_does_not_exist(cluster: Cluster, rig: Rig) -> None:
     assert answer.status_code == 500
     assert 'namespaces "pman-nosuch" not found' in answer.json()["message"]
     assert ready(server).status_code == 503
-    assert "The namespace of JOB_NAMESPACE does not exist" in server.log.read_text()
+    wait_for(lambda: "The namespace of JOB_NAMESPACE does not exist" in server.log.read_text(), 30, "a line in the log")
     server.stop()
 
 
