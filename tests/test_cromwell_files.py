@@ -77,6 +77,21 @@ def test_many_workers_share_the_memory_of_one(execution: Path, files: Files) -> 
     assert len(text) < 2 << 20
 
 
+def test_words_of_the_container_runtime_for_a_command_that_never_began(execution: Path, files: Files) -> None:
+    (execution / "stderr").write_text("pman: the job script ended without a result (exit 255)\n")
+    (execution / "slurm.err").write_text(
+        "FATAL: no such image\npman: the job script ended without a result (exit 255)\n"
+    )
+    assert files.output(call(), 100, 10_000) == (execution / "slurm.err").read_text()
+    (execution / "stdout").write_text("begun\n")
+    assert "FATAL" not in files.output(call(), 100, 10_000)
+    (execution / "stdout").unlink()
+    make_workers(execution, 2, lambda _: "")
+    for worker in execution.glob("worker-*"):
+        (worker / "stdout").unlink()
+    assert "FATAL" in files.output(call(), 100, 10_000)
+
+
 def test_words_of_sbatch_for_a_job_that_never_began(execution: Path, files: Files) -> None:
     (execution / "stderr.submit").write_text("sbatch: error: no\nsbatch: error: really\n")
     entry = {key: value for key, value in call().items() if key != "jobId"}

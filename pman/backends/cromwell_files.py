@@ -96,7 +96,10 @@ class Files:
         return " ".join(self.tail(directory, "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
 
     def output(self, call: Call, max_lines: int, max_bytes: int) -> str:
-        """stdout and stderr of one attempt, each worker's for itself; what sbatch said of a job that never began."""
+        """stdout and stderr of one attempt, each worker's for itself; what sbatch said of a job that never began.
+
+        slurm.err, the batch script's stderr, has what the container runtime said of a container that never began.
+        """
         if "stdout" not in call:
             return ""
         directory = self.execution(call)
@@ -105,6 +108,10 @@ class Files:
         if "jobId" not in call:
             return self.tail(directory, "stderr.submit", max_lines, max_bytes)
         places = _workers(directory) or [""]
+        begun = any(os.path.lexists(directory / place / "stdout") for place in places)
+        seen = not begun and os.path.lexists(directory / "slurm.err")
+        if seen and (words := self.tail(directory, "slurm.err", max_lines, max_bytes)):
+            return words
         share = logs.share_of(max_bytes, len(places))
         texts = [
             logs.join_streams(self.tail(directory, place + stream, max_lines, share) for stream in ("stdout", "stderr"))
