@@ -38,7 +38,11 @@ _MODULES = (
     _ABOUT_MODULES,
 )
 _STARTERS: Mapping[str, tuple[str, str, str]] = {
-    "wdl": ("prologue", f"{{{{ super() }}}}{_LOAD}", _ABOUT_MODULES),  # the container's own
+    "wdl": (
+        "prologue",
+        f"{{{{ super() }}}}{_LOAD}",
+        "# Environment modules of the image: the prologue runs inside the container, e.g. [fsl/6.0]\nmodules: []\n",
+    ),
     "slurm": _MODULES,
     "local": _MODULES,
     "k8s": (

@@ -110,8 +110,8 @@ class Settings(BaseSettings):
     slurm_command_prefix: Annotated[list[str], NoDecode] = Field([], description="Words in front of sbatch, squeue, sacct and scancel, such as `ssh -o BatchMode=yes login1`.")
     slurm_timeout_seconds: float = Field(20.0, gt=0, le=60, description="Longest wait for the end of one of these commands.")
     slurm_partition: str | None = Field(None, description="Partition of a job where the request has none.")
-    slurm_account: str | None = Field(None, description="SLURM account of jobs.")
-    slurm_qos: str | None = Field(None, description="SLURM quality of service of jobs.")
+    slurm_account: str | None = Field(None, description="SLURM account of `slurm` jobs.")
+    slurm_qos: str | None = Field(None, description="SLURM quality of service of `slurm` jobs.")
 
     cromwell_url: Annotated[str | None, AfterValidator(_http_url)] = Field(None, description="Cromwell's address, with or without `/api/workflows/v1`.")
     cromwell_auth_user: str | None = Field(None, description="User of HTTP Basic authentication at Cromwell.")

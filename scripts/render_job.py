@@ -6,7 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pman.cli import render
+try:
+    from pman.cli import render
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: scripts/quickstart installs what pman needs; then run `. .venv/bin/activate`.")
 
 if __name__ == "__main__":
     render()

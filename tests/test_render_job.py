@@ -54,6 +54,12 @@ def test_prints_the_bytes_that_the_service_submits(tmp_path: Path) -> None:
     ]
 
 
+def test_a_fresh_checkout_says_what_to_install() -> None:
+    """-S: without site-packages, as a Python that nothing was installed for."""
+    done = subprocess.run([sys.executable, "-S", SCRIPT, EXAMPLE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "scripts/quickstart" in done.stderr) == (1, 1, True), done.stderr
+
+
 def test_reads_standard_input() -> None:
     for arguments in (("-",), ()):
         assert good(*arguments, "--to", "wdl", *BASE, given=EXAMPLE.read_bytes()) == good(EXAMPLE, "--to", "wdl", *BASE)

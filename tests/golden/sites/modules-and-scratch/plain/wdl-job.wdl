@@ -7,8 +7,7 @@ task plugin_instance {
   command <<<
 nl='
 '
-module load 'apptainer/1.3'
-module load 'cuda/12.4'
+module load 'fsl/6.0'
 TMPDIR='/scratch'/pman-${SLURM_JOB_ID:-$$}
 export TMPDIR
 mkdir -p "$TMPDIR"
