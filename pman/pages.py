@@ -16,6 +16,7 @@ import jinja2
 
 from pman import __version__, metrics
 from pman.api import Service, look, service
+from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
 from pman.render import TARGETS, Renderer
@@ -91,7 +92,8 @@ def job(jid: str) -> flask.Response:
 @blueprint.get("/render")
 def playground() -> flask.Response:
     """A request to edit, and what it renders to."""
-    return _page("render.html", request=json.dumps(EXAMPLE, indent=2), targets=list(TARGETS))
+    own = BACKENDS[service().settings.container_env].target
+    return _page("render.html", request=json.dumps(EXAMPLE, indent=2), targets=list(TARGETS), own=own)
 
 
 @blueprint.post("/render")

@@ -141,7 +141,9 @@ def test_one_job(browser: webdriver.Chrome, server: Server, tmp_path: Path, widt
 @pytest.mark.parametrize("width", WIDTHS)
 def test_playground(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
     browser.get(f"{server.url}/render")
-    Select(browser.find_element(By.ID, "target")).select_by_visible_text("wdl")
+    target = Select(browser.find_element(By.ID, "target"))
+    assert target.first_selected_option.text == "local"  # what this pman itself submits
+    target.select_by_visible_text("wdl")
     wait_for(lambda: "workflow ChRISJob" in browser.find_element(By.ID, "result").text, 20, "the spec")
     wait_for(lambda: "accepts this" in browser.find_element(By.ID, "verdict").text, 20, "the verdict")
     tags = {tag.get_attribute("textContent") for tag in browser.find_elements(By.CLASS_NAME, "tag")}
