@@ -11,15 +11,15 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 import click
 
-from pman.errors import for_people
-from pman.job import RESERVED_JIDS
+from pman.errors import BadRequest, for_people
+from pman.job import RESERVED_JIDS, parse_request
 
 DEFAULT_URL = "http://127.0.0.1:5010"
 POLL_SECONDS = 0.5
@@ -291,8 +291,10 @@ def _follow(service: Service, jid: str, with_logs: bool) -> dict[str, str]:
 @as_json
 def submit(request_file: IO[bytes], as_json: bool) -> None:
     """Submit the job request in FILE (JSON; - for standard input)."""
-    headers = {"Content-Type": "application/json"}
-    job = Service().call("POST", data=request_file.read(), headers=headers)
+    body = request_file.read()
+    with suppress(BadRequest):  # the service says it better
+        parse_request(body)  # warns of fields that the service does not know either
+    job = Service().call("POST", data=body, headers={"Content-Type": "application/json"})
     _show(job, as_json)
 
 

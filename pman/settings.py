@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     port: int = Field(5010, ge=0, le=65535, description="Port to listen on; 0 takes a free one and says which.")
     server_processes: int = Field(1, ge=1, le=64, description="Server processes that share the port.")
     max_concurrent_requests: int = Field(40, ge=1, le=1000, description="Requests served at once by one process; more are answered 503 with Retry-After.")
-    allowed_hosts: Names = Field([], description="The names by which pman answers beside addresses and `localhost`, separated by commas; if unset, any name, but none where it listens on this machine alone without AUTH_USERS_FILE.")
+    allowed_hosts: Names = Field([], description="Names that pman answers to beside addresses and `localhost`, separated by commas. Unset: all; none where only this machine can connect and there is no AUTH_USERS_FILE.")
     auth_users_file: Path | None = Field(None, description="htpasswd file of bcrypt hashes: every call but /healthz then needs a user and a password.")
     log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON for each log record.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least serious level that is logged.")

@@ -285,7 +285,7 @@ def _each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
             cause = re.sub(r"\d+", "", cause)[:40]
         groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)
     for first, *more in groups.values():
-        yield replace(first, message=f"{first.message}, and in {len(more)} more results") if more else first
+        yield replace(first, message=f"{first.message} (and in {len(more)} more results)") if more else first
 
 
 def _placed(overlay: Overlay, target: str, finding: Finding, blocks: Sequence[str], word: str = "") -> Finding:

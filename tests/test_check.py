@@ -782,7 +782,7 @@ def test_one_cause_is_told_once_however_many_words_a_request_has(tmp_path: Path)
     files = only(K8S, "environment", "            - name: TZ\n              value: UTC\n")
     found = site.SiteCheck(write(tmp_path, files)).findings()
     assert [finding.rule for finding in found] == ["no-super", "invalid"]
-    assert found[1].message.endswith(" more results")
+    assert found[1].message.endswith(" more results)")
 
 
 @pytest.mark.slow

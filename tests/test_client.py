@@ -223,6 +223,13 @@ def test_a_day_with_a_job(pman: Pman, rig: Rig) -> None:
     assert "There is no job" in gone.stderr
 
 
+def test_a_misspelt_field_is_warned_about(pman: Pman, rig: Rig) -> None:
+    request = json.dumps(rig.request("misspelt", "true", time_limit_minute=5))
+    done = pman("submit", "-", stdin=request)
+    assert (done.returncode, "ignored: 'time_limit_minute'" in done.stderr) == (0, True), done.stderr
+    assert pman("delete", "misspelt").returncode == 0
+
+
 def test_errors_are_sentences(pman: Pman) -> None:
     bad = pman("submit", "-", stdin='{"jid": "x"}')
     assert bad.returncode == 1
