@@ -242,20 +242,19 @@ def new(directory: Path, target: str) -> None:
     block, text, site = _STARTERS[target]
     chain = Overlay(Renderer(settings.load({})), None).chain(f"shipped/{name}")
     known = sorted({found for template in chain for found in template.blocks})
+    policy = ", ".join(name for name in sandbox.POLICY if f"set {name} =" in chain[-1].source)
     path = directory / name
     path.parent.mkdir(parents=True)
     path.write_text(
         f'{{% extends "shipped/{name}" %}}\n'
         "{# What this site does differently: each block given here replaces the shipped one of that name.\n"
         "   {{ super() }} puts the shipped text in. Values are quoted for you; site.* comes from site.yaml.\n"
-        f"   Blocks: {', '.join(known)}\n"
+        f"   Blocks: {', '.join(known)}\n   Before the blocks you may {{% set ... %}}: {policy}\n"
         f"   See: pman templates show shipped/{name}; pman templates vars {target}; pman check {directory}\n"
         f"#}}\n{{% block {block} %}}\n{text}{{% endblock %}}\n",
         encoding="utf-8",
     )
-    (directory / "site.yaml").write_text(
-        f"# Values that this site's templates read as site.NAME.\n{site}", encoding="utf-8"
-    )
+    (directory / "site.yaml").write_text(f"# Values that this site's templates read as site.NAME.\n{site}", "utf-8")
     click.echo(f"{path}\n{directory / 'site.yaml'}")
 
 

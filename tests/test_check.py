@@ -991,8 +991,13 @@ def test_diff_shows_what_stands_outside_of_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["wdl", "k8s", "swarm", "docker", "slurm", "local"])
 def test_new_overlays_are_good_and_change_nothing_yet(tmp_path: Path, target: str) -> None:
     place = tmp_path / "overlay"
-    assert run("templates", "new", place, "--for", target).exit_code == 0
+    done = run("templates", "new", place, "--for", target)
+    assert done.exit_code == 0
     assert (place / "site.yaml").is_file()
+    policy = ["image", "partition", "time_limit_minutes"]
+    if target in ("k8s", "swarm", "docker"):
+        policy.remove("partition")
+    assert f"{{% set ... %}}: {', '.join(policy)}\n" in Path(done.stdout.split()[0]).read_text()
     result = run("check", place)
     assert (result.exit_code, result.stdout) == (0, ""), result.output
     assert run("templates", "new", place, "--for", target).exit_code == 2
