@@ -55,8 +55,8 @@ def problems(spec: Spec, kubernetes: str = KUBERNETES_VERSION, shellcheck: bool 
     judges: Mapping[str, Callable[[], Iterator[Problem]]] = {
         "wdl": lambda: _wdl(spec.text, shellcheck),
         "k8s": lambda: _kubernetes(spec.text, kubernetes),
-        "swarm": lambda: _schema(spec.text, "docker-service"),
-        "docker": lambda: _schema(spec.text, "docker-container"),
+        "swarm": lambda: _schema(spec.text, "ServiceCreate"),
+        "docker": lambda: _schema(spec.text, "ContainerCreate"),
         "slurm": lambda: _sbatch(spec.text, shellcheck),
         "local": lambda: bash_problems(spec.text, shellcheck),
     }
@@ -150,16 +150,16 @@ def _labels(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
                 yield Problem(f"the label {name} cannot be {value!r}: an annotation can", lines[-1] if lines else None)
 
 
-def _schema(text: str, name: str) -> Iterator[Problem]:
+def _schema(text: str, operation: str) -> Iterator[Problem]:
     data = yield from _yaml(text)
-    for error in _validator(name).iter_errors(data) if data is not None else ():
+    for error in _validator(operation).iter_errors(data) if data is not None else ():
         yield Problem(f"{_path(error)}{_deepest(error).message}", _line(text, error))
 
 
 @functools.cache
-def _validator(name: str) -> Any:
-    schema = json.loads((Path(__file__).parent / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
-    return _need("jsonschema").Draft202012Validator(schema)
+def _validator(operation: str) -> Any:
+    schema = json.loads((Path(__file__).parent / "schemas" / "docker.json").read_text(encoding="utf-8"))
+    return _need("jsonschema").Draft202012Validator(schema | {"$ref": f"#/$defs/{operation}"})
 
 
 def _yaml(text: str) -> Any:
