@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pman.errors import Misconfigured
@@ -42,6 +42,16 @@ def _names(text: Any) -> Any:
     return [item.strip() for item in text.split(",") if item.strip()] if isinstance(text, str) else text
 
 
+def _words(text: Any) -> Any:
+    return shlex.split(text) if isinstance(text, str) else text
+
+
+def _one_pair(text: str | None) -> str | None:
+    if text is not None and len(_pairs(text)) != 1:
+        raise ValueError("must be one k=v pair")
+    return text
+
+
 def _user(text: str | None) -> str | None:
     if text is not None and not _USER.fullmatch(text):
         raise ValueError("must be UID:GID, each a number or lo-hi")
@@ -60,8 +70,9 @@ def _http_url(url: str | None) -> str | None:
     return url
 
 
-Pairs = Annotated[dict[str, str], NoDecode]
-Names = Annotated[list[str], NoDecode]
+Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]
+Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 
@@ -88,7 +99,7 @@ class Settings(BaseSettings):
     storebase: AbsolutePath | None = Field(None, description="The store as compute nodes see it: `input_dir` and `output_dir` are relative to it.")
     nfs_server: str | None = Field(None, description="Server of `nfs` storage.")
     volume_name: str | None = Field(None, description="Name of the Docker volume or of the PersistentVolumeClaim.")
-    pfcon_selector: str | None = Field(None, description="Kubernetes label (`k=v`) of pfcon's pod: jobs run on the same node.")
+    pfcon_selector: Annotated[str | None, AfterValidator(_one_pair)] = Field(None, description="Kubernetes label (`k=v`) of pfcon's pod: jobs run on the same node.")
 
     job_logs_tail: int = Field(1000, ge=0, description="Most log lines that are returned, over all workers.")
     job_logs_max_kib: int = Field(1024, ge=1, le=65536, description="Most log text that is returned, in KiB; the end is kept.")
@@ -107,7 +118,7 @@ class Settings(BaseSettings):
     slurm_state_dir: AbsolutePath | None = Field(None, description="Where `slurm` keeps its jobs: a directory of this path here and on every compute node, outside STOREBASE; required for `slurm`.")
     slurm_runtime: SlurmRuntime = Field("apptainer", description="What wraps a `slurm` job's command on the node; `none` and `bubblewrap` use the node's own programs.")
     slurm_image_dir: AbsolutePath | None = Field(None, description="Images on the cluster: Charliecloud's storage directory, or Apptainer's `<reference with % for / and + for :>.sif` files.")
-    slurm_command_prefix: Annotated[list[str], NoDecode] = Field([], description="Words in front of sbatch, squeue, sacct and scancel, such as `ssh -o BatchMode=yes login1`.")
+    slurm_command_prefix: Words = Field([], description="Words in front of sbatch, squeue, sacct and scancel, such as `ssh -o BatchMode=yes login1`.")
     slurm_timeout_seconds: float = Field(20.0, gt=0, le=60, description="Longest wait for the end of one of these commands.")
     slurm_partition: str | None = Field(None, description="Partition of a job where the request has none.")
     slurm_account: str | None = Field(None, description="SLURM account of `slurm` jobs.")
@@ -136,28 +147,6 @@ class Settings(BaseSettings):
     pull_policy: PullPolicy = Field("missing", description="When `docker` and `podman` pull a job's image.")
 
     # fmt: on
-
-    @field_validator("job_labels", "node_selector", mode="before")
-    @classmethod
-    def _parse_pairs(cls, value: Any) -> Any:
-        return _pairs(value)
-
-    @field_validator("image_pull_secrets", "allowed_hosts", mode="before")
-    @classmethod
-    def _parse_names(cls, value: Any) -> Any:
-        return _names(value)
-
-    @field_validator("slurm_command_prefix", mode="before")
-    @classmethod
-    def _parse_words(cls, value: Any) -> Any:
-        return shlex.split(value) if isinstance(value, str) else value
-
-    @field_validator("pfcon_selector")
-    @classmethod
-    def _one_pair(cls, value: str | None) -> str | None:
-        if value is not None and len(_pairs(value)) != 1:
-            raise ValueError("must be one k=v pair")
-        return value
 
     @property
     def dev(self) -> bool:
