@@ -32,7 +32,6 @@ from pman.errors import (
     Refused,
     TemplateError,
     TooLarge,
-    Unreachable,
     jid_taken,
     no_such_job,
 )
@@ -228,11 +227,7 @@ class KubernetesBackend:
             code, _ = self._api.call("DELETE", path, body=options, allow=(404, 409))
             return code < 400 or "resourceVersion" not in wanted
 
-        try:
-            return retry.call(attempt)
-        except Unreachable as error:
-            error.transient = False  # tried enough; to look again could find the Job ending, and call it NotFound
-            raise
+        return retry.call_last(attempt)  # since a second look could find the Job ending, and call it NotFound
 
     def jobs(self, limit: int) -> list[JobStatus]:
         ours: list[Object] = []
