@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 TOKEN = "PMAN_JOB_TOKEN"  # noqa: S105 - environment variable of a job's processes, by which one that left is found
 
 
@@ -18,7 +16,7 @@ class Claim(NamedTuple):
     """Who runs a job: the session it began in and its supervisor, on the machine of that host name.
 
     started_ticks: the supervisor's start, in clock ticks since the boot of the machine that `boot` identifies. It does
-    not move when the clock is set, as a time of day (psutil's create_time) does.
+    not move when the clock is set, as a time of day does.
     """
 
     session: int
@@ -71,7 +69,7 @@ def _members(claim: Claim, token: str) -> Iterator[int]:
     head = _process(claim.session)
     is_ours = head is None or head.started_ticks <= claim.started_ticks
     mine, anybodys = f"{TOKEN}={token}".encode(), f"{TOKEN}=".encode()
-    for pid in psutil.pids():
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         found = _process(pid)
         if found is None or found.is_zombie or found.started_ticks < claim.started_ticks:
             continue
