@@ -39,40 +39,39 @@ def _is_regular_below(fd: int, directory: Path) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(f"{directory}/")
 
 
-def share_of(max_bytes: int, workers: int) -> int:
-    """Bytes of log that are read of each of several workers."""
-    return max(_MIN_WORKER_BYTES, max_bytes // max(1, workers))
-
-
 def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:
     """The ends of `stdout.N` and `stderr.N` of all workers of a job, as one text."""
-    share = share_of(max_bytes, workers)
     resolved = directory.resolve()
-    texts = [
-        join_streams(
-            tail_file(directory / f"{stream}.{index}", max_lines, share, within=resolved)
-            for stream in ("stdout", "stderr")
-        )
-        for index in range(workers)
-    ]
-    return join_workers(texts, max_lines, max_bytes)
+
+    def read(index: int, share_bytes: int, _seconds: float) -> str:
+        files = (directory / f"{stream}.{index}" for stream in ("stdout", "stderr"))
+        return join_streams(tail_file(file, max_lines, share_bytes, within=resolved) for file in files)
+
+    return of_workers(read, range(workers), max_lines, max_bytes)
 
 
-def read_all(read: Callable[[T, float], str], workers: Sequence[T], at_once: int = 1) -> list[str]:
-    """Each worker's log as `read(worker, seconds)` gets it, `at_once` of them at a time.
+def of_workers(  # noqa: PLR0913 - one call in place of three in every backend
+    read: Callable[[T, int, float], str], workers: Sequence[T], max_lines: int, max_bytes: int, *,
+    at_once: int = 1, numbers: Sequence[int] | None = None,
+) -> str:  # fmt: skip
+    """The ends of all workers' logs as one text, each as `read(worker, share_bytes, seconds)` gets it, some `at_once`.
 
     seconds: what is left of READ_SECONDS. A worker whose turn comes later has a line that says so in place of its log.
+    numbers: the workers' own, where some of them are lost; else they are counted from 0.
     """
     deadline = time.monotonic() + READ_SECONDS
+    share_bytes = max(_MIN_WORKER_BYTES, max_bytes // max(1, len(workers)))
 
     def text(worker: T) -> str:
         left = deadline - time.monotonic()
-        return read(worker, left) if left > 0 else "[pman: there was no time left for this log, ask again]\n"
+        return (
+            read(worker, share_bytes, left) if left > 0 else "[pman: there was no time left for this log, ask again]\n"
+        )
 
     if at_once == 1 or len(workers) < 2:
-        return [text(worker) for worker in workers]
+        return _join_workers([text(worker) for worker in workers], max_lines, max_bytes, numbers)
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(text, workers))
+        return _join_workers(list(pool.map(text, workers)), max_lines, max_bytes, numbers)
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:
@@ -110,11 +109,8 @@ def tail(text: str, max_lines: int, max_bytes: int) -> str:
     return tail_bytes(data[max(0, len(data) - max_bytes) :], max_lines).decode(errors="replace")
 
 
-def join_workers(logs: Sequence[str], max_lines: int, max_bytes: int, numbers: Sequence[int] | None = None) -> str:
-    """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading.
-
-    numbers: the workers' own, where the logs of some of them are lost; else they are counted from 0.
-    """
+def _join_workers(logs: Sequence[str], max_lines: int, max_bytes: int, numbers: Sequence[int] | None) -> str:
+    """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading."""
     if len(logs) <= 1 and not numbers:
         return tail("".join(logs), max_lines, max_bytes)
     lines, size = max(1, max_lines // max(1, len(logs))), max(1024, max_bytes // max(1, len(logs)))

@@ -112,12 +112,12 @@ class Files:
         seen = not begun and os.path.lexists(directory / "slurm.err")
         if seen and (words := self.tail(directory, "slurm.err", max_lines, max_bytes)):
             return words
-        share = logs.share_of(max_bytes, len(places))
-        texts = [
-            logs.join_streams(self.tail(directory, place + stream, max_lines, share) for stream in ("stdout", "stderr"))
-            for place in places
-        ]
-        return logs.join_workers(texts, max_lines, max_bytes)
+
+        def read(place: str, share_bytes: int, _seconds: float) -> str:
+            files = (place + stream for stream in ("stdout", "stderr"))
+            return logs.join_streams(self.tail(directory, file, max_lines, share_bytes) for file in files)
+
+        return logs.of_workers(read, places, max_lines, max_bytes)
 
 
 def _workers(directory: Path) -> list[str]:

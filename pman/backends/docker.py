@@ -139,15 +139,14 @@ class DockerBackend:
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private
         assert isinstance(found, _Found)
-        share = logs.share_of(self._max_log_bytes, len(found.containers))
 
-        def text(container: Json | None, seconds: float) -> str:
+        def read(container: Json | None, share_bytes: int, seconds: float) -> str:
             if container is None or _state(container) is JobState.NOT_STARTED:
                 return ""
-            return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share, seconds) or ""
+            return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share_bytes, seconds) or ""
 
-        texts = logs.read_all(text, found.containers, engine.LOGS_AT_ONCE)
-        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+        max_bytes = self._max_log_bytes
+        return logs.of_workers(read, found.containers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
 
     def delete(self, jid: str) -> None:
         if not docker_start.remove_all(self._engine, jid):

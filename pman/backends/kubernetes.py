@@ -196,12 +196,14 @@ class KubernetesBackend:
             return ""
         pods = self._pods(found.job) if found.pods is None else found.pods
         share = max(1, max_lines // max(1, len(pods)))
-        size = logs.share_of(self._max_log_bytes, len(pods))
-        reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share, size)
-        texts = logs.read_all(lambda pod, seconds: reader.read(pod, seconds) if _begun(pod) else "", pods)
+        reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share)
+
+        def read(pod: Object, share_bytes: int, seconds: float) -> str:
+            return reader.read(pod, share_bytes, seconds) if _begun(pod) else ""
+
         several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1
         numbers = [reasons.index(pod) for pod in pods] if several else None
-        return logs.join_workers(texts, max_lines, self._max_log_bytes, numbers)
+        return logs.of_workers(read, pods, max_lines, self._max_log_bytes, numbers=numbers)
 
     def delete(self, jid: str) -> None:
         """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them.

@@ -185,13 +185,11 @@ class SwarmBackend:
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private
         assert isinstance(found, _Found)
-        share = logs.share_of(self._max_log_bytes, len(found.tasks))
 
-        def text(task: Json, seconds: float) -> str:
-            return self._log(task, max_lines, share, seconds)
+        def read(task: Json, share_bytes: int, seconds: float) -> str:
+            return self._log(task, max_lines, share_bytes, seconds)
 
-        texts = logs.read_all(text, found.tasks, engine.LOGS_AT_ONCE)
-        return logs.join_workers(texts, max_lines, self._max_log_bytes)
+        return logs.of_workers(read, found.tasks, max_lines, self._max_log_bytes, at_once=engine.LOGS_AT_ONCE)
 
     def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float) -> str:
         if not _container(task):
