@@ -5,67 +5,30 @@ They change nothing: no form and no script of theirs posts, deletes or submits a
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import flask
-import jinja2
 
 from pman import __version__, metrics
-from pman.api import Service, look, service
+from pman.api import look, service
 from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
-from pman.render import TARGETS, Renderer
+from pman.render import TARGETS, Piece, Spec
 from pman.status import JobStatus
 
 blueprint = flask.Blueprint("pages", __name__, template_folder="pages")
 SHOWN = 100
-MARK = f"\0{secrets.token_hex(8)}"  # NUL stands in no value of a job, and the rest in no template
 EXAMPLE = {
     "jid": "chris-jid-1", "type": "ds", "auid": "cube", "image": "docker.io/fnndsc/pl-simpledsapp:2.1.0",
     "entrypoint": ["simpledsapp"], "args": ["--prefix", "it's $(here)"], "env": ["GREETING=hello"],
     "number_of_workers": 1, "cpu_limit": 1000, "memory_limit": 200, "gpu_limit": 0,
 }  # fmt: skip
-
-
-class TracedTemplate(jinja2.Template):
-    """A template whose blocks begin and end with MARK, so that every part of the text can be traced to its block."""
-
-    @classmethod
-    def from_code(cls, *args: Any, **kwargs: Any) -> jinja2.Template:
-        template = super().from_code(*args, **kwargs)
-        for name, block in template.blocks.items():
-            traced = template.blocks[name] = _traced(name, block)
-            block.__globals__[block.__name__] = traced  # which super() looks for among the blocks
-        return template
-
-
-def _traced(name: str, block: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
-    def traced(context: Any) -> Iterator[str]:
-        yield f"{MARK}+{name}\0"
-        yield from block(context)
-        yield f"{MARK}-\0"
-
-    return traced
-
-
-def segments(text: str) -> list[tuple[str, str]]:
-    """(block, text) for each part of a traced rendering; the block is "" outside all blocks."""
-    found: list[tuple[str, str]] = []
-    stack = [""]
-    for number, part in enumerate(text.split(MARK)):
-        mark, _, rest = part.partition("\0") if number else ("", "", part)
-        if mark.startswith("+"):
-            stack.append(mark[1:])
-        elif mark == "-":
-            stack.pop()
-        if rest:
-            found.append((stack[-1], rest))
-    return found
 
 
 @blueprint.get("/")
@@ -112,25 +75,23 @@ def render() -> tuple[dict[str, Any], int]:
         )
     s = service()
     job = make_job(parse_request(data["request"].encode(errors="surrogatepass")), s.settings)
-    traced = _tracer(s).render(job, data["target"])
-    parts = {"spec": segments(traced.text)} | {name: segments(text) for name, text in traced.extras.items()}
-    return {"parts": parts, "problems": _problems(s, data["target"], job)}, 200
+    spec = s.renderer.render(job, data["target"])
+    templates = {"spec": TARGETS[spec.target].template, **TARGETS[spec.target].extras}
+    parts = {name: segments(s.renderer.pieces(job, template)) for name, template in templates.items()}
+    return {"parts": parts, "problems": _problems(spec)}, 200
 
 
-def _tracer(s: Service) -> Renderer:
-    """Made at the first use: most servers never show the playground."""
-    kept = flask.current_app.extensions
-    if "pman.tracer" not in kept:
-        kept["pman.tracer"] = Renderer(s.settings, TracedTemplate)
-    found: Renderer = kept["pman.tracer"]
-    return found
+def segments(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
+    """(block, text) for each part of a rendered text."""
+    groups = itertools.groupby(pieces, key=lambda piece: piece.block)
+    return [(block, "".join(piece.text for piece in group)) for block, group in groups]
 
 
-def _problems(s: Service, target: str, job: Any) -> list[str]:
+def _problems(spec: Spec) -> list[str]:
     try:
         from pman.check import judge
 
-        return judge(s.renderer.render(job, target))
+        return judge(spec)
     except Misconfigured as error:
         return [f"not checked: {error}"]
 

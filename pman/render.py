@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import GeneratorType, MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 import yaml
@@ -58,29 +58,40 @@ class Spec:
     extras: Mapping[str, str] = field(default_factory=dict)
 
 
+class Piece(NamedTuple):
+    """A part of a rendered text: the file and line that it comes from, and the innermost block, "" outside of all."""
+
+    text: str
+    file: str
+    line: int
+    block: str
+
+
 class Renderer:
     """Renders jobs with the shipped templates and the site's overlay. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, template_class: type[jinja2.Template] | None = None) -> None:
-        """`template_class` replaces Jinja's, for who wants to watch templates at work."""
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._dev = settings.dev
         self._overlay = settings.templates_dir
-        self._site = read_site(self._overlay)
+        self.site = read_site(self._overlay)  # the values of site.yaml
         self._public = MappingProxyType(settings.model_dump(mode="json", exclude=set(SECRETS)))
         loader = _loader(self._overlay)
-        self._environments = {name: sandbox.environment(loader, name, self._dev) for name in sandbox.LANGUAGES}
-        for environment in self._environments.values():
-            environment.template_class = template_class or environment.template_class
+        self._environments = {name: sandbox.environment(loader, name, settings.dev) for name in sandbox.LANGUAGES}
 
     def render(self, job: Job, target: str) -> Spec:
         """The spec of `job`. Raises TemplateError (file:line: cause), Refused, TooLarge, or BadRequest (unwritable)."""
-        if self._dev:
-            self._site = read_site(self._overlay)
+        if self._settings.dev:
+            self.site = read_site(self._overlay)
         entry = TARGETS[target]
         context = self._context(job)
         extras = {name: self._text(template, context) for name, template in entry.extras.items()}
         return Spec(target, self._text(entry.template, context), extras)
+
+    def pieces(self, job: Job, name: str) -> list[Piece]:
+        """The text of the rendered template `name` with where it comes from. Raises as `render` does."""
+        with _explained(name, job), sandbox.time_limit():
+            texts = self.environment(name).get_template(name).generate(self._context(job))
+            return [Piece(text, *_origin(texts)) for text in texts]
 
     def origins(self, job: Job, name: str) -> list[tuple[str, int]]:
         """File and line of each line of the rendered template `name`: where it begins, or the site's first part of it.
@@ -89,25 +100,17 @@ class Renderer:
         """
         lines: list[tuple[str, int]] = []
         at_start = True
-        with _explained(name, job), sandbox.time_limit():
-            pieces = self.environment(name).get_template(name).generate(self._context(job))
-            for piece in pieces:
-                file, line = _origin(pieces)
-                for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece)):
-                    if at_start:
-                        lines.append((file, line + offset))
-                    elif self._is_own(file) and not self._is_own(lines[-1][0]):
-                        lines[-1] = (file, line + offset)
-                    at_start = text.endswith("\n")
+        for piece in self.pieces(job, name):
+            for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece.text)):
+                if at_start:
+                    lines.append((piece.file, piece.line + offset))
+                elif self._is_own(piece.file) and not self._is_own(lines[-1][0]):
+                    lines[-1] = (piece.file, piece.line + offset)
+                at_start = text.endswith("\n")
         return lines
 
     def _is_own(self, file: str) -> bool:
         return self._overlay is not None and Path(file).is_relative_to(self._overlay)
-
-    @property
-    def site(self) -> Mapping[str, Any]:
-        """The values of site.yaml."""
-        return self._site
 
     def environment(self, template: str) -> jinja2.Environment:
         """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
@@ -120,7 +123,7 @@ class Renderer:
             "job": job,
             "storage": mounts(job, self._settings),
             "settings": self._public,
-            "site": self._site,
+            "site": self.site,
             "refuse": _refuse,
         }
 
@@ -262,15 +265,18 @@ def _cause(error: Exception) -> str:
     return message
 
 
-def _origin(pieces: Iterator[str]) -> tuple[str, int]:
-    """Where the piece that a template's generator has just yielded stands, through blocks and includes."""
-    inner: Any = pieces
+def _origin(texts: Iterator[str]) -> tuple[str, int, str]:
+    """File, line and block of the text that a template's generator has just yielded, through blocks and includes."""
+    inner: Any = texts
+    block = ""
     while isinstance(inner, GeneratorType) and inner.gi_frame is not None:
         frame = inner.gi_frame
+        if frame.f_code.co_name.startswith("block_"):  # so Jinja calls what it makes of a block
+            block = frame.f_code.co_name.removeprefix("block_")
         inner = inner.gi_yieldfrom or frame.f_locals.get("gen")  # Jinja loops over what it includes with this name
     numbers = re.findall(r"(\d+)=(\d+)", frame.f_globals.get("debug_info", ""))
     passed = [int(line) for line, compiled in numbers if int(compiled) <= frame.f_lineno]
-    return frame.f_code.co_filename, passed[-1] if passed else 1
+    return frame.f_code.co_filename, passed[-1] if passed else 1, block
 
 
 @functools.cache

@@ -407,9 +407,9 @@ def test_a_traced_rendering_of_an_overlay_is_its_rendering(name: str) -> None:
     directory = ROOT / "examples" / "sites" / name
     given = settings.read_file(directory / "settings.env") | {"TEMPLATES_DIR": str(directory), "STOREBASE": "/store"}
     config = settings.load(given)
-    plain, tracer = render.Renderer(config), render.Renderer(config, pages.TracedTemplate)
+    renderer = render.Renderer(config)
     made = job.make_job(job.validate(site.PLAIN), config)
-    for target in overlay.Overlay(plain, directory).targets():
-        parts = pages.segments(tracer.render(made, target).text)
-        assert "".join(text for _, text in parts) == plain.render(made, target).text
+    for target in overlay.Overlay(renderer, directory).targets():
+        parts = pages.segments(renderer.pieces(made, render.TARGETS[target].template))
+        assert "".join(text for _, text in parts) == renderer.render(made, target).text
         assert len({block for block, _ in parts}) > 1

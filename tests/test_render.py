@@ -110,7 +110,9 @@ def test_templates_reach_plain_values_only(overlay: Overlay, tmp_path: Path) -> 
     config = settings.load(
         {"STOREBASE": "/s", "TEMPLATES_DIR": str(tmp_path), "JOB_LABELS": "a=b", "SLURM_IMAGE_DIR": "/i"}
     )
-    render.Renderer(config, Watched).render(render.sample_job(config), "slurm")
+    renderer = render.Renderer(config)
+    renderer.environment("slurm/job.sh.j2").template_class = Watched
+    renderer.render(render.sample_job(config), "slurm")
     assert len(seen) == len(sandbox.VARIABLES) - 1
     assert [value for value in seen if not plain(value)] == []
     with pytest.raises(TemplateError, match="has no attribute"):
@@ -524,6 +526,8 @@ def test_origins_name_the_line_that_each_line_comes_from(overlay: Overlay, tmp_p
     assert found["second chris-jid-1"] == (site, 6)
     assert found["word '<&>'"] == (site, 8)
     assert found["and more"] == (str(tmp_path / "sh/more.sh.j2"), 2)
+    included = {piece.block for piece in renderer.pieces(made, "local/job.sh.j2") if "and more" in piece.text}
+    assert included == {"prologue"}
     shipped = dict(zip(lines, origins, strict=True))["set -u"]
     text_of = Path(shipped[0]).read_text().splitlines()
     assert text_of[shipped[1] - 1] == "set -u"
