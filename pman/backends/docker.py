@@ -267,19 +267,14 @@ def _words(container: Json | None) -> str:
     if error := _broken_off(container):
         return engine.sentence(error)
     if _overdue(container, datetime.now(UTC)):
-        return f"The job ran into its time limit of {labels.get(engine.LIMIT)} minutes."
+        return engine.overtime(labels)
     return _end(state, labels)
 
 
 def _end(state: Json, labels: Json) -> str:
-    code = state.get("ExitCode")
-    if state.get("OOMKilled"):
-        return (
-            f"The job exceeded its memory limit of {labels.get(engine.MEMORY)} MiB (out of memory, exit code {code})."
-        )
-    if code == 137:
-        memory = f"its memory limit of {labels.get(engine.MEMORY)} MiB"
-        return f"The job was killed (exit code 137), perhaps because it exceeded {memory}."
+    code = state.get("ExitCode", 0)
+    if state.get("OOMKilled") or code == 137:
+        return engine.killed(labels, bool(state.get("OOMKilled")), code)
     return engine.sentence(state.get("Error") or f"The job ended with exit code {code}")
 
 

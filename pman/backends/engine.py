@@ -215,15 +215,26 @@ def parse(text: str) -> dict[str, Any]:
 
 def time_of(text: str | None) -> datetime | None:
     """RFC 3339 with up to nine digits of fraction, as Go writes it; None for its zero."""
-    if not text or text.startswith(_NO_DATE):
-        return None
-    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+    return None if not text or text.startswith(_NO_DATE) else datetime.fromisoformat(text)
 
 
 def sentence(text: str) -> str:
     """An engine's words as one sentence: without Go's error prefixes, ended by a full stop."""
     text = re.sub(r"^(rpc error: code = \w+ desc = |task: |starting container failed: )+", "", text.strip())
     return text if not text or text.endswith((".", "!", "?")) else text + "."
+
+
+def overtime(labels: Mapping[str, str]) -> str:
+    """The sentence about a job that its time limit has ended."""
+    return f"The job ran into its time limit of {labels.get(LIMIT, 'some')} minutes."
+
+
+def killed(labels: Mapping[str, str], out_of_memory: bool, exit_code: int = 137) -> str:
+    """The sentence about a job that was killed; `out_of_memory` where the engine says so."""
+    memory = f"its memory limit of {labels.get(MEMORY, 'some')} MiB"
+    if out_of_memory:
+        return f"The job exceeded {memory} (out of memory, exit code {exit_code})."
+    return f"The job was killed (exit code {exit_code}), perhaps because it exceeded {memory}."
 
 
 def _tls(settings: Settings) -> docker.tls.TLSConfig | bool:

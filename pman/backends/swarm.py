@@ -162,7 +162,7 @@ class SwarmBackend:
         status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
         code = status.get("ContainerStatus", {}).get("ExitCode", 0)
         if "unhealthy container" in text:
-            return f"The job ran into its time limit of {labels.get(engine.LIMIT, 'some')} minutes."
+            return engine.overtime(labels)
         if text.startswith("No such container"):
             return "The job's container was removed while it ran, as by an engine that shuts down."
         if code == 137 and status["State"] == "failed":
@@ -173,14 +173,11 @@ class SwarmBackend:
 
     def _killed(self, labels: Json, task: Json, ask: bool) -> str:
         """Swarm does not say what ended a container by SIGKILL; its node may, where that is the node asked."""
-        memory = f"its memory limit of {labels.get(engine.MEMORY, 'some')} MiB"
         state: Json = {}
         if ask:
             with contextlib.suppress(NotFound):
                 state = self._engine.get(f"/containers/{_container(task)}/json")["State"]
-        if state.get("OOMKilled"):
-            return f"The job exceeded {memory} (out of memory, exit code 137)."
-        return f"The job was killed (exit code 137), perhaps because it exceeded {memory}."
+        return engine.killed(labels, bool(state.get("OOMKilled")))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private
