@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import json
@@ -20,7 +21,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from pman import backends, lint, metrics, pages, settings
 from pman.api import Service, blueprint
 from pman.auth import Busy, Users, credentials
-from pman.errors import PmanError
+from pman.errors import PmanError, Refused
 from pman.job import MAX_BODY_BYTES
 from pman.overlay import Overlay
 from pman.render import Renderer, sample_job
@@ -34,7 +35,8 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     for warning in settings.check_for_service(config):
         log.warning("%s", warning)
     renderer = Renderer(config)
-    renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
+    with contextlib.suppress(Refused):  # a site's policy may well have no place for the sample
+        renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
     for finding in lint.findings(Overlay(renderer, config.templates_dir)):
         log.warning("%s", finding)
     app = flask.Flask("pman", static_folder=None)

@@ -853,6 +853,12 @@ def test_the_service_warns_at_start_and_refuses_what_cannot_render(
         app.create_app(settings.load({**base, "TEMPLATES_DIR": str(place)}))
 
 
+def test_the_service_starts_where_the_template_refuses_its_sample(tmp_path: Path) -> None:
+    place = write(tmp_path / "site", only(LOCAL, "prologue", "{{ refuse('only images of this site') }}\n"))
+    given = {"APPLICATION_MODE": "dev", "STOREBASE": str(tmp_path), "LOCAL_STATE_DIR": str(tmp_path / "state")}
+    app.create_app(settings.load({**given, "TEMPLATES_DIR": str(place)}))
+
+
 # -- the command ---------------------------------------------------------------------------------------------------
 
 TYPO = only(WDL, "site_attributes", "    who: {{ job.auidd }}\n")
