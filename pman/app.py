@@ -31,7 +31,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def create_app(config: settings.Settings, backend: backends.Backend | None = None) -> flask.Flask:
-    """The WSGI application. Raises Misconfigured or TemplateError when it could not serve a single job."""
+    """The WSGI application. Raises one of pman's errors when it could not serve a single job."""
     for warning in settings.check_for_service(config):
         log.warning("%s", warning)
     renderer = Renderer(config)

@@ -12,7 +12,7 @@ from typing import IO
 import click
 
 from pman import __version__, cli_templates, client, settings
-from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge, for_people
+from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge, for_people
 from pman.job import Job, make_job, validate
 from pman.render import TARGETS, Renderer, Spec
 
@@ -44,6 +44,7 @@ main.add_command(cli_templates.templates)
 
 
 @main.command()
+@cli_templates.exits_with_2
 def serve() -> None:
     """Serve the HTTP API.
 
@@ -51,10 +52,7 @@ def serve() -> None:
     """
     from pman import server
 
-    try:
-        server.serve(settings.load())
-    except (Misconfigured, TemplateError) as error:
-        raise _exit(error) from None
+    server.serve(settings.load())
 
 
 @main.command("settings")

@@ -74,7 +74,9 @@ def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: st
     return values | ({"TEMPLATES_DIR": str(templates)} if templates else {})
 
 
-def _exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
+def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
+    """Ends the command with the sentence of an error of pman's."""
+
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
@@ -96,7 +98,7 @@ def _exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
 @click.option("--env-file", type=_FILE, help="Settings as NAME=VALUE lines.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
-@_exits_with_2
+@exits_with_2
 def check(
     directories: tuple[Path, ...],
     targets: tuple[str, ...],
@@ -152,7 +154,7 @@ def _overlay(directory: Path | None) -> Overlay:
 
 @templates.command("list")
 @_overlay_option
-@_exits_with_2
+@exits_with_2
 def list_(directory: Path | None) -> None:
     """Every template with its blocks, and what the site shadows."""
     overlay = _overlay(directory)
@@ -170,7 +172,7 @@ def list_(directory: Path | None) -> None:
 @templates.command()
 @click.argument("name")
 @_overlay_option
-@_exits_with_2
+@exits_with_2
 def show(name: str, directory: Path | None) -> None:
     """Print a template as it is used.
 
@@ -191,7 +193,7 @@ def show(name: str, directory: Path | None) -> None:
 
 @templates.command()
 @_overlay_option
-@_exits_with_2
+@exits_with_2
 def diff(directory: Path | None) -> None:
     """What the site changes.
 
@@ -228,7 +230,7 @@ def _show_diff(old: str, new: str, old_name: str, new_name: str) -> bool:
 @templates.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--for", "target", type=click.Choice(list(_STARTERS)), required=True)
-@_exits_with_2
+@exits_with_2
 def new(directory: Path, target: str) -> None:
     """Write a commented starter overlay.
 
@@ -261,7 +263,7 @@ def new(directory: Path, target: str) -> None:
 @templates.command("vars")
 @click.argument("target", type=click.Choice(list(TARGETS)))
 @_overlay_option
-@_exits_with_2
+@exits_with_2
 def vars_(target: str, directory: Path | None) -> None:
     """Every variable and filter for templates of TARGET.
 
@@ -308,7 +310,7 @@ def _fields(prefix: str, model: type) -> Iterator[tuple[str, str, str]]:
 @templates.command("upgrade-check")
 @click.argument("old", metavar="OLD_VERSION_DIR", type=_SITES)
 @_overlay_option
-@_exits_with_2
+@exits_with_2
 def upgrade_check(old: Path, directory: Path | None) -> None:
     """Which overrides touch what a new pman changed.
 

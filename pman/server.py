@@ -28,7 +28,7 @@ from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 
 from pman.backends import Backend
-from pman.errors import Misconfigured, PmanError, TemplateError
+from pman.errors import Misconfigured, PmanError
 from pman.job import MAX_BODY_BYTES
 from pman.settings import Settings
 
@@ -64,7 +64,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
 
 def serve(settings: Settings) -> None:
-    """Serve until ended by a signal. Raises Misconfigured or TemplateError before anything listens."""
+    """Serve until ended by a signal. Raises pman's errors before anything listens."""
     if settings.dev:
         _serve_with_reload(settings)
     elif settings.server_processes == 1:
@@ -253,7 +253,7 @@ def _fork(settings: Settings, listener: socket.socket) -> int:
     try:
         _serve(settings, listener)
         code = 0
-    except (Misconfigured, TemplateError) as error:
+    except PmanError as error:
         print(f"Error: {error}", file=sys.stderr)
         code = CANNOT_START
     except SystemExit:

@@ -296,6 +296,11 @@ GOOD: dict[str, Any] = {"SECRET_KEY": "a secret key for tests", "STOREBASE": "/t
         (GOOD | {"TEMPLATES_DIR": "/no/such"}, ["TEMPLATES_DIR", "no directory"]),
         (GOOD | {"LOCAL_STATE_DIR": "/dev/null/x"}, ["LOCAL_STATE_DIR=/dev/null/x", "Not a directory"]),
         (GOOD | {"CONTAINER_USER": "root"}, ["CONTAINER_USER", "UID:GID"]),
+        (
+            GOOD
+            | {"CONTAINER_ENV": "cromwell", "CROMWELL_URL": "http://c", "TIMELIMIT_MINUTES": "5", "STOREBASE": "/\n"},
+            ["a line break cannot stand in a WDL string"],
+        ),
     ],
 )
 def test_bad_settings_stop_the_server_with_a_sentence_each(
