@@ -106,12 +106,9 @@ class Overlay:
 
     def readers(self, name: str) -> list[Template]:
         """The templates that what `name` sets may reach: those it is rendered together with."""
-        together = {step for other in self.all_templates() for step in self._with(other.name, name)}
+        reaches = (self.reach(other.name) for other in self.all_templates())
+        together = {step for reached in reaches if name in reached for step in reached}
         return [template for step in together if (template := self.template(step))]
-
-    def _with(self, other: str, name: str) -> set[str]:
-        reached = self.reach(other)
-        return reached if name in reached else set()
 
     def _parse(self, name: str) -> Template | None:
         path = str(self.directory / name) if self.directory and name in self.site_names else name

@@ -19,16 +19,12 @@ from pman.api import look, service
 from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
-from pman.render import TARGETS, Piece, Spec
+from pman.render import SAMPLE, TARGETS, Piece, Spec
 from pman.status import JobStatus
 
 blueprint = flask.Blueprint("pages", __name__, template_folder="pages")
 SHOWN = 100
-EXAMPLE = {
-    "jid": "chris-jid-1", "type": "ds", "auid": "cube", "image": "docker.io/fnndsc/pl-simpledsapp:2.1.0",
-    "entrypoint": ["simpledsapp"], "args": ["--prefix", "it's $(here)"], "env": ["GREETING=hello"],
-    "number_of_workers": 1, "cpu_limit": 1000, "memory_limit": 200, "gpu_limit": 0,
-}  # fmt: skip
+EXAMPLE = {**SAMPLE, "args": ["--prefix", "it's $(here)"]}
 
 
 @blueprint.get("/")

@@ -28,6 +28,11 @@ from pman.storage import mounts
 
 # slurmctld refuses longer scripts (max_script_size, 4 MB by default); Kubernetes and Docker refuse less than that.
 MAX_SPEC_BYTES = 4 * 1024 * 1024
+SAMPLE: Mapping[str, Any] = {
+    "jid": "chris-jid-1", "type": "ds", "auid": "chris", "image": "docker.io/fnndsc/pl-simpledsapp:2.1.0",
+    "entrypoint": ["simpledsapp"], "args": ["--threshold", "0.5"], "env": ["GREETING=hello"], "number_of_workers": 1,
+    "cpu_limit": 1500, "memory_limit": 512, "gpu_limit": 0,
+}  # fmt: skip
 SECRETS = frozenset({"secret_key", "cromwell_auth_password", "cromwell_service_account"})
 
 
@@ -158,12 +163,7 @@ def _field(job: Job, value: Any) -> str:
 
 def sample_job(settings: Settings) -> Job:
     """A plain job, for trying templates at start."""
-    request = JobRequest(
-        jid="chris-jid-1", args=["--threshold", "0.5"], auid="chris", number_of_workers=1, cpu_limit=1000,
-        memory_limit=200, gpu_limit=0, image="fnndsc/pl-simpledsapp:2.1.0", entrypoint=["simpledsapp"], type="ds",
-        env=["GREETING=hello"],
-    )  # fmt: skip
-    return make_job(request, settings)
+    return make_job(JobRequest(**SAMPLE), settings)
 
 
 def read_site(overlay: Path | None) -> Mapping[str, Any]:

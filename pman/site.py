@@ -14,16 +14,11 @@ from pman import check, lint, proof, settings
 from pman.errors import BadRequest, PmanError, Refused, TemplateError
 from pman.job import Job, make_job, validate
 from pman.overlay import Finding, Overlay, finding_of
-from pman.render import TARGETS, Renderer, Spec
+from pman.render import SAMPLE, TARGETS, Renderer, Spec
 from pman.sandbox import TimedOut
 from pman.settings import Settings
 from pman.storage import mounts
 
-PLAIN: Mapping[str, Any] = {
-    "jid": "chris-jid-1", "type": "ds", "auid": "chris", "image": "docker.io/fnndsc/pl-simpledsapp:2.1.0",
-    "entrypoint": ["simpledsapp"], "args": ["--threshold", "0.5"], "env": ["GREETING=hello"], "number_of_workers": 1,
-    "cpu_limit": 1500, "memory_limit": 512, "gpu_limit": 0,
-}  # fmt: skip
 _HOSTILE = (
     "it's", 'a "quote"', "$(touch x) `y`", "~{wdl} >>> ${x} $HOME", "$(PMAN_WORKER_COUNT) $$", "{{.Node.ID}} {{",
     "%s\\n", "", "*", "&amp;", "two\n  lines\n", "\r\n", "tab\t", "na\u00efve \U0001f9e0", "SCRIPT_EPILOGUE", "-n",
@@ -69,8 +64,8 @@ def corpus() -> list[Case]:
         ("volume", {}, {"STORAGE_TYPE": "docker_local_volume", **volume}, _ENGINES[1:]),
         ("claim", {}, {"STORAGE_TYPE": "kubernetes_pvc", **volume}, _ENGINES[:1]),
     ]
-    cases = [Case(name, {**PLAIN, **fields}, environment, targets) for name, fields, environment, targets in rows]
-    return [*cases, Case("line break in a name", {**PLAIN, "auid": _RUN_BELOW}, may_be_unwritable=True)]
+    cases = [Case(name, {**SAMPLE, **fields}, environment, targets) for name, fields, environment, targets in rows]
+    return [*cases, Case("line break in a name", {**SAMPLE, "auid": _RUN_BELOW}, may_be_unwritable=True)]
 
 
 def _hostile(value: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from pman import app, cli, overlay, settings, site
+from pman import app, cli, overlay, render, settings, site
 from pman.errors import BadRequest, TemplateError
 from tests.rig import ROOT, wait_for
 
@@ -936,7 +936,7 @@ def test_requests_of_ones_own(tmp_path: Path) -> None:
     refusing = '{% if job.cpu_cores < 100 %}{{ refuse("too small") }}{% endif %}\n'
     place = write(tmp_path / "overlay", only(WDL, "prologue", refusing))
     assert run("check", place).exit_code == 1
-    own = write(tmp_path / "own", {"big.json": json.dumps({**site.PLAIN, "cpu_limit": 200_000})})
+    own = write(tmp_path / "own", {"big.json": json.dumps({**render.SAMPLE, "cpu_limit": 200_000})})
     assert run("check", place, "--requests", own).exit_code == 0
     with pytest.raises(BadRequest):
         site.own_corpus(write(tmp_path / "bad", {"x.json": "{"}))
@@ -1007,7 +1007,7 @@ def test_new_overlays_are_good_and_change_nothing_yet(tmp_path: Path, target: st
     result = run("check", place)
     assert (result.exit_code, result.stdout) == (0, ""), result.output
     assert run("templates", "new", place, "--for", target).exit_code == 2
-    request = json.dumps(dict(site.PLAIN))
+    request = json.dumps(dict(render.SAMPLE))
     arguments = ["render", "--to", target, "--set", "STOREBASE=/s"]
     plain = CliRunner().invoke(cli.main, arguments, input=request)
     same = CliRunner().invoke(cli.main, [*arguments, "--templates", str(place)], input=request)
@@ -1075,7 +1075,7 @@ def test_watch_renders_again_on_every_save(tmp_path: Path) -> None:
     place = write(
         tmp_path / "overlay", {WDL: extending(WDL, block("site_attributes", "    a: 1\n")), "site.yaml": "x: 1\n"}
     )
-    request = write(tmp_path, {"request.json": json.dumps(dict(site.PLAIN))}) / "request.json"
+    request = write(tmp_path, {"request.json": json.dumps(dict(render.SAMPLE))}) / "request.json"
     log = tmp_path / "log"
     command = [sys.executable, "-m", "pman", "render", request, "--to", "wdl", "--watch", "--templates", place]
     with log.open("wb") as out:
@@ -1092,7 +1092,7 @@ def test_watch_renders_again_on_every_save(tmp_path: Path) -> None:
         said("-    a: 1\n+    b: 1\n")
         (place / "site.yaml").write_text("x: 77\n")
         said("-    b: 1\n+    b: 77\n")
-        request.write_text(json.dumps({**site.PLAIN, "gpu_limit": 3}))
+        request.write_text(json.dumps({**render.SAMPLE, "gpu_limit": 3}))
         said("+    gpu_limit: 3\n")
         (place / WDL).write_text(extending(WDL, block("site_attributes", "    b: {{ sitee.x }}\n")))
         said(f"{WDL}:3: 'sitee' is undefined; did you mean site")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import requests
 
-from pman import job, overlay, pages, render, settings, site
+from pman import job, overlay, pages, render, settings
 from tests.rig import ROOT, Rig, Server, running, wait_for
 from tests.test_local import local_rig
 
@@ -413,7 +413,7 @@ def test_a_traced_rendering_of_an_overlay_is_its_rendering(name: str) -> None:
     given = settings.read_file(directory / "settings.env") | {"TEMPLATES_DIR": str(directory), "STOREBASE": "/store"}
     config = settings.load(given)
     renderer = render.Renderer(config)
-    made = job.make_job(job.validate(site.PLAIN), config)
+    made = job.make_job(job.validate(render.SAMPLE), config)
     for target in overlay.Overlay(renderer, directory).targets():
         parts = pages.segments(renderer.pieces(made, render.TARGETS[target].template))
         assert "".join(text for _, text in parts) == renderer.render(made, target).text

@@ -48,7 +48,7 @@ class Site:
 
     def recorded_requests(self) -> dict[str, dict[str, Any]]:
         own = {path.stem: json.loads(path.read_text()) for path in (self.path / "requests").glob("*.json")}
-        return {"plain": dict(site.PLAIN), **own}
+        return {"plain": dict(render.SAMPLE), **own}
 
 
 EXAMPLES = {name: Site(name) for name in NAMES}
