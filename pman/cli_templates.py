@@ -212,10 +212,10 @@ def _diff_blocks(overlay: Overlay, name: str) -> None:
     from pman.overlay import blocks_of, outside_of_blocks
 
     chain = overlay.chain(name)
-    outside, beside = outside_of_blocks(chain[0]), "outside of blocks"
+    outside, beside = outside_of_blocks(chain[0].source), "outside of blocks"
     _show_diff("", outside, f"{chain[0].parent} {beside}", f"{chain[0].path} {beside}")
-    below = {block: text for parent in reversed(chain[1:]) for block, text in blocks_of(parent).items()}
-    for block, text in blocks_of(chain[0]).items():
+    below = {block: text for parent in reversed(chain[1:]) for block, text in blocks_of(parent.source).items()}
+    for block, text in blocks_of(chain[0].source).items():
         _show_diff(below.get(block, ""), text, f"{chain[0].parent} block {block}", f"{chain[0].path} block {block}")
 
 
@@ -330,7 +330,7 @@ def upgrade_check(old: Path, directory: Path | None) -> None:
 
 def _beneath(overlay: Overlay, template: Template, old: Path) -> Iterator[tuple[str, str, str, str]]:
     """What a site's template replaces: (place, old text, new text, name of the shipped template)."""
-    from pman.overlay import blocks_of, parse_file
+    from pman.overlay import blocks_of
 
     if not template.parent and template.name in overlay.shipped_names:
         now = (shipped_templates() / template.name).read_text(encoding="utf-8")
@@ -339,8 +339,8 @@ def _beneath(overlay: Overlay, template: Template, old: Path) -> Iterator[tuple[
         if base.name in overlay.site_names:
             continue
         name = base.name.removeprefix("shipped/")
-        before = blocks_of(parse_file(old / name)) if (old / name).is_file() else {}
-        after = blocks_of(base)
+        before = blocks_of((old / name).read_text(encoding="utf-8")) if (old / name).is_file() else {}
+        after = blocks_of(base.source)
         for block in template.blocks:
             if block in before or block in after:
                 yield f"{template.path} block {block}", before.get(block, ""), after.get(block, ""), name

@@ -20,7 +20,7 @@ from pman.overlay import (
     Template,
     at,
     attribute_of,
-    block_ends,
+    block_lines,
     branches,
     constants,
     files,
@@ -84,9 +84,8 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
         return
     chain = overlay.chain(template.parent)
     parents, known = {parent.name for parent in chain}, {name for parent in chain for name in parent.blocks}
-    of_lines = {
-        name for parent in chain for name, line in parent.blocks.items() if block_ends(parent.source)[name] > line
-    }
+    lines = (block for parent in chain for block in block_lines(parent.source).items())
+    of_lines = {name for name, (first, last) in lines if last > first}
     inner = {id(node) for block in template.tree.find_all(nodes.Block) for node in block.find_all(nodes.Block)}
     for block in template.tree.find_all(nodes.Block):
         if known and id(block) not in inner and block.name not in known:

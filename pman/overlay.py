@@ -175,27 +175,29 @@ def _property_type(kind: Any, name: str) -> Any:
     return typing.get_type_hints(found.fget).get("return") if isinstance(found, property) else None
 
 
-def parse_file(path: Path) -> Template:
-    """A template outside the template directories, for reading its blocks."""
-    source = path.read_text(encoding="utf-8")
-    tree = nodes.Template([])
-    names = re.finditer(r"\{%[-+]?\s*block\s+(\w+)", source)
-    blocks = {found[1]: source.count("\n", 0, found.start()) + 1 for found in names}
-    return Template(path.name, str(path), source, tree, blocks, None, ())
+def block_lines(source: str) -> dict[str, tuple[int, int]]:
+    """Block -> the lines in which it begins and ends, in the order of the source."""
+    tokens = [token for token in Environment(autoescape=True).lex(source) if token[1] != "whitespace"]
+    stack, lines = [], {}
+    for (line, kind, _), (_, _, word), (_, _, name) in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if (kind, word) == ("block_begin", "block"):
+            stack.append((name, line))
+        elif stack and (kind, word) == ("block_begin", "endblock"):
+            begun, first = stack.pop()
+            lines[begun] = (first, line)
+    return dict(sorted(lines.items(), key=lambda item: item[1]))
 
 
-def blocks_of(template: Template) -> dict[str, str]:
-    """Block -> its text in the template, whole lines, for comparing versions."""
-    lines = template.source.splitlines()
-    ends = block_ends(template.source)
-    return {name: "\n".join(lines[first - 1 : ends.get(name, first)]) for name, first in template.blocks.items()}
+def blocks_of(source: str) -> dict[str, str]:
+    """Block -> its text in a template, whole lines, for comparing versions."""
+    lines = source.splitlines()
+    return {name: "\n".join(lines[first - 1 : last]) for name, (first, last) in block_lines(source).items()}
 
 
-def outside_of_blocks(template: Template) -> str:
+def outside_of_blocks(source: str) -> str:
     """What stands between the blocks of a template, without `extends`, comments and empty lines."""
-    lines = re.sub(r"(?s)\{#.*?#\}", lambda found: "\n" * found[0].count("\n"), template.source).splitlines()
-    ends = block_ends(template.source)
-    inside = {n for name, first in template.blocks.items() for n in range(first, ends.get(name, first) + 1)}
+    lines = re.sub(r"(?s)\{#.*?#\}", lambda found: "\n" * found[0].count("\n"), source).splitlines()
+    inside = {number for first, last in block_lines(source).values() for number in range(first, last + 1)}
     outside = [line for number, line in enumerate(lines, 1) if number not in inside and line.strip()]
     return "\n".join(line for line in outside if not re.match(r"\s*\{%[-+]?\s*extends\b", line))
 
@@ -204,18 +206,6 @@ def finding_of(text: str, rule: str = "template") -> Finding:
     """`file:line: cause` as a finding."""
     found = re.match(r"(?s)(.*?):(\d+): (.*)", text)
     return Finding(rule, found[3], found[1], int(found[2])) if found else Finding(rule, text, "")
-
-
-def block_ends(source: str) -> dict[str, int]:
-    """Block -> the line in which it ends."""
-    stack, ends = [], {}
-    for number, line in enumerate(source.splitlines(), 1):
-        for found in re.finditer(r"\{%[-+]?\s*(?:block\s+(\w+)|(endblock))", line):
-            if found[1]:
-                stack.append(found[1])
-            elif stack:
-                ends[stack.pop()] = number
-    return ends
 
 
 def at(template: Template, rule: str, message: str, line: int, word: str = "") -> Finding:

@@ -1063,9 +1063,18 @@ def test_upgrade_check_names_what_changed_beneath_an_override(tmp_path: Path) ->
 
 def test_blocks_are_read_whole() -> None:
     source = "{% block a %}\n1\n{% block b %}2{% endblock %}\n{% endblock %}\n{% block c %}{% endblock %}\n"
-    template = overlay.Template("x", "x", source, None, {"a": 1, "b": 3, "c": 5}, None, ())  # type: ignore[arg-type]
-    assert overlay.blocks_of(template)["a"].count("\n") == 3
-    assert overlay.blocks_of(template)["b"] == "{% block b %}2{% endblock %}"
+    assert list(overlay.blocks_of(source)) == ["a", "b", "c"]
+    assert overlay.blocks_of(source)["a"].count("\n") == 3
+    assert overlay.blocks_of(source)["b"] == "{% block b %}2{% endblock %}"
+
+
+def test_a_block_may_begin_over_two_lines_or_stand_in_a_comment(tmp_path: Path) -> None:
+    base = extending(LOCAL, "{%\n  block prologue %}\n{# {% block other %} #}\necho hi\n{% endblock %}\n")
+    place = write(tmp_path, {"local/base.sh.j2": base, **only(LOCAL, "prologue", "{{ super() }}\n")})
+    own = place / LOCAL
+    own.write_text(own.read_text().replace(f"shipped/{LOCAL}", "local/base.sh.j2"))
+    result = run("check", place)
+    assert (result.exit_code, result.stdout) == (0, ""), result.output
 
 
 # -- the author's loop ---------------------------------------------------------------------------------------------
