@@ -7,7 +7,7 @@ nothing reads) is a finding: silence would mean that it works.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
 
 
 def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
-    if template.parent is None and template.blocks and not any(_outside_of_blocks(template)):
+    if template.parent is None and template.blocks and not any(_outside_blocks(template, template.tree.body)):
         yield at(template, "no-extends", f'this lacks its first line: {{% extends "shipped/{template.name}" %}}', 1)
     if template.parent is None or template.parent == template.name:
         return
@@ -98,7 +98,7 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
         if block.name in needed and not _calls(block, "super"):
             message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
             yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")
-    yield from _outside_of_blocks(template)
+    yield from _outside_blocks(template, template.tree.body)
 
 
 def _ends_line(body: list[nodes.Node]) -> bool:
@@ -114,25 +114,21 @@ def _ends_line(body: list[nodes.Node]) -> bool:
     )
 
 
-def _outside_of_blocks(template: Template) -> Iterator[Finding]:
-    return (finding for node in template.tree.body for finding in _outside_blocks(template, node))
-
-
-def _outside_blocks(template: Template, node: nodes.Node) -> Iterator[Finding]:
+def _outside_blocks(template: Template, body: Iterable[nodes.Node]) -> Iterator[Finding]:
     """What Jinja skips without a word at the top of a template that extends another: text, an `if` around blocks."""
-    if isinstance(node, nodes.If | nodes.For):
-        for block in node.find_all(nodes.Block):
-            message = f"the block {block.name} counts always: the condition or loop belongs inside it"
-            yield at(template, "outside-blocks", message, block.lineno, block.name)
-        for inner in node.iter_child_nodes():
-            yield from _outside_blocks(template, inner)
-    if not isinstance(node, nodes.Output):
-        return
-    text = [child.data for child in node.nodes if isinstance(child, nodes.TemplateData)]
-    if any(piece.strip() for piece in text) or len(text) < len(node.nodes):
-        first = next((piece for piece in text if piece.strip()), "")
-        line = node.lineno + first[: len(first) - len(first.lstrip())].count("\n")
-        yield at(template, "outside-blocks", "this stands outside all blocks, so it is never rendered", line)
+    for node in body:
+        if isinstance(node, nodes.If | nodes.For):
+            for block in node.find_all(nodes.Block):
+                message = f"the block {block.name} counts always: the condition or loop belongs inside it"
+                yield at(template, "outside-blocks", message, block.lineno, block.name)
+            yield from _outside_blocks(template, node.iter_child_nodes())
+        if not isinstance(node, nodes.Output):
+            continue
+        text = [child.data for child in node.nodes if isinstance(child, nodes.TemplateData)]
+        if any(piece.strip() for piece in text) or len(text) < len(node.nodes):
+            first = next((piece for piece in text if piece.strip()), "")
+            line = node.lineno + first[: len(first) - len(first.lstrip())].count("\n")
+            yield at(template, "outside-blocks", "this stands outside all blocks, so it is never rendered", line)
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
