@@ -49,27 +49,19 @@ def document(server_has_users: bool) -> dict[str, Any]:
         },
         "paths": {
             "/api/v1/": {
-                "get": _operation("about", "What this pman is", "200", _ref("About"), ["401", "403", "503"]),
-                "post": _operation(
-                    "submit", "Run a job, once", "201", _ref("Job"), ["400", "401", "403", "409", "413", "500", "503"]
-                )
+                "get": _operation("about", "What this pman is", "200", _ref("About")),
+                "post": _operation("submit", "Run a job, once", "201", _ref("Job"), "400", "409", "413", "500")
                 | {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}},
             },
             "/api/v1/jobs/": {
-                "get": _operation(
-                    "list", "pman's jobs, newest first", "200", _ref("Page"), ["400", "401", "403", "500", "503"]
-                )
+                "get": _operation("list", "pman's jobs, newest first", "200", _ref("Page"), "400", "500")
                 | {"parameters": [state, limit, after]},
             },
             "/api/v1/{jid}/": {
                 "parameters": [jid],
-                "get": _operation(
-                    "read", "A job and its logs", "200", _ref("Job"), ["400", "401", "403", "404", "405", "500", "503"]
-                )
+                "get": _operation("read", "A job and its logs", "200", _ref("Job"), "400", "404", "405", "500")
                 | {"parameters": [tail]},
-                "delete": _operation(
-                    "delete", "End and forget a job", "204", None, ["401", "403", "404", "405", "409", "500", "503"]
-                ),
+                "delete": _operation("delete", "End and forget a job", "204", None, "404", "405", "409", "500"),
             },
         },
         "components": {"schemas": {"JobRequest": request, **_schemas()}},
@@ -116,10 +108,13 @@ def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any
     return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
-def _operation(name: str, summary: str, code: str, answer: dict[str, str] | None, errors: list[str]) -> dict[str, Any]:
+def _operation(name: str, summary: str, code: str, answer: dict[str, str] | None, *errors: str) -> dict[str, Any]:
+    """errors: beside those that any operation may answer."""
     good: dict[str, Any] = {"description": summary}
     if answer:
         good["content"] = {"application/json": {"schema": answer}}
     wrong = {"content": {"application/json": {"schema": _ref("Error")}}}
-    responses = {code: good} | {error: {"description": _ERRORS[error]} | wrong for error in errors}
+    responses = {code: good} | {
+        error: {"description": _ERRORS[error]} | wrong for error in sorted({*errors, "401", "403", "503"})
+    }
     return {"operationId": name, "summary": summary, "responses": responses}
