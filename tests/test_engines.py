@@ -210,6 +210,19 @@ def test_every_node_mounts_a_part_of_a_volume(engine: FakeEngine, versions: list
         load("swarm", engine, **volume)
 
 
+@pytest.mark.parametrize("kind", ["docker", "swarm"])
+def test_an_engine_that_would_mount_all_of_a_volume_is_never_ready(engine: FakeEngine, kind: str) -> None:
+    """Also where it comes up after pman."""
+    engine.routes["GET /version"] = once(lambda _: None, lambda _: (200, {"ApiVersion": "1.44"}))
+    engine.routes["GET /volumes/store"] = {"Mountpoint": "/var/lib/store"}
+    volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
+    backend, _ = load(kind, engine, **volume)
+    with pytest.raises(Misconfigured, match=r"needs Docker 26 .*STOREBASE=/var/lib/store"):
+        backend.ping()
+    with pytest.raises(Misconfigured, match="needs Docker 26 "):
+        load(kind, engine, **volume)
+
+
 # ------------------------------------------------------------------------------------------------------------- faults
 
 

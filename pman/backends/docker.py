@@ -187,6 +187,7 @@ class DockerBackend:
 
     def ping(self) -> None:
         self._engine.call("GET", "/_ping")
+        self._engine.require_subpath(self._settings)
         limited = self._engine.get("/containers/json", filters={"label": [engine.LIMIT, engine.JID]})
         now = datetime.now(UTC)
         old = [c for c in limited if now.timestamp() - c["Created"] > _limit(c["Labels"]).total_seconds()]
@@ -196,7 +197,7 @@ class DockerBackend:
 def create(settings: Settings) -> DockerBackend:
     """The backend of the engine at DOCKER_HOST. Raises Misconfigured where it answers and cannot serve."""
     backend = DockerBackend(settings)
-    engine.check(backend._engine, settings, backend.ping)
+    engine.check(backend.ping)
     return backend
 
 

@@ -191,11 +191,10 @@ class Engine:
         return Unreachable(f"The container engine at {self.host} does not answer.", detail=str(error))
 
 
-def check(api: Engine, settings: Settings, ping: Callable[[], None]) -> None:
+def check(ping: Callable[[], None]) -> None:
     """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later."""
     try:
         ping()
-        api.require_subpath(settings)
     except Unreachable:
         pass
     except BackendError as error:

@@ -281,7 +281,7 @@ class SwarmBackend:
 def create(settings: Settings) -> SwarmBackend:
     """The backend of this Swarm. Raises Misconfigured where the engine answers and is no manager."""
     backend = SwarmBackend(settings)
-    engine.check(backend._engine, settings, backend.ping)
+    engine.check(backend.ping)
     return backend
 
 
