@@ -37,7 +37,7 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     renderer = Renderer(config)
     with contextlib.suppress(Refused):  # a site's policy may well have no place for the sample
         renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
-    for finding in lint.findings(Overlay(renderer, config.templates_dir)):
+    for finding in lint.findings(Overlay(renderer)):
         log.warning("%s", finding)
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES

@@ -112,7 +112,7 @@ def render(
                         raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
                     spec = renderer.render(job, target)
                     if check:
-                        _check(renderer, config, job, spec)
+                        _check(renderer, job, spec)
                     _write(spec, job.name, out)
                     written.add(job.name)
                 except PmanError as error:
@@ -147,9 +147,9 @@ def _write(spec: Spec, name: str, out: Path | None) -> None:
         (out / f"{name}.{extra}").write_bytes(text.encode())
 
 
-def _check(renderer: Renderer, config: settings.Settings, job: Job, spec: Spec) -> None:
+def _check(renderer: Renderer, job: Job, spec: Spec) -> None:
     from pman import site
 
-    found = site.judged(renderer, config, job, spec)
+    found = site.judged(renderer, job, spec)
     if found:
         raise TemplateError("\n".join(map(str, found)))

@@ -148,8 +148,7 @@ _overlay_option = click.option("--templates", "directory", type=_SITES, help="Ov
 def _overlay(directory: Path | None) -> Overlay:
     from pman.overlay import Overlay
 
-    config = settings.load({"TEMPLATES_DIR": str(directory)} if directory else {})
-    return Overlay(Renderer(config), config.templates_dir)
+    return Overlay(Renderer(settings.load({"TEMPLATES_DIR": str(directory)} if directory else {})))
 
 
 @templates.command("list")
@@ -242,7 +241,7 @@ def new(directory: Path, target: str) -> None:
         raise Misconfigured(f"{directory} is not empty: name a new one, and copy from there what you want of it.")
     name = TARGETS[target].template
     block, text, site = _STARTERS[target]
-    chain = Overlay(Renderer(settings.load({})), None).chain(f"shipped/{name}")
+    chain = Overlay(Renderer(settings.load({}))).chain(f"shipped/{name}")
     known = sorted({found for template in chain for found in template.blocks})
     policy = ", ".join(name for name in sandbox.POLICY if f"set {name} =" in chain[-1].source)
     path = directory / name
@@ -360,7 +359,7 @@ def watch(request: Path, target: str, config: settings.Settings) -> NoReturn:
     shown, seen = "", _stamps(places)
     while True:
         began = time.monotonic()
-        text, verdict = _attempt(renderer, request, target, config)
+        text, verdict = _attempt(renderer, request, target)
         if text is not None:
             _show_diff(shown, text, "before", "now")
             shown = text
@@ -373,18 +372,18 @@ def watch(request: Path, target: str, config: settings.Settings) -> NoReturn:
         seen = now
 
 
-def _attempt(renderer: Renderer, request: Path, target: str, config: settings.Settings) -> tuple[str | None, list[str]]:
+def _attempt(renderer: Renderer, request: Path, target: str) -> tuple[str | None, list[str]]:
     from pman import proof, site
 
     try:
-        job = make_job(validate(json.loads(request.read_bytes())), config)
+        job = make_job(validate(json.loads(request.read_bytes())), renderer.settings)
         text = renderer.render(job, target).text
     except (ValueError, OSError, BadRequest) as error:
         return None, [f"{request}: {error}"]
     except PmanError as error:
         return None, [str(error)]
     try:
-        return text, [str(finding) for finding in site.proven(renderer, config, job, target)]
+        return text, [str(finding) for finding in site.proven(renderer, job, target)]
     except proof.Stuck as error:
         return text, [str(error)]
 

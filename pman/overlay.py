@@ -56,12 +56,12 @@ class Template:
 class Overlay:
     """The templates of a site over the shipped ones. Parsing errors are findings, kept in `findings`."""
 
-    def __init__(self, renderer: Renderer, directory: Path | None) -> None:
-        self.directory = directory
+    def __init__(self, renderer: Renderer) -> None:
+        self.directory = renderer.settings.templates_dir
         self.findings: list[Finding] = []
         self.renderer = renderer
         self._parsed: dict[str, Template | None] = {}
-        self.site_names = _templates(directory) if directory else []
+        self.site_names = _templates(self.directory) if self.directory else []
         self.shipped_names = _templates(shipped_templates())
 
     def template(self, name: str) -> Template | None:

@@ -76,17 +76,16 @@ class Renderer:
     """Renders jobs with the shipped templates and the site's overlay. Safe to share between threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._overlay = settings.templates_dir
-        self.site = read_site(self._overlay)  # the values of site.yaml
+        self.settings = settings
+        self.site = read_site(settings.templates_dir)  # the values of site.yaml
         self._public = MappingProxyType(settings.model_dump(mode="json", exclude=set(SECRETS)))
-        loader = _loader(self._overlay)
+        loader = _loader(settings.templates_dir)
         self._environments = {name: sandbox.environment(loader, name, settings.dev) for name in sandbox.LANGUAGES}
 
     def render(self, job: Job, target: str) -> Spec:
         """The spec of `job`. Raises TemplateError (file:line: cause), Refused, TooLarge, or BadRequest (unwritable)."""
-        if self._settings.dev:
-            self.site = read_site(self._overlay)
+        if self.settings.dev:
+            self.site = read_site(self.settings.templates_dir)
         entry = TARGETS[target]
         context = self._context(job)
         extras = {name: self._text(template, context) for name, template in entry.extras.items()}
@@ -109,13 +108,15 @@ class Renderer:
             for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece.text)):
                 if at_start:
                     lines.append((piece.file, piece.line + offset))
-                elif self._is_own(piece.file) and not self._is_own(lines[-1][0]):
+                elif self.is_own(piece.file) and not self.is_own(lines[-1][0]):
                     lines[-1] = (piece.file, piece.line + offset)
                 at_start = text.endswith("\n")
         return lines
 
-    def _is_own(self, file: str) -> bool:
-        return self._overlay is not None and Path(file).is_relative_to(self._overlay)
+    def is_own(self, file: str) -> bool:
+        """Whether a template's file is one of the site's."""
+        overlay = self.settings.templates_dir
+        return overlay is not None and Path(file).is_relative_to(overlay)
 
     def environment(self, template: str) -> jinja2.Environment:
         """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
@@ -126,7 +127,7 @@ class Renderer:
     def _context(self, job: Job) -> dict[str, Any]:
         return {
             "job": job,
-            "storage": mounts(job, self._settings),
+            "storage": mounts(job, self.settings),
             "settings": self._public,
             "site": self.site,
             "refuse": _refuse,

@@ -105,7 +105,7 @@ class SiteCheck:
     def findings(self) -> list[Finding]:
         """All that is wrong, each once, in the order of files and lines. Raises Misconfigured, BadRequest."""
         try:
-            overlay = Overlay(Renderer(self._settings({})), self.directory)
+            overlay = Overlay(Renderer(self._settings({})))
         except TemplateError as error:
             return [finding_of(str(error), "site.yaml")]
         found = lint.findings(overlay)
@@ -124,17 +124,16 @@ class SiteCheck:
         return [*corpus(), *(case for path in [*own, *filter(None, [self.requests])] for case in own_corpus(path))]
 
     def _target(self, overlay: Overlay, target: str) -> list[Finding]:
-        made: dict[str, tuple[Settings, Renderer]] = {}
+        made: dict[str, Renderer] = {}
         found: list[Finding] = []
         refusals, cases = 0, [case for case in self._cases() if target in case.targets]
         for case in cases:
             if str(case.settings) not in made:
-                config = self._settings(case.settings)
-                made[str(case.settings)] = (config, Renderer(config))
-            config, renderer = made[str(case.settings)]
-            job = make_job(validate(dict(case.request)), config)
+                made[str(case.settings)] = Renderer(self._settings(case.settings))
+            renderer = made[str(case.settings)]
+            job = make_job(validate(dict(case.request)), renderer.settings)
             try:
-                attempt = _Attempt(overlay, target, case.name, config, renderer, proof.marked(job))
+                attempt = _Attempt(overlay, target, case.name, renderer, proof.marked(job))
                 found += self._judge(attempt, job)
             except Refused:
                 refusals += 1
@@ -159,7 +158,7 @@ class SiteCheck:
         found = attempt.judged(spec, self.kubernetes, shellcheck=attempt.case == "plain")
         if found:
             return found
-        flaws = proof.flaws(job, mounts(job, attempt.config), spec)
+        flaws = proof.flaws(job, mounts(job, attempt.renderer.settings), spec)
         return [
             *(attempt.caused(flaw) for flaw in flaws),
             *(self._undeclared(attempt, spec) if attempt.target == "wdl" else ()),
@@ -173,21 +172,20 @@ class SiteCheck:
             line = next(n for n, text in enumerate(spec.text.splitlines(), 1) if re.match(rf"\s*{name}\s*:", text))
             said = f"Cromwell ignores the runtime attribute {name}: {self.cromwell_conf} does not declare it"
             found = attempt.at("undeclared-attribute", said, line, exact=True)
-            yield found if attempt.is_own(found.file) else replace(found, level="warning")
+            yield found if attempt.renderer.is_own(found.file) else replace(found, level="warning")
 
 
-def judged(renderer: Renderer, config: Settings, job: Job, spec: Spec) -> list[Finding]:
+def judged(renderer: Renderer, job: Job, spec: Spec) -> list[Finding]:
     """What is wrong with a spec of `job` that `renderer` has made, at the lines of its templates."""
-    overlay = Overlay(renderer, config.templates_dir)
-    attempt = _Attempt(overlay, spec.target, job.jid, config, renderer, job)
+    attempt = _Attempt(Overlay(renderer), spec.target, job.jid, renderer, job)
     return list(_each_once(attempt.judged(spec, check.KUBERNETES_VERSION, shellcheck=False)))
 
 
-def proven(renderer: Renderer, config: Settings, job: Job, target: str) -> list[Finding]:
+def proven(renderer: Renderer, job: Job, target: str) -> list[Finding]:
     """What `pman check` says of one job; the rules that need no rendering included. Raises as Renderer.render does."""
-    overlay = Overlay(renderer, config.templates_dir)
-    attempt = _Attempt(overlay, target, job.jid, config, renderer, proof.marked(job))
-    found = [*lint.findings(overlay), *SiteCheck(config.templates_dir)._judge(attempt, job)]
+    overlay = Overlay(renderer)
+    attempt = _Attempt(overlay, target, job.jid, renderer, proof.marked(job))
+    found = [*lint.findings(overlay), *SiteCheck(overlay.directory)._judge(attempt, job)]
     return sorted(_each_once(found), key=lambda finding: (finding.file, finding.line))
 
 
@@ -198,7 +196,6 @@ class _Attempt:
     overlay: Overlay
     target: str
     case: str
-    config: Settings
     renderer: Renderer
     job: Job  # as it is rendered
 
@@ -213,16 +210,13 @@ class _Attempt:
     def _own_part(self, spec: Spec) -> Finding | None:
         """The first run of the site's lines that bash cannot read by itself: what it names may be far below."""
         lines = zip(self.renderer.origins(self.job, TARGETS[self.target].template), spec.text.split("\n"), strict=False)
-        for own, part in itertools.groupby(lines, key=lambda line: self.is_own(line[0][0])):
+        for own, part in itertools.groupby(lines, key=lambda line: self.renderer.is_own(line[0][0])):
             places, texts = zip(*part, strict=True)
             wrong = next(check.bash_problems("\n".join(texts)), None) if own else None
             if wrong:
                 file, line = places[min(wrong.line or 1, len(places)) - 1]
                 return Finding("invalid", f"{wrong.message} (request: {self.case})", file, line)
         return None
-
-    def is_own(self, file: str) -> bool:
-        return self.overlay.directory is not None and Path(file).is_relative_to(self.overlay.directory)
 
     def at(self, rule: str, message: str, line: int | None, part: str = "", exact: bool = False) -> Finding:
         """A finding at the template line that this line of the result comes from.
@@ -231,7 +225,7 @@ class _Attempt:
         """
         template = TARGETS[self.target].extras.get(part, TARGETS[self.target].template)
         until = self.renderer.origins(self.job, template)[: line or 1]
-        own = [place for place in until if self.is_own(place[0])]
+        own = [place for place in until if self.renderer.is_own(place[0])]
         file, number = ((not exact and own) or until or [(template, 1)])[-1]
         return Finding(rule, f"{message} (request: {self.case})", file, number)
 

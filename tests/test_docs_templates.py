@@ -56,7 +56,7 @@ def test_snippets_do_what_is_said(section: str, tmp_path: Path) -> None:
 
 
 def test_the_table_of_blocks_is_true() -> None:
-    found = overlay.Overlay(render.Renderer(settings.load({})), None)
+    found = overlay.Overlay(render.Renderer(settings.load({})))
     rows = re.findall(r"(?m)^\| (\w+/[\w.]+\.j2) \| (.+) \|$", TEXT)
     for name, blocks in rows:
         known = {block for template in found.chain(name) for block in template.blocks}

@@ -414,7 +414,7 @@ def test_a_traced_rendering_of_an_overlay_is_its_rendering(name: str) -> None:
     config = settings.load(given)
     renderer = render.Renderer(config)
     made = job.make_job(job.validate(render.SAMPLE), config)
-    for target in overlay.Overlay(renderer, directory).targets():
+    for target in overlay.Overlay(renderer).targets():
         parts = pages.segments(renderer.pieces(made, render.TARGETS[target].template))
         assert "".join(text for _, text in parts) == renderer.render(made, target).text
         assert len({block for block, _ in parts}) > 1

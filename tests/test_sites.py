@@ -41,7 +41,7 @@ class Site:
         self.environment = {"STOREBASE": STORE, **own, "TEMPLATES_DIR": str(self.path)}
         self.settings = settings.load(self.environment)
         self.renderer = render.Renderer(self.settings)
-        self.targets = overlay.Overlay(self.renderer, self.path).targets()
+        self.targets = overlay.Overlay(self.renderer).targets()
 
     def __call__(self, request: dict[str, Any], target: str) -> render.Spec:
         return self.renderer.render(job.make_job(job.validate(request), self.settings), target)
