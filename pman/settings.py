@@ -46,20 +46,20 @@ def _words(text: Any) -> Any:
     return shlex.split(text) if isinstance(text, str) else text
 
 
-def _one_pair(text: str | None) -> str | None:
-    if text is not None and len(_pairs(text)) != 1:
+def _one_pair(text: str) -> str:
+    if len(_pairs(text)) != 1:
         raise ValueError("must be one k=v pair")
     return text
 
 
-def _user(text: str | None) -> str | None:
-    if text is not None and not _USER.fullmatch(text):
+def _user(text: str) -> str:
+    if not _USER.fullmatch(text):
         raise ValueError("must be UID:GID, each a number or lo-hi")
     return text
 
 
-def _absolute(path: str | None) -> str | None:
-    if path is not None and not path.startswith("/"):
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
         raise ValueError("must be an absolute path")
     return path
 
@@ -73,6 +73,8 @@ def _http_url(url: str | None) -> str | None:
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]
 Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
+Pair = Annotated[str, AfterValidator(_one_pair)]
+User = Annotated[str, AfterValidator(_user)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 
@@ -99,14 +101,14 @@ class Settings(BaseSettings):
     storebase: AbsolutePath | None = Field(None, description="The store as compute nodes see it: `input_dir` and `output_dir` are relative to it.")
     nfs_server: str | None = Field(None, description="Server of `nfs` storage.")
     volume_name: str | None = Field(None, description="Name of the Docker volume or of the PersistentVolumeClaim.")
-    pfcon_selector: Annotated[str | None, AfterValidator(_one_pair)] = Field(None, description="Kubernetes label (`k=v`) of pfcon's pod: jobs run on the same node.")
+    pfcon_selector: Pair | None = Field(None, description="Kubernetes label (`k=v`) of pfcon's pod: jobs run on the same node.")
 
     job_logs_tail: int = Field(1000, ge=0, description="Most log lines that are returned, over all workers.")
     job_logs_max_kib: int = Field(1024, ge=1, le=65536, description="Most log text that is returned, in KiB; the end is kept.")
     job_labels: Pairs = Field({}, description="Labels for every job, `k=v,k2=v2`.")
     ignore_limits: bool = Field(False, description="Do not pass CPU and memory limits on.")
     remove_jobs: bool = Field(True, description="`no`: DELETE answers 204 and leaves the backend's object, for debugging.")
-    container_user: Annotated[str | None, AfterValidator(_user)] = Field(None, description="`UID:GID` of jobs; each may be a range `lo-hi`, from which a job always draws the same number.")
+    container_user: User | None = Field(None, description="`UID:GID` of jobs; each may be a range `lo-hi`, from which a job always draws the same number.")
     enable_home_workaround: bool = Field(False, description="Adds `HOME=/tmp` to a job's environment.")
     shm_size: int | None = Field(None, ge=1, description="Size of /dev/shm in MiB.")
     timelimit_minutes: int | None = Field(None, ge=1, le=525_600, description="A job's time limit where the request has none; required for `cromwell`.")
