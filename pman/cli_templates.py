@@ -18,7 +18,7 @@ import click
 from pman import __version__, sandbox, settings
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import Job, make_job, validate
-from pman.render import SECRETS, TARGETS, Renderer, shipped_templates
+from pman.render import SECRETS, TARGETS, Renderer, language, shipped_templates
 from pman.storage import Mount, Storage
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def vars_(target: str, directory: Path | None) -> None:
     for name, kind, meaning in rows:
         click.echo(f"{name:<{width}}  {kind[:28]:<28}  {meaning}")
     click.echo(f"\nFilters that quote ({template}):")
-    for name in sandbox.quotes(template.split(".")[1]):
+    for name in sandbox.LANGUAGES[language(template)]:
         click.echo(f"  {name:<12}{sandbox.QUOTING[name]}")
 
 

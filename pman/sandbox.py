@@ -31,12 +31,6 @@ MAX_RENDER_SECONDS = 10.0
 MAX_REPEATED = 1_000_000  # items or characters that `*` may make
 MAX_TEXT = 4 * 1024 * 1024  # characters that one expression may join; a spec holds no more either
 VARIABLES = ("job", "storage", "settings", "site", "refuse")
-LANGUAGES: Mapping[str, Callable[[Any], str]] = {
-    "wdl": quote.wdl,
-    "yaml": quote.yaml,
-    "json": quote.json_,
-    "sh": quote.sh,
-}
 QUOTING = {
     "sh": "a word of POSIX sh; in a WDL template one that also survives Cromwell's command block",
     "wdl": "a WDL 1.0 string literal",
@@ -46,8 +40,9 @@ QUOTING = {
     "sbatch": "a word of a `#SBATCH` line, which sbatch reads by rules of its own",
     "gotemplate": "YAML for env and mounts of a Swarm service: `{{` is kept from being expanded",
 }
-# The quoting filters that a template in each language may use: another's would not keep a value in one piece there.
-_QUOTES: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
+# Language -> the quoting filters that its templates may use: another's would not keep a value in one piece there. The
+# one of the language's own name quotes what is printed without a filter.
+LANGUAGES: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
     "wdl": {"wdl": quote.wdl, "sh": quote.wdl_command},
     "yaml": {"yaml": quote.yaml, "k8s": quote.k8s, "gotemplate": quote.go_template},
     "json": {"json": quote.json_},
@@ -91,7 +86,7 @@ def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> 
     made = _Environment(
         loader=loader,
         autoescape=True,
-        finalize=functools.partial(_literal, LANGUAGES[language]),
+        finalize=functools.partial(_literal, LANGUAGES[language][language]),
         undefined=_Undefined,
         auto_reload=auto_reload,
         keep_trailing_newline=True,
@@ -99,7 +94,9 @@ def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> 
         lstrip_blocks=True,
     )
     made.filters = {name: _careful(name, jinja2.filters.FILTERS[name]) for name in _FILTERS}
-    made.filters |= {name: functools.partial(_quoting_filter, function) for name, function in _QUOTES[language].items()}
+    made.filters |= {
+        name: functools.partial(_quoting_filter, function) for name, function in LANGUAGES[language].items()
+    }
     del made.globals["lipsum"]
     return made
 
@@ -382,8 +379,3 @@ def members(value: Any) -> list[str]:
 def known(kind: str) -> list[str]:
     """The names of all filters or tests."""
     return [*_FILTERS, *QUOTING] if kind == "filter" else list(jinja2.tests.TESTS)
-
-
-def quotes(language: str) -> list[str]:
-    """The names of the filters that quote in templates of `language`, a key of LANGUAGES."""
-    return list(_QUOTES[language])
