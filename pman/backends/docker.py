@@ -17,7 +17,6 @@ import shlex
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,11 +52,6 @@ POSTED = "org.chrisproject.pman.posted"  # nanoseconds of the epoch; the engine 
 WORKERS = "org.chrisproject.pman.workers"
 MAX_WORKERS = 200  # each takes an engine a third of a second to start, and pfcon gives up on a POST after 100 s
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    containers: tuple[Json | None, ...]  # inspect documents, in the order of the workers; None: there is none
 
 
 class DockerBackend:
@@ -109,12 +103,12 @@ class DockerBackend:
             state=state,
             message=join_messages([_words(container) for container in workers]),
             finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
-            private=_Found(tuple(workers)),
+            private=workers,
             posted_at=engine.time_of(first["Created"]),
         )
 
     def _workers(self, jid: str) -> list[Json | None]:
-        """The containers of a job, None for one that is not made yet; never for the first."""
+        """The containers of a job in order, as inspect says; None for one that is not made yet, never for the first."""
         name = backend_name(jid)
         first = self._find(jid, name)
         count = int(_labels(first).get(WORKERS, 1))
@@ -137,8 +131,8 @@ class DockerBackend:
             return None
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        found = status.private
-        assert isinstance(found, _Found)
+        workers = status.private
+        assert isinstance(workers, list)
 
         def read(container: Json | None, share_bytes: int, seconds: float) -> str:
             if container is None or _state(container) is JobState.NOT_STARTED:
@@ -146,7 +140,7 @@ class DockerBackend:
             return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share_bytes, seconds) or ""
 
         max_bytes = self._max_log_bytes
-        return logs.of_workers(read, found.containers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
+        return logs.of_workers(read, workers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
 
     def delete(self, jid: str) -> None:
         if not docker_start.remove_all(self._engine, jid):

@@ -130,22 +130,6 @@ def inspect(api: Engine, name: str) -> Json:
     return container
 
 
-def remove(api: Engine, container_id: str) -> None:
-    """Remove a container by force, unless it is gone."""
-    try:
-        api.call("DELETE", f"/containers/{container_id}", force=1, v=1)
-    except NotFound:
-        pass
-    except Conflict:  # another DELETE is at it
-        time.sleep(0.05)
-
-
-def _kill(api: Engine, container_id: str) -> None:
-    """Podman, forced to remove a running container, would first wait for its grace period."""
-    with contextlib.suppress(NotFound, Conflict, BackendError):
-        api.call("POST", f"/containers/{container_id}/kill", signal="KILL")
-
-
 def remove_all(api: Engine, jid: str) -> bool:
     """Remove what is there of the job, and wait until it is gone; False when nothing was."""
     if not _containers(api, jid):
@@ -160,9 +144,21 @@ def _remove_all(api: Engine, jid: str) -> None:
         if time.monotonic() > deadline:
             raise Unreachable(f"The engine does not remove the containers of {jid}.")
         for container in found:
-            if container["State"] == "running":
-                _kill(api, container["Id"])
-            remove(api, container["Id"])
+            _remove(api, container)
+
+
+def _remove(api: Engine, container: Json) -> None:
+    """Remove a container by force, unless it is gone."""
+    path = f"/containers/{container['Id']}"
+    if container["State"] == "running":  # Podman, forced to remove it, would first wait for its grace period
+        with contextlib.suppress(NotFound, Conflict, BackendError):
+            api.call("POST", f"{path}/kill", signal="KILL")
+    try:
+        api.call("DELETE", path, force=1, v=1)
+    except NotFound:
+        pass
+    except Conflict:  # another DELETE is at it
+        time.sleep(0.05)
 
 
 def _containers(api: Engine, jid: str) -> list[Json]:

@@ -17,7 +17,6 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pman import logs, retry
@@ -61,13 +60,6 @@ NOT_A_MANAGER = (
     "or set CONTAINER_ENV=docker to use one engine without a Swarm."
 )
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The tasks of a job, one for each slot, in the order of the slots."""
-
-    tasks: tuple[Json, ...]
 
 
 class SwarmBackend:
@@ -151,7 +143,7 @@ class SwarmBackend:
             state=state,
             message=self._message(labels, slots, ask),
             finished_at=max(ended, default=None) if state.final else None,
-            private=_Found(tuple(slots)),
+            private=slots,
             posted_at=engine.time_of(service.get("CreatedAt")),
         )
 
@@ -180,13 +172,13 @@ class SwarmBackend:
         return engine.killed(labels, bool(state.get("OOMKilled")))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        found = status.private
-        assert isinstance(found, _Found)
+        tasks = status.private
+        assert isinstance(tasks, list)
 
         def read(task: Json, share_bytes: int, seconds: float) -> str:
             return self._log(task, max_lines, share_bytes, seconds)
 
-        return logs.of_workers(read, found.tasks, max_lines, self._max_log_bytes, at_once=engine.LOGS_AT_ONCE)
+        return logs.of_workers(read, tasks, max_lines, self._max_log_bytes, at_once=engine.LOGS_AT_ONCE)
 
     def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float) -> str:
         if not _container(task):
@@ -302,6 +294,7 @@ def _container(task: Json) -> str:
 
 
 def _newest_by_slot(tasks: Iterable[Json]) -> list[Json]:
+    """One task for each slot, in the order of the slots."""
     slots = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}
     return [slots[slot] for slot in sorted(slots)]
 
