@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import os
@@ -275,9 +276,16 @@ def _origin(texts: Iterator[str]) -> tuple[str, int, str]:
         if frame.f_code.co_name.startswith("block_"):  # so Jinja calls what it makes of a block
             block = frame.f_code.co_name.removeprefix("block_")
         inner = inner.gi_yieldfrom or frame.f_locals.get("gen")  # Jinja loops over what it includes with this name
-    numbers = re.findall(r"(\d+)=(\d+)", frame.f_globals.get("debug_info", ""))
-    passed = [int(line) for line, compiled in numbers if int(compiled) <= frame.f_lineno]
-    return frame.f_code.co_filename, passed[-1] if passed else 1, block
+    begun, lines = _compiled_lines(frame.f_globals.get("debug_info", ""))
+    passed = bisect.bisect_right(begun, frame.f_lineno)
+    return frame.f_code.co_filename, lines[passed - 1] if passed else 1, block
+
+
+@functools.lru_cache(maxsize=100)
+def _compiled_lines(debug_info: str) -> tuple[list[int], list[int]]:
+    """Where in the compiled template each line of the template begins, and that line: `line=compiled&line=...`."""
+    pairs = re.findall(r"(\d+)=(\d+)", debug_info)
+    return [int(compiled) for _, compiled in pairs], [int(line) for line, _ in pairs]
 
 
 @functools.cache
