@@ -58,7 +58,11 @@ def test_a_job_with_a_path_of_its_own(tmp_path: Path) -> None:
 def test_what_a_command_leaves_behind_is_ended(tmp_path: Path, shell: str) -> None:
     """ChRIS fetches the output as soon as the command has ended. In each shell that an image may have as its sh."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sh").symlink_to(shutil.which(shell) or pytest.skip(f"no {shell} here"))
+    found = shutil.which(shell)
+    if not found:
+        assert os.environ.get("CI") != "true"
+        pytest.skip(f"no {shell} here")
+    (tmp_path / "bin" / "sh").symlink_to(found)
     job = script(tmp_path / "script", "/bin/sh", "-c", "sleep 600 > sink 2>&1 & echo $!")
     done = subprocess.run(
         [tmp_path / "bin" / "sh", str(job)], cwd=tmp_path, capture_output=True, text=True, check=False
