@@ -110,6 +110,7 @@ class Contract:
         server.wait_final(jid, rig.job_seconds)
         assert rig.executions(jid) == 1
 
+    @pytest.mark.slow
     def test_concurrent_posts_to_two_processes(self, server: Server, rig: Rig, jid: str) -> None:
         second = rig.start()
         request = rig.request(jid, COUNTED + "sleep 1")
@@ -144,6 +145,7 @@ class Contract:
         assert server.delete(jid).status_code == 404
         assert server.get(jid).json()["message"]
 
+    @pytest.mark.slow
     def test_two_deletes_at_once(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, "sleep 600"))
         server.wait_state(jid, "started", rig.job_seconds)
@@ -152,6 +154,7 @@ class Contract:
         assert codes in ([204, 204], [204, 404])
         assert server.get(jid).status_code == 404
 
+    @pytest.mark.slow
     def test_delete_ends_a_running_job(self, server: Server, rig: Rig, jid: str) -> None:
         request = rig.request(jid, OUT + 'while :; do echo beat >> "$out/beats"; sleep 0.1; done')
         server.post(request)
@@ -168,6 +171,7 @@ class Contract:
         assert server.post(request).status_code == 201
         assert server.delete(jid).status_code == 204
 
+    @pytest.mark.slow
     def test_files_are_complete_when_finished(self, server: Server, rig: Rig, jid: str) -> None:
         script = OUT + 'i=0; while [ $i -lt 20 ]; do echo line >> "$out/lines"; i=$((i+1)); sleep 0.05; done'
         server.post(rig.request(jid, script))
@@ -259,6 +263,7 @@ class Contract:
         assert server.get(jid, tail=0).json()["logs"] == ""
         assert server.get(jid, tail="x").status_code == 400
 
+    @pytest.mark.slow
     def test_pman_is_killed_while_a_job_runs(self, rig: Rig, server: Server, jid: str) -> None:
         first = rig.start()
         first.post(rig.request(jid, COUNTED + "sleep 2; echo survived"))

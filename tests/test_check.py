@@ -836,6 +836,7 @@ def test_there_are_at_least_25_broken_overlays() -> None:
     assert len({broken.name for broken in TABLE}) == len(TABLE) >= 25
 
 
+@pytest.mark.slow
 def test_shipped_templates_are_good() -> None:
     result = run("check")
     assert (result.exit_code, result.stdout) == (0, ""), result.output
@@ -921,6 +922,7 @@ def test_status_2_where_nothing_can_be_checked(tmp_path: Path) -> None:
     assert "a.json" in result.output
 
 
+@pytest.mark.slow
 def test_several_overlays_and_their_settings(tmp_path: Path) -> None:
     body = block("directives", "{{ super() }}\n#SBATCH --account={{ settings.slurm_account|sbatch }}\n")
     place = write(tmp_path / "a", {SLURM: extending(SLURM, body)})
@@ -942,6 +944,7 @@ def test_requests_of_ones_own(tmp_path: Path) -> None:
         site.own_corpus(write(tmp_path / "bad", {"x.json": "{"}))
 
 
+@pytest.mark.slow
 def test_attributes_that_cromwell_does_not_declare(tmp_path: Path) -> None:
     conf = ROOT / "deploy" / "cromwell" / "slurm.conf"
     place = write(tmp_path, only(WDL, "site_attributes", '    scratch: "10 GB"\n'))
@@ -953,6 +956,7 @@ def test_attributes_that_cromwell_does_not_declare(tmp_path: Path) -> None:
     assert run("check", "--cromwell-conf", conf, "--to", "wdl").exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_older_kubernetes_can_be_asked() -> None:
     assert run("check", "--to", "k8s", "--kubernetes-version", "1.27").exit_code == 0
     assert run("check", "--to", "k8s", "--kubernetes-version", "9.99").exit_code == 1
@@ -994,6 +998,7 @@ def test_diff_shows_what_stands_outside_of_blocks(tmp_path: Path) -> None:
     assert f"+++ {tmp_path}/{SLURM} outside of blocks\n@@ -0,0 +1 @@\n+{{% set partition = 'x' %}}\n---" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["wdl", "k8s", "swarm", "docker", "slurm", "local"])
 def test_new_overlays_are_good_and_change_nothing_yet(tmp_path: Path, target: str) -> None:
     place = tmp_path / "overlay"
@@ -1080,6 +1085,7 @@ def test_a_block_may_begin_over_two_lines_or_stand_in_a_comment(tmp_path: Path) 
 # -- the author's loop ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_watch_renders_again_on_every_save(tmp_path: Path) -> None:
     place = write(
         tmp_path / "overlay", {WDL: extending(WDL, block("site_attributes", "    a: 1\n")), "site.yaml": "x: 1\n"}

@@ -91,6 +91,7 @@ def test_user_and_password(recorder: Recorder) -> None:
     assert recorder.asked[0][1] == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="  # the example of RFC 7617
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # google-auth 1 takes times without a time zone
 def test_service_account(recorder: Recorder, tmp_path: Path) -> None:
     """One token for many calls; while Google does not answer, calls are refused and may be repeated."""

@@ -374,6 +374,7 @@ def test_a_job_that_cromwell_lost_can_be_posted_again() -> None:
         assert list(player.submitted) == [workflow_id(JID, 1)]
 
 
+@pytest.mark.slow
 def test_a_job_in_limbo_is_not_posted_twice() -> None:
     """Recording 51: accepted and killed 2 s later; invisible for ten minutes, its id taken."""
     with playing(Timeline("x")) as (player, url):
@@ -422,6 +423,7 @@ def test_a_job_that_lost_its_labels_gets_them_back() -> None:
         assert player.posts == 1
 
 
+@pytest.mark.slow
 def test_a_database_that_takes_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The id is never given to a second workflow, as the abort of one that does not show yet would do."""
     monkeypatch.setattr(cromwell, "WINDOW_SECONDS", 10.0)

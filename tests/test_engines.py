@@ -269,6 +269,7 @@ def test_a_manager_that_is_not_ready(engine: FakeEngine, state: str, words: str)
         backend.ping()
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_holds_all_up_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "engine.sock"))
@@ -390,6 +391,7 @@ def test_a_post_beside_a_delete_may_be_repeated(engine: FakeEngine) -> None:
         posted(backend, config)
 
 
+@pytest.mark.slow
 def test_a_container_that_is_still_being_made(engine: FakeEngine) -> None:
     """Its name is taken, and nothing is there yet: another request is making it, which takes a while."""
     backend, config = load("docker", engine)

@@ -175,6 +175,7 @@ def test_what_a_template_refuses_leaves_nothing_in_the_store(rig: Rig, tmp_path:
     assert not (rig.store / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_arguments(server: Server, rig: Rig) -> None:
     args = ["--in", "x", *(str(number) for number in range(99_998))]
     request = rig.request("many", 'echo $#; echo "$2" "$100000"', *args, args_path_flags=["--in"])
@@ -325,6 +326,7 @@ def test_a_short_secret_and_a_misspelt_setting_are_warned_about(tmp_path: Path) 
         assert "did you mean TIMELIMIT_MINUTES" in server.log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "words"),
     [
@@ -346,6 +348,7 @@ def test_the_log_says_at_start_whether_jobs_can_run(tmp_path: Path, env: dict[st
         wait_for(lambda: words in server.log.read_text(), 30, words)
 
 
+@pytest.mark.slow
 def test_dev_mode_reloads_templates(tmp_path: Path) -> None:
     overlay = tmp_path / "templates"
     (overlay / "local").mkdir(parents=True)

@@ -120,6 +120,7 @@ def test_create_sends_the_rendered_text(script: Script, backend: kubernetes.Kube
     assert asked[2]["spec"]["template"]["spec"]["containers"][0]["args"] == ["$$(x)", "/share/outgoing"]
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec()
     busy = {"kind": "Status", "message": "too many requests, please try again later", "code": 429}
@@ -418,6 +419,7 @@ def test_a_refused_worker_is_explained(script: Script, backend: kubernetes.Kuber
     assert found.message == 'Kubernetes refuses the job\'s pod: admission webhook "w" denied the request: no.'
 
 
+@pytest.mark.slow
 def test_events_are_read_only_when_they_are_needed(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     """Not while all workers run, nor when those that have not begun are being ended, nor for each of a crowd."""
     job, spec = job_and_spec()

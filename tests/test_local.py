@@ -141,6 +141,7 @@ class TestLocal(Contract):
         (rig.outgoing(jid) / "go").touch()
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
 
+    @pytest.mark.slow
     def test_a_suspended_job_goes_on(self, server: Server, rig: Rig, jid: str) -> None:
         """As SLURM suspends: TSTP to every process, STOP a moment later."""
         server.post(rig.request(jid, OUT + 'echo up > "$out/up"; ' + GATED, time_limit_minutes=5))
@@ -179,6 +180,7 @@ class TestLocal(Contract):
         (state_of(rig, jid) / "rc").write_text("mine\n")
         assert server.get(jid).json()["status"] == "finishedWithError"
 
+    @pytest.mark.slow
     def test_the_group_of_a_worker_that_ended_long_ago(self, server: Server, rig: Rig, jid: str) -> None:
         """Its number may be somebody else's: here a process that the worker left in its group, without the token."""
         script = OUT + 'if [ $PMAN_WORKER_INDEX = 1 ]; then env -i sleep 600 & echo $! > "$out/pid"; else sleep 600; fi'
@@ -203,6 +205,7 @@ class TestLocal(Contract):
         server.wait_final(jid)
         assert rig.executions(jid) == 2
 
+    @pytest.mark.slow
     def test_posts_and_deletes_at_once(self, server: Server, rig: Rig, jid: str) -> None:
         second = rig.start()
         request = rig.request(jid, "sleep 600")
@@ -237,6 +240,7 @@ class TestLocal(Contract):
         assert (trash / "claim").exists()
         assert (rig.outgoing(jid) / "runs").read_text() == "run\n"
 
+    @pytest.mark.slow
     def test_a_look_at_a_job_whose_place_another_has_taken(self, rig: Rig, jid: str) -> None:
         """It must not take the next attempt's files for its own, nor note its end there."""
         backend = LocalBackend(Path(rig.env["LOCAL_STATE_DIR"]), 1024)
@@ -375,7 +379,8 @@ def runtime_program(runtime: str) -> str:
     return {"bubblewrap": "bwrap", "charliecloud": "ch-run"}.get(runtime, runtime)
 
 
-def test_a_state_directory_that_isgone(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_state_directory_that_is_gone(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
         server = rig.start()
         shutil.rmtree(tmp_path / "state")
@@ -386,6 +391,7 @@ def test_a_state_directory_that_isgone(tmp_path: Path) -> None:
         assert server.get("gone").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_damaged_record_harms_no_other_job(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
         server = rig.start()
@@ -399,6 +405,7 @@ def test_a_damaged_record_harms_no_other_job(tmp_path: Path) -> None:
             assert "is damaged; remove the directory" in answer.json()["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [b"", b"1 2", b"\xff"])
 def test_a_damaged_claim_harms_no_other_job(tmp_path: Path, left: bytes) -> None:
     """As a power cut may leave it."""

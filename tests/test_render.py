@@ -325,6 +325,7 @@ def test_an_error_in_a_shipped_block_names_the_shipped_file(overlay: Overlay) ->
         text(renderer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -39,6 +39,7 @@ def test_prints_the_recorded_bytes(target: str) -> None:
     assert good(EXAMPLE, "--to", target, *BASE).encode() == recorded.read_bytes()
 
 
+@pytest.mark.slow
 def test_prints_the_bytes_that_the_service_submits(tmp_path: Path) -> None:
     """A real service over the local backend leaves the script that it ran in the job's state directory."""
     store, state = tmp_path / "store", tmp_path / "state"
@@ -60,11 +61,13 @@ def test_a_fresh_checkout_says_what_to_install() -> None:
     assert (done.returncode, done.stderr.count("\n"), "scripts/quickstart" in done.stderr) == (1, 1, True), done.stderr
 
 
+@pytest.mark.slow
 def test_reads_standard_input() -> None:
     for arguments in (("-",), ()):
         assert good(*arguments, "--to", "wdl", *BASE, given=EXAMPLE.read_bytes()) == good(EXAMPLE, "--to", "wdl", *BASE)
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_environment_then_a_file_then_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "pman.env"
     file.write_text("SLURM_PARTITION=from-file\n# comment\nSTOREBASE='/from file'\n")
@@ -112,6 +115,7 @@ def test_one_request_over_several_lines_may_go_to_a_directory(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["chris-jid-2.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["wdl", "k8s", "swarm", "local"])
 def test_check_accepts_what_is_shipped(target: str) -> None:
     assert good(EXAMPLE, "--to", target, "--check", *BASE)

@@ -76,6 +76,7 @@ def check_wdl(request: dict[str, Any]) -> str | None:
     return deliver.cromwell_script(spec.text)
 
 
+@pytest.mark.slow
 @given(requests(entrypoint=PRINT_BOTH))
 def test_wdl(request: dict[str, Any]) -> None:
     if script := check_wdl(request):
@@ -168,6 +169,7 @@ def on_host(word: str, request: dict[str, Any]) -> str:
     return word
 
 
+@pytest.mark.slow
 @given(requests(entrypoint=PRINT_BOTH))
 def test_local(request: dict[str, Any]) -> None:
     _, spec = LOCAL(request)

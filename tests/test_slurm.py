@@ -226,6 +226,7 @@ def engine(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listing", [False, True])
 @pytest.mark.parametrize("earlier", ["FAILED", "PENDING"])
 def test_a_claim_that_is_younger_than_the_queue(engine: Fake, earlier: str, listing: bool) -> None:
@@ -245,6 +246,7 @@ def test_an_owner_that_only_the_accounts_know(engine: Fake) -> None:
     assert "more memory" in engine.backend.status(record.jid).message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry", ["POST", "GET"])
 def test_refused_because_an_earlier_sbatch_got_through(engine: Fake, retry: str) -> None:
     assert slurm_state.create_directory(engine.root, named("j"), render.Spec("slurm", ""))
@@ -299,6 +301,7 @@ def test_a_runaway_record_of_the_accounts(engine: Fake, age_seconds: float, stat
     assert engine.backend.status(record.jid).state is state
 
 
+@pytest.mark.slow
 def test_a_slow_delete_keeps_nobody_waiting(engine: Fake) -> None:
     ending, other = engine.submit("ending"), engine.submit("other")
     run_shell(claim(other, "11"))
@@ -432,6 +435,7 @@ assert list(engine.root.iterdir()) == []
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """Said as what it is, and a DELETE makes room."""
     line = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
