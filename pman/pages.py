@@ -44,7 +44,12 @@ def jobs() -> flask.Response:
 def job(jid: str) -> flask.Response:
     """One job and the end of its output."""
     flask.g.jid = jid
-    found, text = look(jid, service().settings.job_logs_tail)
+    try:
+        found, text = look(jid, service().settings.job_logs_tail)
+    except PmanError as error:
+        response = _page("problem.html", jid=jid, problem=str(error), again=error.transient)
+        response.status_code = error.http_status
+        return response
     return _page("job.html", job=found, logs=text)
 
 

@@ -386,6 +386,12 @@ def raw(server: Server, text: bytes) -> bytes:
         return answer
 
 
+def test_the_page_of_a_job_that_is_not_there(server: Server) -> None:
+    answer = requests.get(f"{server.url}/jobs/%3Cb%3Egone/", timeout=10)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
+    assert "There is no job with jid &lt;b&gt;gone." in answer.text
+
+
 def test_the_playground_renders_what_the_service_submits(server: Server) -> None:
     request = json.loads((ROOT / "examples/hostile-arguments.json").read_text())
     for target in ("wdl", "k8s", "swarm", "docker", "slurm", "local"):
