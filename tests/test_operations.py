@@ -143,8 +143,13 @@ def test_users_file_changes_and_goes(rig: Rig, users_file: Path) -> None:
     users_file.write_text("chris:" + bcrypt.hashpw(b"new", bcrypt.gensalt(5)).decode())
     assert get(server, "/api/v1/", right).status_code == 401
     assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 200
-    users_file.write_text("chris:plain")
+    before = users_file.stat()
+    users_file.write_text("chris:" + bcrypt.hashpw(b"newer", bcrypt.gensalt(5)).decode())
+    os.utime(users_file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps times
     assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 401
+    assert get(server, "/api/v1/", (b"chris", b"newer")).status_code == 200
+    users_file.write_text("chris:plain")
+    assert get(server, "/api/v1/", (b"chris", b"newer")).status_code == 401
     assert "nobody is let in: " in server.log.read_text()
     users_file.unlink()
     assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 401
