@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ import pytest
 from pman import backends, logs, metrics, retry, settings
 from pman.app import create_app
 from pman.backends import Backend, docker, swarm
-from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
+from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, TemplateError, Unreachable
 from pman.job import make_job, validate
-from pman.render import Renderer
+from pman.render import TARGETS, Renderer
 from pman.status import JobState, JobStatus
 from tests.fakes.engine import Answer, Call, FakeEngine
 
@@ -358,6 +360,21 @@ def test_a_post_while_the_leader_changes(engine: FakeEngine) -> None:
         lambda _: (500, {"message": lost}), lambda _: (409, {"message": "name conflicts with an existing object"})
     )
     assert posted(backend, config).state is JobState.STARTED
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+@pytest.mark.parametrize("change", [
+    ("org.chrisproject.pman.name: ", "name: "), ("pman.digest: \"", "pman.digest: \"x"), ("Labels:", "- Labels:"),
+    ("", "a: ["), ("Labels:", "Name: another\nLabels:"),
+])  # fmt: skip
+def test_a_template_whose_job_could_not_be_found_again(engine: FakeEngine, name: str, change: tuple[str, str]) -> None:
+    """It would run, and be a 404."""
+    backend, config = load(name, engine)
+    job = make_job(validate(REQUEST), config)
+    spec = Renderer(config).render(job, name)
+    with pytest.raises(TemplateError, match=re.escape(f"{TARGETS[name].template}:1: ")):
+        backend.submit(job, replace(spec, text=spec.text.replace(*change, 1)))
+    assert not [call for call in engine.calls if call.method == "POST"]
 
 
 @pytest.mark.parametrize("node", ["ready", "down"])

@@ -65,7 +65,7 @@ class DockerBackend:
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         self._engine.require_subpath(self._settings)
-        body = engine.parse(spec.text)
+        body = engine.body_of(job, spec)
         self._refuse_missing(body)
         if job.workers > MAX_WORKERS:
             raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})

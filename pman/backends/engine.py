@@ -26,7 +26,19 @@ import urllib3
 import yaml
 
 from pman import logs
-from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, PmanError, TooLarge, Unreachable
+from pman.errors import (
+    BackendError,
+    BadRequest,
+    Conflict,
+    Misconfigured,
+    NotFound,
+    PmanError,
+    TemplateError,
+    TooLarge,
+    Unreachable,
+)
+from pman.job import Job
+from pman.render import TARGETS, Spec
 from pman.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -201,14 +213,17 @@ def check(ping: Callable[[], None]) -> None:
         raise Misconfigured(str(error)) from error
 
 
-def parse(text: str) -> dict[str, Any]:
-    """A rendered body. Raises BadRequest where it is no YAML mapping."""
+def body_of(job: Job, spec: Spec) -> dict[str, Any]:
+    """The spec as a body. Raises TemplateError where it is none that can be found again under the job's jid."""
+    where = f"{TARGETS[spec.target].template}:1: "
     try:
-        body = yaml.load(text, _LOADER)  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
-        raise BadRequest(f"The template renders no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(body, dict):
-        raise BadRequest("The template renders no mapping.")
+        body: dict[str, Any] = yaml.load(spec.text, _LOADER)  # noqa: S506 - a safe loader
+        identity = (body.get("Name", job.name), body["Labels"][JID], body["Labels"][DIGEST])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise TemplateError(f"{where}the template renders no job with the labels {JID} and {DIGEST}: {said}") from error
+    if identity != (job.name, job.jid, job.digest):
+        raise TemplateError(f"{where}Name must be job.name, and the labels {JID} and {DIGEST} the job's own")
     return body
 
 

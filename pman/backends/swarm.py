@@ -73,7 +73,7 @@ class SwarmBackend:
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         self._require_subpath()
-        body = engine.parse(spec.text)
+        body = engine.body_of(job, spec)
         headers = self._engine.registry_auth(_image(body))
         try:
             # Perhaps of a service that is gone: after a DELETE that was cut short, and for a moment during each.
