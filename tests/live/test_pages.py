@@ -150,7 +150,7 @@ def test_playground(browser: webdriver.Chrome, server: Server, tmp_path: Path, w
     assert {"command", "resources", "directories"} <= tags
     fits(browser, width, tmp_path / f"render-{width}.png")
     area = browser.find_element(By.ID, "request")
-    browser.execute_script("arguments[0].value = arguments[0].value.replace('1000', '-5')", area)
+    browser.execute_script("arguments[0].value = arguments[0].value.replace(/(cpu_limit\\D+)\\d+/, '$1-5')", area)
     area.send_keys(" ")
     wait_for(lambda: "cpu_limit" in browser.find_element(By.ID, "verdict").text, 20, "the bad field")
     browser.get_log("browser")  # type: ignore[no-untyped-call] # the 400 is meant

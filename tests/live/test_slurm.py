@@ -480,7 +480,8 @@ class TestWithoutAccounting:
         forgetful.dev("stop", "slurmctld")
         try:
             assert hasty.get(done).json()["logs"] == "fine\n"
-            assert hasty.get(begun).status_code == 503
+            # What it saw of the queue as it started may be a moment old.
+            wait_for(lambda: hasty.get(begun).status_code == 503, 30, "pman to miss SLURM")
             assert hasty.call("GET", "../../readyz").status_code == 503
             answer = hasty.post(lonely.request(jid, COUNTED))
             assert (answer.status_code, "SLURM does not answer" in answer.text) == (503, True)
