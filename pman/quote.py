@@ -159,9 +159,11 @@ def _float(value: float) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        instead = (
-            "say what should be written where it is absent" if value is None else "a `for` or |join writes its parts"
-        )
+        instead = "quotes in site.yaml, or |string, make it text"
+        if value is None:
+            instead = "say what should be written where it is absent"
+        if isinstance(value, list | tuple | Mapping):
+            instead = "a `for` or |join writes its parts"
         raise TypeError(f"{type(value).__name__} is not text; {instead}")
     if "\0" in value:
         raise Unwritable("a NUL character cannot stand here")

@@ -354,8 +354,8 @@ class _Undefined(jinja2.StrictUndefined):
     @property
     def _undefined_message(self) -> str:
         known = VARIABLES if self._undefined_obj is jinja2.utils.missing else members(self._undefined_obj)
-        kind = type(self._undefined_obj).__name__
-        what = "this mapping" if kind == "dict" else kind.lower()
+        owner = self._undefined_obj
+        what = "this mapping" if isinstance(owner, Mapping) else type(owner).__name__.lower()
         said = re.sub(r"^'[\w.]+ object'", what, super()._undefined_message)  # not 'pman.job.Job object'
         return said + hint(str(self._undefined_name), known)
 

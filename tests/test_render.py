@@ -191,6 +191,12 @@ def test_quoted_text_is_never_joined_to_other_text(overlay: Overlay, expression:
         shell(overlay, body)
 
 
+def test_a_number_where_kubernetes_takes_text_only(overlay: Overlay) -> None:
+    with pytest.raises(TemplateError, match=r"int is not text; quotes in site\.yaml, or \|string, make it text"):
+        text(overlay({"k8s/job.yaml.j2": "{{ job.cpu_cores|k8s }}"}), "k8s")
+    assert text(overlay({"k8s/job.yaml.j2": "{{ job.cpu_cores|string|k8s }}"}), "k8s") == '"2"'
+
+
 def test_map_marks_nothing_as_safe(overlay: Overlay) -> None:
     with pytest.raises(TemplateError, match=r"job\.sh\.j2:1: map cannot mark values as safe"):
         shell(overlay, "{{ [job.auid]|map('sa' ~ 'fe')|join(' ') }}")
@@ -295,7 +301,7 @@ def test_values_are_never_templates(overlay: Overlay) -> None:
         ("a\n\n{{ job.imag }}", 3, "did you mean image"),
         ("{{ job.cpu_core }}", 1, "job has no attribute 'cpu_core'; did you mean cpu_cores"),
         ("{{ storage.incomming.source }}", 1, "did you mean incoming"),
-        ("{{ settings.storbase }}", 1, "did you mean storebase"),
+        ("{{ settings.storbase }}", 1, "this mapping has no attribute 'storbase'; did you mean storebase"),
         ("{{ site.acount }}", 1, "this mapping has no attribute 'acount'; did you mean account"),
         ("{{ job.image|shh }}", 1, "No filter named 'shh'; did you mean sh"),
         ("{% if job.image is strng %}{% endif %}", 1, "No test named 'strng'; did you mean string"),
