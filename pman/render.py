@@ -65,7 +65,10 @@ class Spec:
 
 
 class Piece(NamedTuple):
-    """A part of a rendered text: the file and line that it comes from, and the innermost block, "" outside of all."""
+    """A part of a rendered text: the file and line that it comes from, and the innermost block, "" outside of all.
+
+    What `super()` brings in is one part, of the line and block that call it.
+    """
 
     text: str
     file: str
