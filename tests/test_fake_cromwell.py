@@ -551,3 +551,17 @@ def test_project_configuration_notes_a_job_that_left_no_code(
         subprocess.run(["scancel", "-s", "KILL", job], check=True)
         call = final(target, workflow)
         assert (call["returnCode"], call["backendStatus"]) == (79, "Failed")
+
+
+def test_project_configuration_tells_a_container_the_number_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which Apptainer's --containall hides with the rest of the environment."""
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text('#!/bin/bash\nuntil [ $1 = docker://i ]; do shift; done\nexec env -i PATH="$PATH" "${@:2}"\n')
+    apptainer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PMAN_CONTAINER", "apptainer")
+    with serving(tmp_path, conf=PROJECT_CONF) as target:
+        call = final(target, submit(target, 'printf %s "$SLURM_JOB_ID"', image="i"))
+        assert output(call) == call["jobId"], output(call, "stderr")
