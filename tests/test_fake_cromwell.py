@@ -62,11 +62,11 @@ def jobs() -> list[str]:
 
 def loaded(conf: Path) -> Config:
     """A configuration, read once for each value of what tests set differently of the environment that it looks at."""
-    return _loaded(conf, os.environ.get("PMAN_RC_WAIT"))
+    return _loaded(conf, os.environ.get("PMAN_RC_WAIT"), os.environ.get("PMAN_CONTAINER"))
 
 
 @cache
-def _loaded(conf: Path, _: str | None) -> Config:
+def _loaded(conf: Path, *_: str | None) -> Config:
     return load(conf)
 
 
