@@ -164,11 +164,12 @@ def _end(response: flask.Response) -> flask.Response:
 
 
 def _answer(error: Exception) -> tuple[flask.Response, int]:
-    """Every error as JSON with `message`. A stack trace goes to the log, never out."""
+    """Every error as JSON with `message`, or as a page where one was asked for. A stack trace goes to the log alone."""
     if isinstance(error, PmanError):
         level = logging.ERROR if error.http_status >= 500 else logging.INFO
         log.log(level, "%s", error, extra={"fields": {"detail": error.detail[:4096]}})
-        return flask.jsonify(message=error.message), error.http_status
+        page = flask.request.blueprint == pages.blueprint.name and flask.request.method == "GET"
+        return pages.problem(error) if page else flask.jsonify(message=error.message), error.http_status
     if isinstance(error, RequestEntityTooLarge):
         return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
     if isinstance(error, HTTPException):

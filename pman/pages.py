@@ -44,13 +44,13 @@ def jobs() -> flask.Response:
 def job(jid: str) -> flask.Response:
     """One job and the end of its output."""
     flask.g.jid = jid
-    try:
-        found, text = look(jid, service().settings.job_logs_tail)
-    except PmanError as error:
-        response = _page("problem.html", jid=jid, problem=str(error), again=error.transient)
-        response.status_code = error.http_status
-        return response
+    found, text = look(jid, service().settings.job_logs_tail)
     return _page("job.html", job=found, logs=text)
+
+
+def problem(error: PmanError) -> flask.Response:
+    """What is shown in place of a page."""
+    return _page("problem.html", jid=flask.g.get("jid", ""), problem=str(error), again=error.transient)
 
 
 @blueprint.get("/render")

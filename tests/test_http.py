@@ -390,6 +390,7 @@ def test_the_page_of_a_job_that_is_not_there(server: Server) -> None:
     answer = requests.get(f"{server.url}/jobs/%3Cb%3Egone/", timeout=10)
     assert (answer.status_code, answer.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
     assert "There is no job with jid &lt;b&gt;gone." in answer.text
+    assert "There is no job with jid <b>gone." in server.log.read_text()
 
 
 def test_the_playground_renders_what_the_service_submits(server: Server) -> None:
