@@ -23,9 +23,9 @@ import docker.errors
 import docker.tls
 import requests
 import urllib3
-import yaml
 
 from pman import logs
+from pman.backends import documents
 from pman.errors import (
     BackendError,
     BadRequest,
@@ -33,12 +33,11 @@ from pman.errors import (
     Misconfigured,
     NotFound,
     PmanError,
-    TemplateError,
     TooLarge,
     Unreachable,
 )
 from pman.job import Job
-from pman.render import TARGETS, Spec
+from pman.render import Spec
 from pman.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,6 @@ _PASSING = re.compile(
 _NAME_TAKEN = re.compile(r"name .* is already in use")
 _OTHER_VERSION = re.compile(r"client version \S+ is too (old|new)")
 _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +212,12 @@ def check(ping: Callable[[], None]) -> None:
 
 
 def body_of(job: Job, spec: Spec) -> dict[str, Any]:
-    """The spec as a body. Raises TemplateError where it is none that can be found again under the job's jid."""
-    where = f"{TARGETS[spec.target].template}:1: "
-    try:
-        body: dict[str, Any] = yaml.load(spec.text, _LOADER)  # noqa: S506 - a safe loader
-        identity = (body.get("Name", job.name), body["Labels"][JID], body["Labels"][DIGEST])
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise TemplateError(f"{where}the template renders no job with the labels {JID} and {DIGEST}: {said}") from error
-    if identity != (job.name, job.jid, job.digest):
-        raise TemplateError(f"{where}Name must be job.name, and the labels {JID} and {DIGEST} the job's own")
-    return body
+    """The spec as a body. Raises TemplateError."""
+
+    def identity(body: Any) -> tuple[str, str, str]:
+        return body.get("Name", job.name), body["Labels"][JID], body["Labels"][DIGEST]
+
+    return documents.load(job, spec, identity, f"Name and the labels {JID} and {DIGEST}")
 
 
 def time_of(text: str | None) -> datetime | None:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import yaml
-
 from pman import logs, retry
+from pman.backends import documents
 from pman.backends import kubernetes_reasons as reasons
 from pman.backends.kubernetes_api import Api, Object, connect
 from pman.backends.kubernetes_logs import Reader
@@ -30,7 +29,6 @@ from pman.errors import (
     BadRequest,
     Conflict,
     Refused,
-    TemplateError,
     TooLarge,
     jid_taken,
     no_such_job,
@@ -329,23 +327,16 @@ def _counted(value: object) -> bool:
 
 def _body(job: Job, spec: Spec) -> bytes:
     """The spec as JSON. Raises TemplateError where it is no Job that can be found again under its jid."""
-    try:
-        document = yaml.load(spec.text, Loader=_LOADER)  # noqa: S506 - a SafeLoader
+
+    def identity(document: Any) -> tuple[str, str, str]:
         metadata = document["metadata"]
-        identity = (metadata["name"], metadata["annotations"][JID], metadata["annotations"][DIGEST])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise TemplateError(
-            f"k8s/job.yaml.j2:1: the template renders no Kubernetes Job with name, {JID} and {DIGEST}: {error}"
-        ) from error
-    if identity != (job.name, job.jid, job.digest):
-        raise TemplateError(f"k8s/job.yaml.j2:1: metadata must hold job.name and the annotations {JID} and {DIGEST}")
+        return metadata["name"], metadata["annotations"][JID], metadata["annotations"][DIGEST]
+
+    document = documents.load(job, spec, identity, f"metadata.name and the annotations {JID} and {DIGEST}")
     body = json.dumps(document).encode()
     if len(body) > MAX_BODY_BYTES:
         raise TooLarge(f"The job is too large for Kubernetes: {len(body)} bytes, of which it takes {MAX_BODY_BYTES}.")
     return body
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _check_same(existing: Object, job: Job) -> None:
