@@ -184,10 +184,10 @@ def _forget(service: Service, jid: str, copies: Path) -> None:
 
 
 def _store() -> Path:
-    store = Path(os.environ.get("STOREBASE") or "/nowhere")
-    if not store.is_dir():  # made here, it would be another one than pman's
+    store = os.environ.get("STOREBASE")
+    if not store or not Path(store).is_dir():  # made here, it would be another one than pman's
         raise click.ClickException("set STOREBASE to pman's store, a directory of this machine, or use `pman submit`.")
-    return store.resolve()
+    return Path(store).resolve()
 
 
 def _user() -> str:

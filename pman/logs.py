@@ -69,9 +69,11 @@ def of_workers(  # noqa: PLR0913 - one call in place of three in every backend
         )
 
     if at_once == 1 or len(workers) < 2:
-        return _join_workers([text(worker) for worker in workers], max_lines, max_bytes, numbers)
-    with ThreadPoolExecutor(at_once) as pool:
-        return _join_workers(list(pool.map(text, workers)), max_lines, max_bytes, numbers)
+        texts = [text(worker) for worker in workers]
+    else:
+        with ThreadPoolExecutor(at_once) as pool:
+            texts = list(pool.map(text, workers))
+    return _join_workers(texts, max_lines, max_bytes, numbers)
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:
