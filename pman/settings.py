@@ -64,8 +64,8 @@ def _absolute(path: str) -> str:
     return path
 
 
-def _http_url(url: str | None) -> str | None:
-    if url is not None and not re.match(r"https?://[^/]", url):
+def _http_url(url: str) -> str:
+    if not re.match(r"https?://[^/]", url):
         raise ValueError("must begin with http:// or https://")
     return url
 
@@ -76,6 +76,7 @@ Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 Pair = Annotated[str, AfterValidator(_one_pair)]
 User = Annotated[str, AfterValidator(_user)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class Settings(BaseSettings):
@@ -126,7 +127,7 @@ class Settings(BaseSettings):
     slurm_account: str | None = Field(None, description="SLURM account of `slurm` jobs.")
     slurm_qos: str | None = Field(None, description="SLURM quality of service of `slurm` jobs.")
 
-    cromwell_url: Annotated[str | None, AfterValidator(_http_url)] = Field(None, description="Cromwell's address, with or without `/api/workflows/v1`.")
+    cromwell_url: HttpUrl | None = Field(None, description="Cromwell's address, with or without `/api/workflows/v1`.")
     cromwell_auth_user: str | None = Field(None, description="User of HTTP Basic authentication at Cromwell.")
     cromwell_auth_password: SecretStr | None = Field(None, description="Its password.")
     cromwell_service_account: Path | None = Field(None, description="Google service account key (JSON file) for an OAuth-protected Cromwell.")
