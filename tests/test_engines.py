@@ -562,3 +562,38 @@ def test_too_many_workers_for_one_engine(engine: FakeEngine) -> None:
     backend, config = load("docker", engine)
     with pytest.raises(BadRequest, match="at most 200 workers"):
         posted(backend, config, number_of_workers=201)
+
+
+PODMAN = {"ApiVersion": "1.41", "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]}
+
+
+@pytest.mark.parametrize("text", [",source=/etc", ',"', "\n", "\r"])
+@pytest.mark.parametrize("field", ["input_dir", "output_dir"])
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_podman_is_sent_no_mount_option(engine: FakeEngine, name: str, field: str, text: str) -> None:
+    """Also where CONTAINER_ENV says docker: the engine says what it is."""
+    engine.routes["GET /version"] = PODMAN
+    with pytest.raises(BadRequest) as caught:
+        posted(*load(name, engine), **dict[str, Any]({field: f"key-a/x{text}"}))
+    assert list(caught.value.message) == [field]
+    assert not [call for call in engine.calls if call.method == "POST"]
+
+
+@pytest.mark.parametrize("program", ['["sh", "-c"]', "[]", "null", "[" * 100_000])
+def test_podman_is_sent_no_program_that_it_would_parse(engine: FakeEngine, program: str) -> None:
+    engine.routes["GET /version"] = PODMAN
+    with pytest.raises(BadRequest) as caught:
+        posted(*load("podman", engine), entrypoint=[program])
+    assert list(caught.value.message) == ["entrypoint"]
+
+
+def test_a_sites_mount_is_judged_too(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.routes["GET /version"] = PODMAN
+    overlay = tmp_path / "overlay" / "docker"
+    overlay.mkdir(parents=True)
+    (overlay / "container.yaml.j2").write_text(
+        '{% extends "shipped/docker/container.yaml.j2" %}\n{% block mounts %}\n'
+        "    - {Type: bind, Source: /scratch, Target: {{ '/scratch/' ~ job.auid }}}\n{% endblock %}\n"
+    )
+    with pytest.raises(BadRequest, match="mount option"):
+        posted(*load("podman", engine, TEMPLATES_DIR=str(tmp_path / "overlay")), auid="a,rw,source=/etc")

@@ -10,12 +10,13 @@ looks, a job that ran longer than its limit counts as failed.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,6 +52,7 @@ STATES: dict[str, JobState] = {
 POSTED = "org.chrisproject.pman.posted"  # nanoseconds of the epoch; the engine lists whole seconds
 WORKERS = "org.chrisproject.pman.workers"
 MAX_WORKERS = 200  # each takes an engine a third of a second to start, and pfcon gives up on a POST after 100 s
+_JOINED = re.compile(r'[,"\n\r]')
 Json = dict[str, Any]
 
 
@@ -66,6 +68,8 @@ class DockerBackend:
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         self._engine.require_subpath(self._settings)
         body = engine.body_of(job, spec)
+        if self._engine.is_podman():
+            _refuse_options(job, body)
         self._refuse_missing(body)
         if job.workers > MAX_WORKERS:
             raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})
@@ -193,6 +197,48 @@ def create(settings: Settings) -> DockerBackend:
     backend = DockerBackend(settings)
     engine.check(backend.ping)
     return backend
+
+
+def _refuse_options(job: Job, body: Json) -> None:
+    """Raises BadRequest for a value that Podman would read as something else than one value.
+
+    Its Docker-compatible API writes each mount as one line of `key=value` joined by commas, without quotes, and parses
+    that line as CSV; a program that is alone in Entrypoint is parsed as JSON where it can be
+    (https://github.com/containers/podman/blob/v5.4.2/pkg/api/handlers/compat/containers_create.go, cliOpts).
+    """
+    for mount in body.get("HostConfig", {}).get("Mounts") or []:
+        for text in _texts(mount):
+            if _JOINED.search(text):
+                fields = {"input_dir": job.input_dir, "output_dir": job.output_dir}
+                said = "must not hold a comma, a double quote or a line break: Podman would read a mount option there."
+                wrong = {name: said for name, path in fields.items() if path in text and _JOINED.search(path)}
+                raise BadRequest(wrong or f"The mount {text!r} {said}")
+    program = _list(body.get("Entrypoint"))
+    if len(program) == 1 and _is_json_list(program[0]):
+        raise BadRequest({"entrypoint": "names a program that Podman would read as a JSON list."})
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a document, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_texts(key), *_texts(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_json_list(text: str) -> bool:
+    """Whether Go's decoder may take the text for a list; it takes null for an empty one."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return False
+    except RecursionError:
+        return True
+    return read is None or isinstance(read, list)
 
 
 def _name(name: str, index: int) -> str:

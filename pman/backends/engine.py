@@ -48,6 +48,7 @@ IMAGE = "org.chrisproject.pman.image"
 LIMIT = "org.chrisproject.pman.time-limit-minutes"
 MEMORY = "org.chrisproject.pman.memory-mib"
 SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
+PODMAN = "Podman Engine"  # the name among the Components of /version, of Podman 3 to 5
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
 POOL_SIZE = 64  # connections kept; more are opened in need, and closed after use
 SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
@@ -70,10 +71,11 @@ _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A pool of connections to an engine, and the version of the API that the engine speaks."""
+    """A pool of connections to an engine, and what the engine says of itself."""
 
     pool: urllib3.HTTPConnectionPool
-    version: str
+    version: str  # of the API
+    is_podman: bool
 
 
 class Engine:
@@ -114,6 +116,10 @@ class Engine:
     def get(self, path: str, **params: Any) -> Any:
         """The decoded JSON of a GET."""
         return self.call("GET", path, **params).json()
+
+    def is_podman(self) -> bool:
+        """Whether Podman answers, by its own word: its socket also serves sites that set CONTAINER_ENV=docker."""
+        return self._linked().is_podman
 
     def registry_auth(self, image: str) -> dict[str, str]:
         """The header that passes the credentials of ~/.docker/config.json for this image's registry on, if any."""
@@ -191,7 +197,9 @@ class Engine:
             request = requests.Request("GET", client.base_url).prepare()
             pool = adapter.get_connection_with_tls_context(request, client.verify, cert=client.cert)
             answer = pool.urlopen("GET", "/version", timeout=seconds, retries=False)
-            return _Link(pool, str(answer.json()["ApiVersion"]))
+            said = answer.json()
+            names = [part.get("Name") for part in said.get("Components") or []]
+            return _Link(pool, str(said["ApiVersion"]), PODMAN in names)
         except docker.errors.TLSParameterError as error:
             raise Misconfigured(f"DOCKER_CERT_PATH: {error}") from error
         except (docker.errors.DockerException, KeyError, ValueError, TypeError, *_NO_ANSWER) as error:

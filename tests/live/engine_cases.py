@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import docker
@@ -25,6 +26,12 @@ from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
 LABEL = "org.chrisproject.pman.name"
 CLIENTS = 16
 SITE = "stop_grace_seconds: 1\n"  # a shell that is process 1 obeys no SIGTERM
+# What separates, quotes or ends an option somewhere; OUTSIDE is a directory that is not the job's.
+OPTIONS = (
+    ",source=OUTSIDE", ",src=OUTSIDE", ",destination=/mnt", ",U=true", ",rw", ",", '"', '""', "\n", "\r\n,rw", ":",
+    ":OUTSIDE:rw", "::ro", "=", ";", "'", " ", "\\", "$HOME", "$(id)", "{{.Node.ID}}", '["sh"]', "null", "#", "%2C",
+)  # fmt: skip
+LOOK = "ls -a /share/outgoing /share/incoming; echo x > /share/outgoing/written"
 PRINT = (
     COUNTED
     + r"""
@@ -123,6 +130,49 @@ class EngineCases(Contract):
         with ThreadPoolExecutor(CLIENTS) as pool:
             assert [answer.status_code for answer in pool.map(server.delete, jobs)] == [204] * self.many
         assert not self.objects(api) & set(jobs)
+
+    @pytest.mark.parametrize("text", OPTIONS)
+    @pytest.mark.parametrize("field", ["input_dir", "output_dir", "entrypoint"])
+    def test_no_value_becomes_an_option(
+        self, server: Server, rig: Rig, jid: str, tmp_path: Path, field: str, text: str
+    ) -> None:
+        request = rig.request(jid, LOOK, type="ds")
+        if field == "entrypoint":
+            request[field] = [text.replace("OUTSIDE", str(tmp_path)) or "/", *request[field]]
+        else:
+            request[field] = f"key-{jid}/v{text}".replace("OUTSIDE", str(tmp_path))
+            (rig.store / request[field]).mkdir(parents=True)
+        self._sees_only_its_own(server, rig, request, tmp_path, field)
+
+    @pytest.mark.parametrize("field", ["args", "env", "auid", "jid"])
+    def test_no_list_of_values_becomes_an_option(
+        self, server: Server, rig: Rig, jid: str, tmp_path: Path, field: str
+    ) -> None:
+        values = [f"v{text}".replace("OUTSIDE", str(tmp_path)) for text in OPTIONS]
+        fields = {
+            "args": values,
+            "env": [f"V{number}={value}" for number, value in enumerate(values)],
+            "auid": "".join(values),
+            "jid": jid + ",source=/etc:rw;x='\"",
+        }
+        request = rig.request(jid, LOOK, type="ds") | {field: fields[field]}
+        self._sees_only_its_own(server, rig, request, tmp_path, field)
+
+    def _sees_only_its_own(self, server: Server, rig: Rig, request: dict[str, Any], outside: Path, field: str) -> None:
+        """The job gets the two directories that it named and nothing else of the machine, or is refused with a 400."""
+        (outside / "secret").write_text("the secret")
+        answer = server.post(request)
+        if answer.status_code == 400:
+            assert field == "entrypoint" or field in answer.json()["message"], answer.text
+            return
+        assert answer.status_code == 201, answer.text
+        job = server.wait_final(request["jid"], rig.job_seconds)
+        assert "secret" not in job["logs"]
+        assert not (outside / "written").exists()
+        if field != "entrypoint":
+            assert job["status"] == "finishedSuccessfully", job
+            assert (rig.store / request["output_dir"] / "written").read_text() == "x\n"
+        assert server.delete(request["jid"]).status_code == 204
 
     def test_limits_of_the_container(self, server: Server, rig: Rig, jid: str) -> None:
         script = (
