@@ -2,8 +2,8 @@
 
     python bench/cromwell.py [ROUNDS]
 
-Over Cromwell's stand-in with deploy/cromwell/slurm.conf and the SLURM of scripts/dev-slurm. A raw call goes over one
-kept requests session to the same server; pman's goes over another to `pman serve`. Raw is what is asked of Cromwell
+Over Cromwell's stand-in with deploy/cromwell/slurm.conf and the SLURM of scripts/engines/slurm. A raw call goes over
+one kept requests session to the same server; pman's goes over another to `pman serve`. Raw is what is asked of Cromwell
 for the same: POST is a label query and a submission (and, where workflows show at once, queries until this one does),
 GET a label query and the job's metadata.
 """
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pman import settings
 from pman.backends.cromwell import METADATA
 from pman.job import make_job, validate
-from pman.render import Renderer, Spec
-from tests.cromwell_rig import Cromwell, cromwell, rig_over, shared_slurm
+from pman.templating.render import Renderer, Spec
+from tests.fakes.cromwell_rig import Cromwell, cromwell, rig_over, shared_slurm
 from tests.rig import Rig, Server, wait_for
 
 NAME = "org.chrisproject.pman.name"

@@ -28,7 +28,7 @@ from kubernetes import client
 from pman import settings
 from pman.backends import local
 from pman.job import Job, make_job, validate
-from pman.render import TARGETS, Renderer
+from pman.templating.render import TARGETS, Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUEST = json.loads((ROOT / "examples/copy-and-hash.json").read_text())

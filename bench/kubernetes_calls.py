@@ -1,6 +1,6 @@
 """What pman's POST, GET and DELETE take above the same calls of the bare, pooled Kubernetes client, in pairs.
 
-    eval "$(scripts/dev-kubernetes env)"; python bench/kubernetes_calls.py [PAIRS]
+    eval "$(scripts/engines/kubernetes env)"; python bench/kubernetes_calls.py [PAIRS]
 
 Jobs of POST and DELETE select a node that does not exist, so that no container disturbs the measurement; the GET is of
 one finished job with its log (Job, list of pods, log). DELETE is measured of a job that pman was asked about before, as
@@ -32,7 +32,7 @@ from kubernetes import client, config
 
 from pman import settings
 from pman.job import make_job, validate
-from pman.render import Renderer
+from pman.templating.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_SECONDS = 0.1

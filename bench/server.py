@@ -28,7 +28,8 @@ import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTORY = """
-from pman import app, settings
+from pman.service import app
+from pman import settings
 application = app.create_app(settings.load())
 """
 GETS, CONNECTIONS = 2000, 16

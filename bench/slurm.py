@@ -23,7 +23,7 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import cromwell_rig
+from tests.fakes import cromwell_rig
 from tests.live.test_slurm import Slurm, own_slurm, slurm_rig, wrapped
 from tests.rig import Rig, Server, running
 

@@ -2,7 +2,7 @@
 
     DOCKER_HOST=unix:///... PMAN_TEST_IMAGE=... python bench/swarm.py [JOBS] [swarm|docker ...]
 
-`eval "$(scripts/dev-swarm env)"` sets both. Alternates within one run; prints medians in ms and GETs a second of 32
+`eval "$(scripts/engines/swarm env)"` sets both. Alternates within one run; prints medians in ms and GETs a second of 32
 clients over one pman with one and with two server processes. A call of /healthz, which asks no engine, is what HTTP
 between this script's client and pman costs: it is part of every difference.
 """
@@ -28,7 +28,7 @@ from engine import address
 
 from pman import settings
 from pman.job import make_job, validate
-from pman.render import Renderer
+from pman.templating.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS, SECONDS = 32, 8.0  # at most; a run of few jobs is a short one

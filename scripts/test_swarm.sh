@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Smoke test on a real Swarm: brings one up, runs pman on it, submits, polls, fetches logs, deletes, and cleans up.
 #
-#   scripts/test_swarm.sh                 # the Swarm of scripts/dev-swarm, which reaches nothing outside
+#   scripts/test_swarm.sh                 # the Swarm of scripts/engines/swarm, which reaches nothing outside
 #   scripts/test_swarm.sh --existing      # the engine that DOCKER_HOST names (else the default socket)
 #
 # --existing is for an engine of this machine that is the one node of its Swarm: image and store are here alone.
@@ -19,7 +19,7 @@ make_venv test
 directory=$(mktemp -d)
 stack=pman-smoke-$$
 beside='' deployed='' was_up=yes
-scripts/dev-swarm status >/dev/null 2>&1 || was_up=
+scripts/engines/swarm status >/dev/null 2>&1 || was_up=
 
 running() { docker ps --quiet --filter "label=com.docker.stack.namespace=$stack" "$@"; }
 
@@ -33,7 +33,7 @@ clean_up() {
         while [[ -n $(running) ]]; do sleep 0.2; done
     fi
     rm -rf "$directory"
-    [[ -n $was_up ]] || scripts/dev-swarm down
+    [[ -n $was_up ]] || scripts/engines/swarm down
 }
 
 has() { docker image inspect "$1" >/dev/null 2>&1 || docker pull --quiet "$1" >/dev/null; }
@@ -79,8 +79,8 @@ smoke_beside() {
 }
 
 trap clean_up EXIT
-scripts/dev-swarm up "$@"
-eval "$(scripts/dev-swarm env)"
+scripts/engines/swarm up "$@"
+eval "$(scripts/engines/swarm env)"
 mkdir "$directory/store"
 export STOREBASE="$directory/store" SECRET_KEY="only for this smoke test"
 if find_image; then smoke_a_stack; else smoke_beside; fi

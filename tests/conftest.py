@@ -17,16 +17,16 @@ _SLOW_MACHINE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slo
 settings.register_profile("full", max_examples=500, **_SLOW_MACHINE)  # type: ignore[arg-type]
 settings.register_profile("fast", max_examples=40, **_SLOW_MACHINE)  # type: ignore[arg-type]
 settings.load_profile("full")
-NEEDS_SOMETHING = 3  # exit status of scripts/dev-* that cannot be had here
+NEEDS_SOMETHING = 3  # exit status of scripts/engines/* that cannot be had here
 
 
 @functools.cache
 def development(name: str, *options: str, command: tuple[str, ...] = ("up",)) -> dict[str, str]:
-    """Environment variables of what `scripts/dev-<name> up` (or another command) starts, unless it runs.
+    """Environment variables of what `scripts/engines/<name> up` (or another command) starts, unless it runs.
 
     Skips the test where it cannot be had, which fails it under CI=true.
     """
-    script = str(ROOT / "scripts" / f"dev-{name}")
+    script = str(ROOT / "scripts" / "engines" / name)
     up = subprocess.run(
         [script, *command, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pman.render import Spec
+from pman.templating.render import Spec
 from tests.fakes.cromwell import wdl
 
 # Words that Cromwell replaces in the finished script, wherever they stand (measured on Cromwell 93).

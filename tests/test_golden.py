@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from pman import check, job, render, settings
+from pman import job, settings
+from pman.checking import parsers as check
+from pman.templating import render
 from tests.rig import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"

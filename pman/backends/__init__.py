@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from pman.job import Job
-from pman.render import Spec
 from pman.settings import Settings
 from pman.status import JobStatus
+from pman.templating.render import Spec
 
 
 class Backend(Protocol):
@@ -53,10 +53,10 @@ BACKENDS: Mapping[str, Entry] = {
     "local": Entry("pman.backends.local", "local"),
     "cromwell": Entry("pman.backends.cromwell", "wdl"),
     "kubernetes": Entry("pman.backends.kubernetes", "k8s"),
-    "swarm": Entry("pman.backends.swarm", "swarm"),
+    "swarm": Entry("pman.backends.engine.swarm", "swarm"),
     "slurm": Entry("pman.backends.slurm", "slurm"),
-    "docker": Entry("pman.backends.docker", "docker"),
-    "podman": Entry("pman.backends.docker", "docker"),
+    "docker": Entry("pman.backends.engine.docker", "docker"),
+    "podman": Entry("pman.backends.engine.docker", "docker"),
 }
 
 

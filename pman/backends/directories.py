@@ -26,8 +26,8 @@ from pathlib import Path
 
 from pman.errors import BackendError, Unreachable, no_such_job
 from pman.job import Job, backend_name
-from pman.render import Spec
 from pman.status import JobState, JobStatus
+from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import yaml
 
 from pman.errors import TemplateError
 from pman.job import Job
-from pman.render import TARGETS, Spec
+from pman.templating.render import TARGETS, Spec
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import development
 from tests.contract import Contract
-from tests.faultproxy import FaultProxy
+from tests.fakes.faultproxy import FaultProxy
 from tests.generate import HOSTILE
 from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
 

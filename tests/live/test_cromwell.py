@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from tests.contract import HOSTILE, Contract
-from tests.cromwell_rig import Cromwell, Slurm, cromwell, image_storage, rig_over, shared_slurm
-from tests.faultproxy import FaultProxy
+from tests.fakes.cromwell_rig import Cromwell, Slurm, cromwell, image_storage, rig_over, shared_slurm
+from tests.fakes.faultproxy import FaultProxy
 from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, Server, wait_for
 
 pytestmark = pytest.mark.live("slurm")

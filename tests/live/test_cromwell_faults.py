@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from pman.backends.cromwell_labels import workflow_id
-from tests.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
-from tests.faultproxy import FaultProxy
+from pman.backends.cromwell.labels import workflow_id
+from tests.fakes.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
+from tests.fakes.faultproxy import FaultProxy
 from tests.rig import COUNTED, FINAL, OUT, Rig, wait_for
 
 pytestmark = pytest.mark.live("slurm")

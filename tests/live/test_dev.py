@@ -13,7 +13,7 @@ import requests
 
 from tests.conftest import development
 from tests.rig import ROOT, wait_for
-from tests.test_http import free_port
+from tests.service.test_http import free_port
 
 ENGINES = {
     "": "",  # the embedded backend

@@ -14,7 +14,7 @@ import pytest
 from tests.live.engine_cases import EngineCases, engine_rig, proxied, published
 from tests.rig import COUNTED, ROOT, Rig, Server, running, wait_for
 
-DEV_PODMAN = str(ROOT / "scripts" / "dev-podman")
+DEV_PODMAN = str(ROOT / "scripts" / "engines" / "podman")
 
 
 class _OneEngine(EngineCases):

@@ -29,7 +29,7 @@ class Daemon:
     home: str
 
     def script(self, *words: str) -> str:
-        command = [str(ROOT / "scripts" / "dev-swarm"), *words]
+        command = [str(ROOT / "scripts" / "engines" / "swarm"), *words]
         env = {**os.environ, "PMAN_DEV_HOME": self.home}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr

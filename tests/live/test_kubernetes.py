@@ -29,12 +29,12 @@ import requests
 import yaml
 
 from pman import settings
-from pman.check import judge
+from pman.checking.parsers import judge
 from pman.job import make_job, validate
-from pman.render import Renderer
+from pman.templating.render import Renderer
 from tests.conftest import development
 from tests.contract import Contract
-from tests.faultproxy import FaultProxy
+from tests.fakes.faultproxy import FaultProxy
 from tests.generate import HOSTILE
 from tests.rig import COUNTED, OUT, ROOT, Rig, Server, running, wait_for
 
@@ -72,7 +72,7 @@ class Cluster:
         """Stop a component of the cluster as a crash would, or start it again."""
         if self.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
             pytest.skip("only the one-node cluster lets its components be stopped")
-        subprocess.run([str(ROOT / "scripts" / "dev-kubernetes"), verb, name], check=True, timeout=300)
+        subprocess.run([str(ROOT / "scripts" / "engines" / "kubernetes"), verb, name], check=True, timeout=300)
 
 
 def role(verb: str = "", resource: str = "") -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The local backend with bubblewrap, Charliecloud or Podman around its jobs, also as a user without rights.
 
-The first two come with `scripts/dev-slurm`, whose image is a directory with a root file system.
+The first two come with `scripts/engines/slurm`, whose image is a directory with a root file system.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.backends.test_local import GATED, command_line, local_rig, members, state_of
 from tests.conftest import development
 from tests.contract import HOSTILE, Contract
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
-from tests.test_local import GATED, command_line, local_rig, members, state_of
 
 
 @pytest.mark.live("slurm")
@@ -131,7 +131,7 @@ class TestCharliecloud:
 
 @pytest.mark.live("podman")
 class TestPodman(Contract):
-    """In the namespaces of what scripts/dev-podman starts."""
+    """In the namespaces of what scripts/engines/podman starts."""
 
     @pytest.fixture(scope="class")
     @classmethod

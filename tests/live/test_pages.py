@@ -15,8 +15,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from tests.backends.test_local import local_rig
 from tests.rig import Rig, Server, running, wait_for
-from tests.test_local import local_rig
 
 pytestmark = pytest.mark.live("chromium")
 WIDTHS = (1280, 400)

@@ -26,7 +26,7 @@ from tests.contract import HOSTILE, Contract
 from tests.rig import COUNTED, ROOT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
-SCRIPT = str(ROOT / "scripts" / "dev-slurm")
+SCRIPT = str(ROOT / "scripts" / "engines" / "slurm")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.faultproxy import FaultProxy
+from tests.fakes.faultproxy import FaultProxy
 from tests.live.engine_cases import LABEL, EngineCases, engine_rig, proxied
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from tests.rig import ROOT, wait_for
-from tests.test_http import free_port
+from tests.service.test_http import free_port
 
 pytestmark = pytest.mark.live
 UNIT = ROOT / "deploy/pman.service"

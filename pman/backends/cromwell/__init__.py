@@ -1,0 +1,326 @@
+"""SLURM through Cromwell: a job is a workflow, run by Cromwell with sbatch. How Cromwell behaves: docs/cromwell.md.
+
+Cromwell's labels are all the state there is. A jid's n-th life is the workflow with the id uuid5(jid, n), which
+Cromwell accepts once only, so that no retry, replica or kill can make two; DELETE labels it `deleted`. A new workflow
+stays invisible for up to 5 s on a stock server: until then this process remembers what it posted, and another one
+asks with a submission that cannot succeed whether the id is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pman.backends import logs, retry
+from pman.backends.cromwell import files as cromwell_files
+from pman.backends.cromwell import labels as cromwell_labels
+from pman.backends.cromwell import rest as cromwell_rest
+from pman.backends.cromwell.labels import (
+    CMD,
+    DELETED,
+    DIGEST,
+    LABEL_MAX,
+    MANAGED,
+    NAME,
+    Workflow,
+    workflow_id,
+)
+from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
+from pman.job import Job
+from pman.settings import Settings
+from pman.status import JobState, JobStatus
+from pman.templating.render import Spec
+
+log = logging.getLogger(__name__)
+
+# Status of the workflow x of its call ("" without one, ANY where it does not matter) -> state.
+# https://github.com/broadinstitute/cromwell, core/.../WorkflowState.scala and ExecutionStatus.scala
+ANY = "any"
+STATES: dict[tuple[str, str], JobState] = {
+    ("On Hold", ANY): JobState.NOT_STARTED,
+    ("Submitted", ANY): JobState.NOT_STARTED,
+    ("Running", ""): JobState.NOT_STARTED,  # picked up; for 16 min where an attribute has a wrong type
+    ("Running", "NotStarted"): JobState.NOT_STARTED,
+    ("Running", "WaitingForQueueSpace"): JobState.NOT_STARTED,
+    ("Running", "QueuedInCromwell"): JobState.NOT_STARTED,
+    ("Running", "Starting"): JobState.NOT_STARTED,
+    ("Running", "Running"): JobState.STARTED,  # also while PENDING in SLURM: cromwell_files.progress() looks closer
+    ("Running", "Aborting"): JobState.STARTED,
+    # The call has ended; the workflow's end follows, and only that is final.
+    ("Running", "Done"): JobState.STARTED,
+    ("Running", "Failed"): JobState.STARTED,
+    ("Running", "RetryableFailure"): JobState.STARTED,
+    ("Running", "Aborted"): JobState.STARTED,
+    ("Running", "Bypassed"): JobState.STARTED,
+    ("Running", "Unstartable"): JobState.STARTED,
+    ("Aborting", ANY): JobState.STARTED,  # its processes may still write
+    ("Succeeded", ANY): JobState.SUCCEEDED,
+    ("Failed", ANY): JobState.FAILED,
+    ("Aborted", ANY): JobState.FAILED,
+}
+
+_HOG_GROUP_TOO_LONG = "x" * 300  # the database's column takes 100 characters
+METADATA = ("status", "end", "failures", "executionStatus", "jobId", "returnCode", "stdout", "stderr")
+
+PATIENCE_SECONDS = 1.0  # a POST waits no longer until its workflow shows; quick servers need 0.2-0.45 s
+STOCK_SECONDS = 600.0  # a server that was slower than that is asked again after this time
+WINDOW_SECONDS = 12.0  # a stock server shows a workflow, or a new label, after 5-7 s
+MAX_REMEMBERED = 1000  # jobs that nobody asked for since they were posted
+ABORT_SECONDS = 60.0  # a stock server looks for aborts every 30 s
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """A workflow that this process submitted and that has not been seen since."""
+
+    attempt: int
+    digest: str
+    image: str
+    cmd: str
+    at: float  # seconds of the monotonic clock
+
+
+class CromwellBackend:
+    """Jobs as workflows of one Cromwell. Keeps nothing that another process would need."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = cromwell_rest.connect(settings)
+        self._files = cromwell_files.Files(settings.cromwell_execution_root_map)
+        self._backend = settings.cromwell_backend
+        self._labels = cromwell_labels.of_site(settings.job_labels)
+        self._max_log_bytes = settings.job_logs_max_kib * 1024
+        self._posted: dict[str, _Posted] = {}
+        self._stock_until = 0.0
+        self._may_probe = True
+
+    # -- submit ----------------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        while True:
+            found = self._find(job.jid)
+            attempt = found.attempt + 1 if found else 1
+            if found and not found.dead:
+                _require_same(found.labels.get(DIGEST, job.digest), job)
+                return self._describe(job.jid, found)
+            posted = self._recently_posted(job.jid, attempt)
+            if posted:
+                _require_same(posted.digest, job)
+                return _unseen(job.jid, posted)
+            labels = self._labels | cromwell_labels.of_job(job, attempt)
+            if self._create(job, spec, labels, attempt):
+                return self._accepted(job, attempt)
+            self._await_taken(job.jid, attempt, labels)
+
+    def _create(self, job: Job, spec: Spec, labels: Mapping[str, str], attempt: int) -> bool:
+        """False when the id is taken."""
+        options = spec.extras["options.json"]
+        if CMD not in labels:
+            options = json.dumps(json.loads(options) | {CMD: job.cmd})
+        answer = self._client.submit(workflow_id(job.jid, attempt), spec.text, options, labels)
+        if answer.status_code != 201 and not cromwell_rest.IN_USE.search(answer.text):
+            raise BadRequest(f"Cromwell refuses the job: {cromwell_rest.words(answer)}", detail=answer.text)
+        return answer.status_code == 201
+
+    def _accepted(self, job: Job, attempt: int) -> JobStatus:
+        """After a 201: wait until the workflow shows, on a server that shows it soon."""
+        posted = _Posted(attempt, job.digest, job.image, job.cmd, time.monotonic())
+        self._posted[job.jid] = posted
+        self._forget_old()
+        with contextlib.suppress(Unreachable):  # the job is accepted all the same
+            if posted.at > self._stock_until and not self._await_shown(job.jid, attempt, PATIENCE_SECONDS):
+                self._stock_until = time.monotonic() + STOCK_SECONDS
+        return _unseen(job.jid, posted)
+
+    def _forget_old(self) -> None:
+        if len(self._posted) > MAX_REMEMBERED:
+            now = time.monotonic()
+            for jid in [jid for jid, posted in list(self._posted.items()) if now - posted.at > WINDOW_SECONDS]:
+                self._posted.pop(jid, None)
+
+    def _await_shown(self, jid: str, attempt: int, seconds: float) -> Workflow | None:
+        return retry.wait_until(lambda: self._shown(jid, attempt), seconds)
+
+    def _shown(self, jid: str, attempt: int) -> Workflow | None:
+        found = self._find(jid)
+        return found if found and found.attempt >= attempt else None
+
+    def _await_taken(self, jid: str, attempt: int, labels: Mapping[str, str]) -> None:
+        """Somebody else's submission of this id was first: wait until it shows, or give it back its labels."""
+        if self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
+            return
+        # Known by its id alone, it lost its labels when Cromwell was killed. It may also have begun to show between the
+        # two questions: whose labels it has then is seen by a third.
+        if self._client.status(workflow_id(jid, attempt)) and not self._shown(jid, attempt):
+            self._client.patch_labels(workflow_id(jid, attempt), labels)
+        if not self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
+            raise Unreachable("Cromwell has accepted the job but does not show it yet; it may have been restarted.")
+
+    # -- look up ---------------------------------------------------------------------------------------------------
+
+    def _find(self, jid: str) -> Workflow | None:
+        """The jid's last workflow, a living one before a deleted one (the older pman may have made several)."""
+        if len(jid) > LABEL_MAX:
+            return None
+        rows = self._client.query(f"{NAME}:{jid}")
+        mine = [
+            w for w in map(Workflow.of, rows) if w.labels.get(NAME) == jid
+        ]  # some databases compare without regard to case
+        last = max(mine, key=lambda w: (w.attempt, not w.dead, w.submission), default=None)
+        posted = self._posted.get(jid)
+        if last and posted and last.attempt >= posted.attempt:
+            self._posted.pop(jid, None)
+        return last
+
+    def _recently_posted(self, jid: str, attempt: int) -> _Posted | None:
+        """What this process posted, while a stock server may not show it; later it may have been lost in a crash."""
+        posted = self._posted.get(jid)
+        recent = posted and time.monotonic() - posted.at < WINDOW_SECONDS
+        return posted if posted and recent and posted.attempt == attempt else None
+
+    def _is_taken(self, jid: str, attempt: int) -> bool:
+        """Whether Cromwell has accepted this attempt, shown or not. Changes nothing.
+
+        Cromwell looks at the id first, and then fails to store the hog group. A database that cuts the text short
+        takes the submission: held and labelled as deleted, it is a dead attempt, and this is not done again. It stays
+        on hold, since an abort before it shows would free its id for another workflow.
+        """
+        if not self._may_probe:
+            return False
+        name, labels = workflow_id(jid, attempt), cromwell_labels.of_grave(jid, attempt)
+        answer = self._client.submit(name, "", json.dumps({"hogGroup": _HOG_GROUP_TOO_LONG}), labels, on_hold=True)
+        if answer.status_code == 201:
+            log.warning("Cromwell's database takes too long a hogGroup: new jobs are unknown to other replicas")
+            self._may_probe = False
+            return False
+        return bool(cromwell_rest.IN_USE.search(answer.text))
+
+    def status(self, jid: str) -> JobStatus:
+        found = self._find(jid)
+        if found and not found.dead:
+            return self._describe(jid, found)
+        attempt = found.attempt + 1 if found else 1
+        posted = self._recently_posted(jid, attempt)
+        if posted or (len(jid) <= LABEL_MAX and self._is_taken(jid, attempt)):
+            return _unseen(jid, posted or self._posted.get(jid))
+        self._posted.pop(jid, None)
+        raise no_such_job(jid)
+
+    def _describe(self, jid: str, found: Workflow) -> JobStatus:
+        """The status of a workflow: from the query alone before it was picked up, else with a little metadata.
+
+        The query has the status at every poll; whether the job of a running one waits or runs, and where its logs
+        are, is in metadata only.
+        """
+        waiting, more = found.status in ("On Hold", "Submitted"), found.keys_of_identity()
+        keys = more if waiting else [*METADATA, *more]
+        meta = (self._client.metadata(found.id, keys) if keys else {}) or {"status": found.status}
+        calls = [entry for entries in meta.get("calls", {}).values() for entry in entries]
+        image, cmd = found.identity(meta, calls)
+        state, message = self._judge(meta.get("status", found.status), meta, calls)
+        end = datetime.fromisoformat(meta["end"]) if state.final and "end" in meta else None
+        return JobStatus(jid, image, cmd, state, message, end, calls, found.posted_at)
+
+    def _judge(self, status: str, meta: Mapping[str, Any], calls: list[Mapping[str, Any]]) -> tuple[JobState, str]:
+        states = [_state(status, call.get("executionStatus", "")) for call in calls or [{}]]
+        state = JobState.STARTED if JobState.STARTED in states else states[-1]
+        last = calls[-1] if calls else {}
+        if state is JobState.FAILED:
+            return state, cromwell_files.explain(status, meta, last, self._files)
+        if status == "Running" and state is JobState.STARTED and len(calls) == 1:
+            return cromwell_files.progress(last, self._files)
+        return state, _WAITING.get((status, state), "")
+
+    # -- the rest --------------------------------------------------------------------------------------------------
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        calls = status.private
+        assert isinstance(calls, list)
+        texts = (self._files.output(call, max_lines, self._max_log_bytes) for call in calls)
+        return logs.tail(logs.join_streams(texts), max_lines, self._max_log_bytes)
+
+    def delete(self, jid: str) -> None:
+        found = self._find(jid)
+        if found is None or found.dead:
+            attempt = found.attempt + 1 if found else 1
+            if not self._recently_posted(jid, attempt) and (len(jid) > LABEL_MAX or not self._is_taken(jid, attempt)):
+                raise no_such_job(jid)
+            found = self._await_shown(jid, attempt, WINDOW_SECONDS)  # an abort before that would mix two workflows up
+            if not found:
+                raise Unreachable("Cromwell does not show the job yet; it may have been restarted.")
+        last = found.attempt  # what is posted meanwhile is another life
+        while found and not found.dead and found.attempt <= last:
+            self._end(found)
+            self._bury(jid, found)
+            found = self._find(jid)
+
+    def _end(self, found: Workflow) -> None:
+        if _state(found.status, "").final:
+            return
+        self._client.abort(found.id)
+        if not retry.wait_until(lambda: _state(self._client.status(found.id), "").final, ABORT_SECONDS):
+            raise Unreachable("Cromwell has not ended the job yet; delete it again.")
+
+    def _bury(self, jid: str, found: Workflow) -> None:
+        self._client.patch_labels(found.id, {DELETED: "yes"})
+
+        def buried() -> bool:
+            last = self._find(jid)
+            return last is None or last.dead or last.id != found.id
+
+        if not retry.wait_until(buried, WINDOW_SECONDS):
+            raise Unreachable("Cromwell does not show that the job was deleted; delete it again.")
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        """From one query: a job that Cromwell runs is `started` here, also while it is queued in SLURM."""
+        more = {"page": "1", "pagesize": str(limit), "excludeLabelAnd": f"{DELETED}:yes"}
+        rows = sorted(map(Workflow.of, self._client.query(f"{MANAGED}:yes", more)), key=lambda w: w.submission)
+        return [_listed(found) for found in reversed(rows)]
+
+    def ping(self) -> None:
+        known = self._client.backends()
+        if self._backend is not None and self._backend not in known:
+            raise Misconfigured(f"Cromwell has no backend {self._backend}; CROMWELL_BACKEND may be {', '.join(known)}.")
+
+
+def create(settings: Settings) -> CromwellBackend:
+    """The backend over CROMWELL_URL. Nothing is sent yet: Cromwell may come up later."""
+    return CromwellBackend(settings)
+
+
+_WAITING = {
+    ("On Hold", JobState.NOT_STARTED): "On hold in Cromwell.",
+    ("Submitted", JobState.NOT_STARTED): "Waiting for Cromwell to pick it up.",
+    ("Running", JobState.NOT_STARTED): "Being prepared by Cromwell.",
+    ("Aborting", JobState.STARTED): "Being ended by Cromwell.",
+}
+
+
+def _listed(found: Workflow) -> JobStatus:
+    state = _state(found.status, "Running")
+    end = datetime.fromisoformat(found.end) if state.final and found.end else None
+    name = found.labels.get(NAME, "")
+    return JobStatus(name, *found.identity({}, []), state, finished_at=end, posted_at=found.posted_at)
+
+
+def _state(status: str, call: str) -> JobState:
+    """The table's word; `undefined` for what is not in it, never final."""
+    state = STATES.get((status, call)) or STATES.get((status, ANY))
+    if state is None and status:
+        log.warning("unknown state of Cromwell: workflow %r, call %r", status, call)
+    return state or JobState.UNDEFINED
+
+
+def _unseen(jid: str, posted: _Posted | None) -> JobStatus:
+    image, cmd = (posted.image, posted.cmd) if posted else ("", "")
+    return JobStatus(jid, image, cmd, JobState.NOT_STARTED, _WAITING["Submitted", JobState.NOT_STARTED], private=[])
+
+
+def _require_same(digest: str, job: Job) -> None:
+    if digest != job.digest:
+        raise jid_taken(job.jid)

@@ -1,0 +1,173 @@
+"""What Cromwell leaves in a call's execution directory, and why a job failed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pman.backends import logs
+from pman.errors import Misconfigured
+from pman.status import JobState
+
+Call = Mapping[str, Any]
+NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own, or sbatch's words
+MAX_WORKERS = 1024  # as many as a request may ask for
+_NOTE = "pman: "  # begins what the job template and the reference configuration write to stderr
+_NOT_STARTED = "Unable to start job"  # Cromwell's words when the submit command failed
+_LOST = 79  # what Cromwell writes as exit code when the job is gone and left none
+
+# Exit codes that stand for an end from outside: Cromwell's own, and those of the reference configuration.
+_ENDS = {
+    _LOST: "SLURM lost the job: it was cancelled before it ran, or killed.",
+    124: "The job was ended by its time limit (exit code 124).",
+    125: "The job was ended by SLURM: cancelled, preempted, or its node taken (exit code 125).",
+    126: "The job's command could not be run (exit code 126).",
+    127: "The job's command was not found (exit code 127).",
+    137: "The job was killed (exit code 137), for instance for more memory than it asked for.",
+}
+
+
+class Files:
+    """Files of the cluster as far as pman sees them. Of a call, nothing outside its execution directory is ever read:
+    jobs of all users run as one, and may put a link in place of whatever is theirs."""
+
+    def __init__(self, root_map: str | None) -> None:
+        """root_map: `/cluster/path=/path/seen/here`, or None where pman does not see the cluster's file system."""
+        cluster, equals, here = (root_map or "").partition("=")
+        if root_map is not None and not (equals and cluster.startswith("/") and here.startswith("/")):
+            raise Misconfigured("CROMWELL_EXECUTION_ROOT_MAP must be /cluster/path=/path/seen/here.")
+        self._cluster = posixpath.normpath(cluster) if root_map else None
+        self._root = Path(here)
+
+    def local(self, path: str | None) -> Path | None:
+        """Where pman sees the cluster's `path`; None when it does not."""
+        if path is None or self._cluster is None:
+            return None
+        below = posixpath.relpath(posixpath.normpath(path), self._cluster)
+        if below.startswith("..") or not self._root.is_dir():
+            return None
+        return self._root.resolve() / below
+
+    def execution(self, call: Call) -> Path | None:
+        """The call's execution directory, None when pman does not see it, or a link stands in the way to it."""
+        stdout = self.local(call.get("stdout"))
+        directory = stdout.parent if stdout else None
+        return directory if directory and os.path.isdir(directory) and directory.resolve() == directory else None
+
+    def has_begun(self, call: Call) -> bool | None:
+        """Whether SLURM has started the job: one of the first files of its script is there. None: pman cannot know.
+
+        A directory that is missing below the mapped one is late (NFS): taken for a job that has not begun, since a
+        state must not go back.
+        """
+        if self.local(call.get("stdout")) is None:
+            return None
+        directory, first = self.execution(call), ("stdout", "slurm.out", "worker-0/stdout")
+        return directory is not None and any(os.path.lexists(directory / name) for name in first)
+
+    def tail(self, directory: Path | None, name: str, max_lines: int, max_bytes: int) -> str:
+        """The end of a file of an execution directory; "" when pman does not see it."""
+        if directory is None:
+            return ""
+        try:
+            return logs.tail_file(directory / name, max_lines, max_bytes, within=directory)
+        except OSError as error:
+            return f"pman cannot read {name}: {error.strerror}\n"
+
+    def note(self, call: Call) -> str:
+        """What the job template or the reference configuration wrote last to stderr, without its prefix."""
+        text = self.tail(self.execution(call), "stderr", 1, NOTE_BYTES)
+        return text.removeprefix(_NOTE).strip() if text.startswith(_NOTE) else ""
+
+    def exit_code(self, call: Call) -> int | None:
+        """The exit code; where Cromwell hides it (130, 137, 143) that in the file `rc`."""
+        text = str(call.get("returnCode", "")) or self.tail(self.execution(call), "rc", 1, 32).strip()
+        return int(text) if text.isdecimal() else None
+
+    def refusal(self, call: Call) -> str:
+        """sbatch's words of a job that it did not take, or where they are."""
+        directory = self.execution(call)
+        if directory is None:
+            return f"its words are on the cluster, in {posixpath.dirname(call.get('stderr', ''))}/stderr.submit"
+        return " ".join(self.tail(directory, "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
+
+    def output(self, call: Call, max_lines: int, max_bytes: int) -> str:
+        """stdout and stderr of one attempt, each worker's for itself; what sbatch said of a job that never began.
+
+        slurm.err, the batch script's stderr, has what the container runtime said of a container that never began.
+        """
+        if "stdout" not in call:
+            return ""
+        directory = self.execution(call)
+        if directory is None:
+            return f"The output is on the cluster: {call['stdout']} and {call.get('stderr', '')}\n"
+        if "jobId" not in call:
+            return self.tail(directory, "stderr.submit", max_lines, max_bytes)
+        places = _workers(directory) or [""]
+        begun = any(os.path.lexists(directory / place / "stdout") for place in places)
+        seen = not begun and os.path.lexists(directory / "slurm.err")
+        if seen and (words := self.tail(directory, "slurm.err", max_lines, max_bytes)):
+            return words
+
+        def read(place: str, share_bytes: int, _seconds: float) -> str:
+            files = (place + stream for stream in ("stdout", "stderr"))
+            return logs.join_streams(self.tail(directory, file, max_lines, share_bytes) for file in files)
+
+        return logs.of_workers(read, places, max_lines, max_bytes)
+
+
+def _workers(directory: Path) -> list[str]:
+    """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
+    places = (f"worker-{index}/" for index in range(MAX_WORKERS))
+    return list(itertools.takewhile(lambda place: os.path.isfile(directory / place / "script"), places))
+
+
+def progress(call: Call, files: Files) -> tuple[JobState, str]:
+    """What Cromwell calls Running: being submitted, pending in SLURM, or running."""
+    job = call.get("jobId")
+    if call.get("executionStatus") != "Running":
+        return JobState.STARTED, ""
+    if job is None:
+        return JobState.NOT_STARTED, "Being submitted to SLURM."
+    begun = files.has_begun(call)
+    if begun is None:
+        return JobState.STARTED, f"Submitted to SLURM as job {job}; queued or running."
+    if begun:
+        return JobState.STARTED, f"Running as SLURM job {job}."
+    return JobState.NOT_STARTED, f"Queued in SLURM as job {job}."
+
+
+def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> str:
+    """The user's sentence about a workflow that is Failed or Aborted."""
+    if status == "Aborted":
+        return "The job was aborted, by DELETE or by somebody at Cromwell."
+    reasons = list(_reasons([*call.get("failures", []), *meta.get("failures", [])]))
+    if any(_NOT_STARTED in reason for reason in reasons):
+        return f"SLURM refused the job: {files.refusal(call).rstrip('.')}."
+    if not call:
+        return f"Cromwell refused the workflow: {_short(reasons)}"
+    return _ending(files.note(call), files.exit_code(call)) or f"The job failed: {_short(reasons)}"
+
+
+def _ending(note: str, code: int | None) -> str:
+    """By the sentence of pman's own, else by the exit code; "" with neither."""
+    if note:
+        words = "was" if note.startswith("ended ") else "was not run:" if code == 126 else "failed:"
+        return f"The job {words} {note}."
+    return "" if code is None else _ENDS.get(code, f"The job ended with exit code {code}.")
+
+
+def _reasons(failures: list[Mapping[str, Any]]) -> Iterator[str]:
+    """The innermost messages of Cromwell's tree of failures."""
+    for failure in failures:
+        causes = failure.get("causedBy", [])
+        yield from _reasons(causes) if causes else [str(failure.get("message", ""))]
+
+
+def _short(reasons: list[str]) -> str:
+    text = " ".join("; ".join(dict.fromkeys(reasons)).split())
+    return f"{text[:1000].rstrip('.')}." if text else "Cromwell does not say why."

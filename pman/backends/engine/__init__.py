@@ -1,0 +1,1 @@
+"""Docker, Podman and Swarm: engines that speak the Docker Engine API."""

@@ -1,0 +1,334 @@
+"""One Docker or Podman engine, without a Swarm: each worker of a job is a container.
+
+The name of the first container is the lock that makes a job exist once.
+
+Time limits are kept at every look: GET, POST and DELETE of the job, and readiness probes for all jobs. The engine has
+no deadline, and a thread of pman's would end with it; pfcon polls its jobs all the time, and whatever happens between
+looks, a job that ran longer than its limit counts as failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pman.backends import logs
+from pman.backends.engine import api as engine
+from pman.backends.engine import start as docker_start
+from pman.backends.engine.api import Engine
+from pman.backends.engine.images import Images
+from pman.backends.engine.start import Starter
+from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, no_such_job
+from pman.job import Job, backend_name
+from pman.settings import Settings
+from pman.status import JobState, JobStatus, join_messages, merge
+from pman.templating.render import Spec
+
+log = logging.getLogger(__name__)
+
+# Every state of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Container/operation/ContainerInspect,
+# then those that https://github.com/containers/podman/blob/v4.3/libpod/define/containerstate.go has besides.
+STATES: dict[str, JobState] = {
+    "created": JobState.NOT_STARTED,  # or FAILED, where the engine could not start it, or has forgotten it
+    "running": JobState.STARTED,
+    "paused": JobState.STARTED,
+    "restarting": JobState.STARTED,
+    "removing": JobState.STARTED,  # being deleted; its processes may still write
+    "exited": JobState.SUCCEEDED,  # or FAILED, by the exit code
+    "dead": JobState.FAILED,  # the engine failed to remove it
+    "configured": JobState.NOT_STARTED,
+    "initialized": JobState.NOT_STARTED,
+    "stopping": JobState.STARTED,
+    "stopped": JobState.SUCCEEDED,  # as exited
+}
+POSTED = "org.chrisproject.pman.posted"  # nanoseconds of the epoch; the engine lists whole seconds
+WORKERS = "org.chrisproject.pman.workers"
+MAX_WORKERS = 200  # each takes an engine a third of a second to start, and pfcon gives up on a POST after 100 s
+_JOINED = re.compile(r'[,"\n\r]')
+Json = dict[str, Any]
+
+
+class DockerBackend:
+    """Jobs as containers of one engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = Engine(settings)
+        self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy), _startable)
+        self._max_log_bytes = settings.job_logs_max_kib * 1024
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        self._engine.require_subpath(self._settings)
+        body = engine.body_of(job, spec)
+        if self._engine.is_podman():
+            _refuse_options(job, body)
+        self._refuse_missing(body)
+        if job.workers > MAX_WORKERS:
+            raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})
+        workers = [(_name(job.name, index), _for_worker(body, index)) for index in range(job.workers)]
+        try:
+            self._starter.run(job, workers)
+            return self.status(job.jid)
+        except NotFound:
+            raise Unreachable(f"The job {job.jid} is just being deleted.") from None
+
+    def _refuse_missing(self, body: Json) -> None:
+        """Podman makes missing directories of mounts, as root; Docker refuses them. Judged where the store is seen."""
+        base = self._settings.storebase
+        if self._settings.container_env != "podman" or base is None or not os.path.isdir(base):
+            return
+        for mount in body.get("HostConfig", {}).get("Mounts", []):
+            source = str(mount.get("Source", ""))
+            if mount.get("Type") == "bind" and source.startswith(base) and not os.path.isdir(source):
+                raise BadRequest(f"The directory {source} does not exist.")
+
+    def status(self, jid: str) -> JobStatus:
+        workers = self._workers(jid)
+        if self._end_overdue([container for container in workers if container]):
+            workers = self._workers(jid)
+        present = [container for container in workers if container]
+        first = present[0]
+        states = [_state(container) for container in present] + [JobState.NOT_STARTED] * workers.count(None)
+        state = merge(states)
+        ended = [end for container in present if (end := engine.time_of(container["State"].get("FinishedAt")))]
+        labels, config = _labels(first), first["Config"]
+        return JobStatus(
+            jid=jid,
+            image=labels.get(engine.IMAGE, config["Image"]),
+            cmd=shlex.join([*_list(config.get("Entrypoint")), *_list(config.get("Cmd"))]),
+            state=state,
+            message=join_messages([_words(container) for container in workers]),
+            finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
+            private=workers,
+            posted_at=engine.time_of(first["Created"]),
+        )
+
+    def _workers(self, jid: str) -> list[Json | None]:
+        """The containers of a job in order, as inspect says; None for one that is not made yet, never for the first."""
+        name = backend_name(jid)
+        first = self._find(jid, name)
+        count = int(_labels(first).get(WORKERS, 1))
+        return [first, *(self._worker(jid, _name(name, index)) for index in range(1, count))]
+
+    def _find(self, jid: str, name: str) -> Json:
+        """The container of exactly this name and jid; the engine would also take an id, or the beginning of one."""
+        try:
+            container = docker_start.inspect(self._engine, name)
+        except NotFound:
+            raise no_such_job(jid) from None
+        if _labels(container).get(engine.JID) != jid:
+            raise no_such_job(jid)
+        return container
+
+    def _worker(self, jid: str, name: str) -> Json | None:
+        try:
+            return self._find(jid, name)
+        except NotFound:
+            return None
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        workers = status.private
+        assert isinstance(workers, list)
+
+        def read(container: Json | None, share_bytes: int, seconds: float) -> str:
+            if container is None or _state(container) is JobState.NOT_STARTED:
+                return ""
+            return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share_bytes, seconds) or ""
+
+        max_bytes = self._max_log_bytes
+        return logs.of_workers(read, workers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
+
+    def delete(self, jid: str) -> None:
+        if not docker_start.remove_all(self._engine, jid):
+            raise no_such_job(jid)
+
+    def _end_overdue(self, containers: Iterable[Json]) -> bool:
+        """Stop those whose time is up, all at once; False when there were none."""
+        now = datetime.now(UTC)
+        overdue = [
+            container
+            for container in containers
+            if _state(container) is JobState.STARTED and _overdue(container, now) and container["State"].get("Running")
+        ]
+        if overdue:
+            with ThreadPoolExecutor(min(16, len(overdue))) as pool:
+                list(pool.map(self._stop, overdue))
+        return bool(overdue)
+
+    def _stop(self, container: Json) -> None:
+        """SIGTERM, and when the grace period is over the engine's own `stop`, whose signal the template sets."""
+        path, grace = f"/containers/{container['Id']}", container["Config"].get("StopTimeout") or 10
+        try:
+            self._engine.call("POST", f"{path}/kill", signal="TERM")
+            with contextlib.suppress(Unreachable):
+                self._engine.call("POST", f"{path}/wait", timeout_seconds=grace)
+            self._engine.call("POST", f"{path}/stop")
+        except (NotFound, Conflict, BackendError) as error:  # gone by itself; Podman stops none that somebody paused
+            log.info("the container %s was not stopped: %s", container["Name"], error)
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        found = self._engine.get("/containers/json", all=1, filters={"label": [engine.JID]})
+        firsts = [c for c in found if f"/{backend_name(c['Labels'][engine.JID])}" in c["Names"]]
+        workers: dict[str, list[Json]] = {}
+        for container in found:
+            workers.setdefault(container["Labels"][engine.JID], []).append(container)
+        firsts.sort(key=lambda container: container["Labels"].get(POSTED, ""), reverse=True)
+        return [_listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
+
+    def ping(self) -> None:
+        self._engine.call("GET", "/_ping")
+        self._engine.require_subpath(self._settings)
+        limited = self._engine.get("/containers/json", filters={"label": [engine.LIMIT, engine.JID]})
+        now = datetime.now(UTC)
+        old = [c for c in limited if now.timestamp() - c["Created"] > _limit(c["Labels"]).total_seconds()]
+        self._end_overdue([c for c in (self._worker(c["Labels"][engine.JID], c["Names"][0][1:]) for c in old) if c])
+
+
+def create(settings: Settings) -> DockerBackend:
+    """The backend of the engine at DOCKER_HOST. Raises Misconfigured where it answers and cannot serve."""
+    backend = DockerBackend(settings)
+    engine.check(backend.ping)
+    return backend
+
+
+def _refuse_options(job: Job, body: Json) -> None:
+    """Raises BadRequest for a value that Podman would read as something else than one value.
+
+    Its Docker-compatible API writes each mount as one line of `key=value` joined by commas, without quotes, and parses
+    that line as CSV; a program that is alone in Entrypoint is parsed as JSON where it can be
+    (https://github.com/containers/podman/blob/v5.4.2/pkg/api/handlers/compat/containers_create.go, cliOpts).
+    """
+    for mount in body.get("HostConfig", {}).get("Mounts") or []:
+        for text in _texts(mount):
+            if _JOINED.search(text):
+                fields = {"input_dir": job.input_dir, "output_dir": job.output_dir}
+                said = "must not hold a comma, a double quote or a line break: Podman would read a mount option there."
+                wrong = {name: said for name, path in fields.items() if path in text and _JOINED.search(path)}
+                raise BadRequest(wrong or f"The mount {text!r} {said}")
+    program = _list(body.get("Entrypoint"))
+    if len(program) == 1 and _is_json_list(program[0]):
+        raise BadRequest({"entrypoint": "names a program that Podman would read as a JSON list."})
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a document, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_texts(key), *_texts(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_json_list(text: str) -> bool:
+    """Whether Go's decoder may take the text for a list; it takes null for an empty one."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return False
+    except RecursionError:
+        return True
+    return read is None or isinstance(read, list)
+
+
+def _name(name: str, index: int) -> str:
+    """A dot is in no other job's name, which are DNS labels."""
+    return f"{name}.{index}" if index else name
+
+
+def _for_worker(body: Json, index: int) -> Json:
+    env = [*body.get("Env", []), f"PMAN_WORKER_INDEX={index}"]
+    return body | {"Env": env, "Labels": {**body.get("Labels", {}), POSTED: f"{time.time_ns():020}"}}
+
+
+def _labels(container: Json) -> Json:
+    return container["Config"].get("Labels") or {}
+
+
+def _list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
+
+
+def _limit(labels: Json) -> timedelta:
+    return timedelta(minutes=int(labels.get(engine.LIMIT, 0) or 525_600_000))
+
+
+def _broken_off(container: Json) -> str:
+    """Why a container counts as failed that neither its state nor its exit code calls so; "" for any other.
+
+    It could not be started, or nobody saw it end: when its machine has restarted, Podman 4 says of what ran there that
+    it is created, and Podman 5 that it exited with code 0.
+    """
+    state = container["State"]
+    name, began, ended = STATES.get(state["Status"]), *map(engine.time_of, (state["StartedAt"], state["FinishedAt"]))
+    if name in (JobState.NOT_STARTED, JobState.SUCCEEDED) and began and not ended:
+        return "The job was cut off: the machine restarted while it ran."
+    return str(state.get("Error") or "") if name is JobState.NOT_STARTED else ""
+
+
+def _startable(container: Json) -> bool:
+    return _state(container) is JobState.NOT_STARTED
+
+
+def _overdue(container: Json, now: datetime) -> bool:
+    """Whether it runs, or ran, longer than its limit."""
+    began, ended = (engine.time_of(container["State"].get(key)) for key in ("StartedAt", "FinishedAt"))
+    running = container["State"].get("Running")
+    return began is not None and ((now if running else ended) or now) - began >= _limit(_labels(container))
+
+
+def _state(container: Json) -> JobState:
+    name = container["State"]["Status"]
+    state = STATES.get(name, JobState.UNDEFINED)
+    if state is JobState.UNDEFINED:
+        log.warning("the engine says %r of a container, which pman does not know", name)
+    if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container, datetime.now(UTC))):
+        return JobState.FAILED
+    return JobState.FAILED if _broken_off(container) else state
+
+
+def _words(container: Json | None) -> str:
+    if container is None:
+        return "There is no container yet, or somebody removed it."
+    state, labels, outcome = container["State"], _labels(container), _state(container)
+    if outcome is JobState.NOT_STARTED:
+        return "The container has been made, but not started; post the job again."
+    if outcome is not JobState.FAILED:
+        return ""
+    if error := _broken_off(container):
+        return engine.sentence(error)
+    if _overdue(container, datetime.now(UTC)):
+        return engine.overtime(labels)
+    return _end(state, labels)
+
+
+def _end(state: Json, labels: Json) -> str:
+    code = state.get("ExitCode", 0)
+    if state.get("OOMKilled") or code == 137:
+        return engine.killed(labels, bool(state.get("OOMKilled")), code)
+    return engine.sentence(state.get("Error") or f"The job ended with exit code {code}")
+
+
+def _listed(first: Json, workers: Iterable[Json]) -> JobStatus:
+    """From the list of containers alone, which has neither times of completion nor messages."""
+    labels = first["Labels"]
+    state = merge(_listed_state(container) for container in workers)
+    image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
+    return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at)
+
+
+def _listed_state(container: Json) -> JobState:
+    state = STATES.get(container["State"], JobState.UNDEFINED)
+    failed = not re.match(r"Exited \(0\)", container.get("Status", ""))
+    return JobState.FAILED if state is JobState.SUCCEEDED and failed else state

@@ -1,0 +1,167 @@
+"""How a container of one Docker or Podman engine is made, started once, and removed.
+
+The API starts an exited container again, and a request may arrive long after its client gave it up. So a container is
+started by the id that its creation returned, by nobody but its maker, and once. Where the start does not come (pman
+was killed, the answer was lost), a repeated POST takes the job over: after a while it removes the container, by id and
+without force, and makes a new one. An engine refuses to remove what runs, and to start what is removed; so whichever
+of the two comes first wins, and the other one fails however late it comes. Only a job that begins and ends between the
+last look at it and its removal, which are milliseconds apart, would run again: engines remove what has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pman.backends import retry
+from pman.backends.engine import api as engine
+from pman.backends.engine.api import Engine
+from pman.backends.engine.images import Images
+from pman.errors import BackendError, BadRequest, Conflict, NotFound, PmanError, Unreachable, jid_taken
+from pman.job import Job, backend_name
+
+log = logging.getLogger(__name__)
+
+ABANDONED_SECONDS = 4.0  # a container that is seen unstarted for so long is taken over
+TAKE_OVERS = 3  # within one POST
+NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is still making
+STARTS_AT_ONCE = 8
+POLL_SECONDS = 0.2
+DELETE_SECONDS = 20.0
+Json = dict[str, Any]
+
+
+class _CannotStart(BadRequest):
+    """Nothing may be left of the job, since nothing there says why."""
+
+
+class Starter:
+    """Makes containers and starts them. `startable` says of an inspect document whether it was never started."""
+
+    def __init__(self, api: Engine, images: Images, startable: Callable[[Json], bool]) -> None:
+        self._engine = api
+        self._images = images
+        self._startable = startable
+
+    def run(self, job: Job, containers: Sequence[tuple[str, Json]]) -> None:
+        """Make sure that each (name, body) exists and has been started, once; the first is the job's lock.
+
+        The image is pulled as the policy says for the first, which the others share it with.
+        """
+        first, *others = containers
+        try:
+            self._run(job, *first, first=True)
+            with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
+                list(pool.map(lambda other: self._run(job, *other), others))
+        except _CannotStart:
+            remove_all(self._engine, job.jid)
+            raise
+
+    def _run(self, job: Job, name: str, body: Json, first: bool = False) -> None:
+        for _ in range(TAKE_OVERS):
+            if made := self._create(job, name, body, first):
+                return self._start(made)
+            if self._is_started(name):
+                return None
+        raise Unreachable(f"The job {job.jid} is just being started.")
+
+    def _create(self, job: Job, name: str, body: Json, first: bool) -> str:
+        """The id of the new container; "" when the job's exists. Raises Conflict when another job's does."""
+
+        def exists() -> bool:
+            return self._exists(job, name)
+
+        try:
+            return self._images.with_image(str(body.get("Image")), lambda: self._post(name, body), exists, first)
+        except Conflict:
+            if not retry.wait_until(exists, NAMED_SECONDS):
+                raise Unreachable(f"The job {job.jid} is just being made or deleted.") from None
+            return ""
+
+    def _post(self, name: str, body: Json) -> str:
+        return str(self._engine.call("POST", "/containers/create", body=body, name=name).json()["Id"])
+
+    def _exists(self, job: Job, name: str) -> bool:
+        try:
+            labels = inspect(self._engine, name)["Config"].get("Labels") or {}
+        except NotFound:
+            return False
+        if labels.get(engine.JID) != job.jid:
+            raise BadRequest(f"The engine has a container {name} that is not pman's; remove it, or use another jid.")
+        if labels.get(engine.DIGEST) != job.digest:
+            raise jid_taken(job.jid)
+        return True
+
+    def _start(self, container_id: str) -> None:
+        """Where the start fails for good, Docker keeps the reason, and the job has failed. Podman does not."""
+        try:
+            self._engine.call("POST", f"/containers/{container_id}/start")
+        except PmanError as error:
+            if error.transient:
+                raise
+            if self._startable(self._engine.get(f"/containers/{container_id}/json")):
+                raise _CannotStart(f"The engine cannot start the job: {error}", detail=error.detail) from error
+
+    def _is_started(self, name: str) -> bool:
+        """True as soon as it is; False when it had to be removed, or was, because nobody started it."""
+        deadline = time.monotonic() + ABANDONED_SECONDS
+        container_id = inspect(self._engine, name)["Id"]
+        while self._startable(container := inspect(self._engine, name)):
+            if container["Id"] != container_id:
+                return False
+            if time.monotonic() > deadline:
+                log.warning("removing the container %s, which whoever made it has not started", name)
+                with contextlib.suppress(NotFound, Conflict, BackendError):  # gone, or just started
+                    self._engine.call("DELETE", f"/containers/{container_id}", v=1)
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+
+def inspect(api: Engine, name: str) -> Json:
+    """The container of exactly this name; the engine would also take an id, or the beginning of one."""
+    container: Json = api.get(f"/containers/{name}/json")
+    if container["Name"].lstrip("/") != name:
+        raise NotFound(f"There is no container {name}.")
+    return container
+
+
+def remove_all(api: Engine, jid: str) -> bool:
+    """Remove what is there of the job, and wait until it is gone; False when nothing was."""
+    if not _containers(api, jid):
+        return False
+    retry.call_last(_remove_all, api, jid)  # since a second look might no longer find the job
+    return True
+
+
+def _remove_all(api: Engine, jid: str) -> None:
+    deadline = time.monotonic() + DELETE_SECONDS
+    while found := _containers(api, jid):
+        if time.monotonic() > deadline:
+            raise Unreachable(f"The engine does not remove the containers of {jid}.")
+        for container in found:
+            _remove(api, container)
+
+
+def _remove(api: Engine, container: Json) -> None:
+    """Remove a container by force, unless it is gone."""
+    path = f"/containers/{container['Id']}"
+    if container["State"] == "running":  # Podman, forced to remove it, would first wait for its grace period
+        with contextlib.suppress(NotFound, Conflict, BackendError):
+            api.call("POST", f"{path}/kill", signal="KILL")
+    try:
+        api.call("DELETE", path, force=1, v=1)
+    except NotFound:
+        pass
+    except Conflict:  # another DELETE is at it
+        time.sleep(0.05)
+
+
+def _containers(api: Engine, jid: str) -> list[Json]:
+    """What the engine lists of this job, the first worker last: as long as any is left, the job can be found."""
+    found: list[Json] = api.get("/containers/json", all=1, filters={"label": [f"{engine.JID}={jid}"]})
+    return sorted(found, key=lambda container: f"/{backend_name(jid)}" in container["Names"])

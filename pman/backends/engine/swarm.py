@@ -1,0 +1,325 @@
+"""Docker Swarm: a job is a service whose restart condition is `none`; its name is the lock that makes it exist once.
+
+A *replicated* service, not a replicated job: swarmkit's job orchestrator counts completions only, so it starts failed
+tasks of a job again whatever the restart condition says, at the next event of the service and at every start of a
+manager (seen on 20.10). A replicated service with condition `none` runs each task once, also through restarts.
+
+A time limit is the task's health check (templates/swarm): its only probe comes when the time is up, and fails, because
+there is no such program; Swarm then ends the task as unhealthy. So the node itself keeps the limit, whether or not
+pman runs, with the precision of the engine and without a thread anywhere. A task with a health check stays in state
+`starting` while its container runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pman.backends import logs, retry
+from pman.backends.engine import api as engine
+from pman.backends.engine.api import Engine
+from pman.errors import (
+    BackendError,
+    Conflict,
+    Misconfigured,
+    NotFound,
+    PmanError,
+    Unreachable,
+    jid_taken,
+    no_such_job,
+)
+from pman.job import Job, backend_name
+from pman.settings import Settings
+from pman.status import JobState, JobStatus, join_messages, merge
+from pman.templating.render import Spec
+
+log = logging.getLogger(__name__)
+
+# Every state of https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states/, and `allocated`,
+# which only https://pkg.go.dev/github.com/moby/moby/api/types/swarm#TaskState lists.
+STATES: dict[str, JobState] = {
+    "new": JobState.NOT_STARTED,
+    "allocated": JobState.NOT_STARTED,
+    "pending": JobState.NOT_STARTED,  # also for ever, when no node suits; the message says why
+    "assigned": JobState.NOT_STARTED,
+    "accepted": JobState.NOT_STARTED,
+    "preparing": JobState.NOT_STARTED,  # the node pulls the image
+    "ready": JobState.NOT_STARTED,
+    "starting": JobState.STARTED,  # all through the run of a job with a time limit, see above
+    "running": JobState.STARTED,
+    "complete": JobState.SUCCEEDED,
+    "failed": JobState.FAILED,
+    "shutdown": JobState.FAILED,  # Swarm ended it: its node was drained, or the service was changed by hand
+    "rejected": JobState.FAILED,  # the node could not run it: no image, no directory, limits above the node's
+    "orphaned": JobState.FAILED,  # its node was away for a day, and Swarm gave it up
+    "remove": JobState.STARTED,  # being removed: its container may still write
+}
+OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
+DELETE_SECONDS = 25.0  # for a busy node to end a job, by SIGKILL; pfcon waits 100 s
+SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
+# Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
+# engines that may be a manager again. `inactive`, or `active` without control, is none.
+UNSETTLED = frozenset({"pending", "locked", "error"})
+NOT_A_MANAGER = (
+    "The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
+    "or set CONTAINER_ENV=docker to use one engine without a Swarm."
+)
+Json = dict[str, Any]
+
+
+class SwarmBackend:
+    """Jobs as services of a Swarm, through one of its managers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = Engine(settings)
+        self._max_log_bytes = settings.job_logs_max_kib * 1024
+        self._node_id = ""
+
+    def submit(self, job: Job, spec: Spec) -> JobStatus:
+        self._require_subpath()
+        body = engine.body_of(job, spec)
+        headers = self._engine.registry_auth(_image(body))
+        try:
+            # Perhaps of a service that is gone: after a DELETE that was cut short, and for a moment during each.
+            if any(self._is_up(task) for task in self._living(job.jid)):
+                return self._existing(job)
+            self._engine.call("POST", "/services/create", body=body, headers=headers)
+        except Conflict:
+            return self._existing(job)
+        except BackendError as error:
+            raise self._explained(error) from error
+        return JobStatus(job.jid, job.image, job.cmd, JobState.NOT_STARTED)
+
+    def _existing(self, job: Job) -> JobStatus:
+        try:
+            service = self._find(job.jid)
+            if _labels(service).get(engine.DIGEST) != job.digest:
+                raise jid_taken(job.jid)
+            return self._status(service, self._tasks(service))
+        except NotFound:
+            raise self._taken(job) from None
+
+    def _taken(self, job: Job) -> PmanError:
+        """Why a service with the job's name could not be made although pman's job is not there."""
+        try:
+            service = self._engine.get(f"/services/{job.name}")
+        except NotFound:
+            service = None
+        if service and _labels(service).get(engine.JID) != job.jid:
+            return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
+        return Unreachable(f"The job {job.jid} is just being deleted.")
+
+    def status(self, jid: str) -> JobStatus:
+        service = self._find(jid)
+        return self._status(service, self._tasks(service))
+
+    def _find(self, jid: str) -> Json:
+        """The service of exactly this jid; the engine would also take an id, or the beginning of one."""
+        name = backend_name(jid)
+        try:
+            service: Json = self._engine.get(f"/services/{name}")
+        except NotFound:
+            raise no_such_job(jid) from None
+        except BackendError as error:
+            raise self._explained(error) from error
+        if service["Spec"]["Name"] != name or _labels(service).get(engine.JID) != jid:
+            raise no_such_job(jid)
+        return service
+
+    def _tasks(self, service: Json) -> list[Json]:
+        try:
+            tasks: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
+        except NotFound:  # deleted since it was found
+            raise no_such_job(_labels(service)[engine.JID]) from None
+        return tasks
+
+    def _status(self, service: Json, tasks: Iterable[Json], ask: bool = True) -> JobStatus:
+        slots = _newest_by_slot(tasks)
+        missing = _replicas(service) - len(slots)
+        states = [_state(task) for task in slots] + [JobState.NOT_STARTED] * max(0, missing)
+        state = merge(states)
+        labels, container = _labels(service), service["Spec"]["TaskTemplate"]["ContainerSpec"]
+        ended = [end for task in slots if (end := engine.time_of(task["Status"].get("Timestamp")))]
+        return JobStatus(
+            jid=labels[engine.JID],
+            image=labels.get(engine.IMAGE, container["Image"]),
+            cmd=shlex.join([*container.get("Command", []), *container.get("Args", [])]),
+            state=state,
+            message=self._message(labels, slots, ask),
+            finished_at=max(ended, default=None) if state.final else None,
+            private=slots,
+            posted_at=engine.time_of(service.get("CreatedAt")),
+        )
+
+    def _message(self, labels: Json, tasks: Sequence[Json], ask: bool) -> str:
+        return join_messages([self._words(labels, task, ask) for task in tasks])
+
+    def _words(self, labels: Json, task: Json, ask: bool) -> str:
+        status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
+        code = status.get("ContainerStatus", {}).get("ExitCode", 0)
+        if "unhealthy container" in text:
+            return engine.overtime(labels)
+        if text.startswith("No such container"):
+            return "The job's container was removed while it ran, as by an engine that shuts down."
+        if code == 137 and status["State"] == "failed":
+            return self._killed(labels, task, ask)
+        if status["State"] == "failed" and code:
+            return f"The job ended with exit code {code}."
+        return text or _unsaid(task)
+
+    def _killed(self, labels: Json, task: Json, ask: bool) -> str:
+        """Swarm does not say what ended a container by SIGKILL; its node may, where that is the node asked."""
+        state: Json = {}
+        if ask:
+            with contextlib.suppress(NotFound):
+                state = self._engine.get(f"/containers/{_container(task)}/json")["State"]
+        return engine.killed(labels, bool(state.get("OOMKilled")))
+
+    def logs(self, status: JobStatus, max_lines: int) -> str:
+        tasks = status.private
+        assert isinstance(tasks, list)
+
+        def read(task: Json, share_bytes: int, seconds: float) -> str:
+            return self._log(task, max_lines, share_bytes, seconds)
+
+        return logs.of_workers(read, tasks, max_lines, self._max_log_bytes, at_once=engine.LOGS_AT_ONCE)
+
+    def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float) -> str:
+        if not _container(task):
+            return ""
+        if task.get("NodeID") == self._own_node():
+            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes, seconds)
+            if text is not None:
+                return text
+        # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
+        follow = task["Status"]["State"] == "starting"
+        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, seconds, follow=follow) or ""
+
+    def _own_node(self) -> str:
+        if not self._node_id:
+            self.ping()
+        return self._node_id
+
+    def delete(self, jid: str) -> None:
+        try:
+            ids = {self._find(jid)["ID"]}
+        except NotFound:  # but what a DELETE left that was cut short, or another one is at, is waited for
+            ids = {task["ServiceID"] for task in self._living(jid)}
+            if not ids:
+                raise
+        retry.call_last(self._end, jid, ids)  # since a second look would no longer find the job
+
+    def _end(self, jid: str, service_ids: set[str]) -> None:
+        for service_id in service_ids:
+            with contextlib.suppress(NotFound):
+                self._engine.call("DELETE", f"/services/{service_id}")
+
+        def living() -> list[Json]:
+            return [task for task in self._living(jid) if task["ServiceID"] in service_ids]
+
+        if retry.wait_until(lambda: not living(), DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
+            return
+        if any(self._is_up(task) for task in living()):
+            raise Unreachable(f"The job {jid} has not ended within {DELETE_SECONDS:.0f} s; delete it again.")
+        log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
+
+    def _living(self, jid: str) -> list[Json]:
+        """Tasks with this jid whose containers may still write, also those of a service that is gone."""
+        tasks = self._engine.get("/tasks", filters={"label": [f"{engine.JID}={jid}"]})
+        return [task for task in tasks if task["Status"]["State"] not in OVER]
+
+    def _is_up(self, task: Json) -> bool:
+        try:
+            return bool(self._engine.get(f"/nodes/{task.get('NodeID', '-')}")["Status"]["State"] == "ready")
+        except NotFound:
+            return False
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        mine = {"label": [engine.JID]}
+        services = self._engine.get("/services", filters=mine)
+        tasks: dict[str, list[Json]] = {}
+        for task in self._engine.get("/tasks", filters=mine):
+            tasks.setdefault(task["ServiceID"], []).append(task)
+        services.sort(key=lambda service: service["CreatedAt"], reverse=True)
+        return [self._status(service, tasks.get(service["ID"], []), ask=False) for service in services[:limit]]
+
+    def _require_subpath(self) -> None:
+        """Raises Misconfigured where a node would mount all of a volume in place of a job's directory."""
+        self._engine.require_subpath(self._settings)
+        if self._settings.storage_type != "docker_local_volume":
+            return
+        for node in self._engine.get("/nodes"):
+            version = node["Description"]["Engine"].get("EngineVersion", "")
+            found = re.match(r"(\d+)\.(\d+)", version)
+            if not found or (int(found[1]), int(found[2])) < SUBPATH_ENGINE:
+                raise Misconfigured(
+                    f"STORAGE_TYPE=docker_local_volume needs Docker 26.1 on every node of the Swarm, and "
+                    f"{node['Description'].get('Hostname')} has {version or 'an unknown version'}."
+                )
+
+    def ping(self) -> None:
+        swarm = self._engine.get("/info").get("Swarm", {})
+        if not swarm.get("ControlAvailable"):
+            if (state := swarm.get("LocalNodeState")) in UNSETTLED:
+                why = engine.sentence(swarm.get("Error") or state)
+                raise Unreachable(f"The engine at {self._engine.host} does not take part in its Swarm now: {why}")
+            raise BackendError(NOT_A_MANAGER.format(host=self._engine.host))
+        self._node_id = swarm.get("NodeID", "")
+        self._require_subpath()
+
+    def _explained(self, error: BackendError) -> BackendError:
+        """The engine's answer to anything that only a manager can do, in words that help."""
+        if "swarm manager" in str(error):
+            return BackendError(NOT_A_MANAGER.format(host=self._engine.host), detail=error.detail)
+        return error
+
+
+def create(settings: Settings) -> SwarmBackend:
+    """The backend of this Swarm. Raises Misconfigured where the engine answers and is no manager."""
+    backend = SwarmBackend(settings)
+    engine.check(backend.ping)
+    return backend
+
+
+def _labels(service: Json) -> Json:
+    return service["Spec"].get("Labels") or {}
+
+
+def _replicas(service: Json) -> int:
+    return int(service["Spec"].get("Mode", {}).get("Replicated", {}).get("Replicas", 1))
+
+
+def _image(body: Json) -> str:
+    return str(body.get("TaskTemplate", {}).get("ContainerSpec", {}).get("Image", ""))
+
+
+def _container(task: Json) -> str:
+    return str(task["Status"].get("ContainerStatus", {}).get("ContainerID", ""))
+
+
+def _newest_by_slot(tasks: Iterable[Json]) -> list[Json]:
+    """One task for each slot, in the order of the slots."""
+    slots = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}
+    return [slots[slot] for slot in sorted(slots)]
+
+
+def _unsaid(task: Json) -> str:
+    """A sentence about a task without an error, "" where all is well."""
+    state = task["Status"]["State"]
+    if state in OVER - {"complete"}:
+        return engine.sentence(f"Swarm says {state}: {task['Status'].get('Message', '')}")
+    if state not in OVER and task.get("DesiredState") == "shutdown":
+        return "Swarm has given the job up, but its node does not say that it has ended; it may be away."
+    return ""
+
+
+def _state(task: Json) -> JobState:
+    name = task["Status"]["State"]
+    if name not in STATES:
+        log.warning("Swarm says %r of a task, which pman does not know", name)
+    return STATES.get(name, JobState.UNDEFINED)

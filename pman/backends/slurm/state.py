@@ -1,0 +1,171 @@
+"""The directory of a job on the file system that pman and the nodes of SLURM share.
+
+State directory of a job, `<SLURM_STATE_DIR>/<name>/`, seen by pman and by the nodes, besides what directories.py says:
+  lock            flock(2) of whoever submits or deletes the job
+  attempt.TOKEN   renamed to claim.ID by the SLURM job that runs it; by pman to claim.deleted when a DELETE begins, to
+                  claim.lost where no SLURM job is left to run it: what starts later ends
+  slurm_id        number of the submitted SLURM job, whose name is `<name>.<token>`
+  slurm-ID.log    what SLURM itself and the script say
+  ending          as rc, by the script, when it begins to end the job
+  final.TOKEN     pman's verdict (JSON), so that it outlives SLURM's memory of the job
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pman.backends import directories
+from pman.backends.directories import Record
+from pman.errors import Misconfigured, NotFound, Unreachable
+from pman.job import Job
+from pman.status import JobState, JobStatus
+from pman.templating.render import Spec
+
+DELETED, LOST = "deleted", "lost"  # in place of the number of a SLURM job
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What the state directory says: which SLURM job runs it (`claim`), what was submitted, how it ended.
+
+    closed: DELETED or LOST where no SLURM job may take the claim any more. final: the verdict that settle() kept.
+    result: exit code, reason, time.
+    """
+
+    claim: str | None
+    closed: str | None
+    slurm_id: str | None
+    final: JobStatus | None
+    result: tuple[int, str, datetime] | None
+
+    @property
+    def unknown_to_slurm(self) -> bool:
+        """Not handed over yet."""
+        return self.claim is None and self.closed is None and self.slurm_id is None
+
+
+def create_directory(root: Path, job: Job, spec: Spec) -> bool:
+    """The directory of a new attempt at `job`; False when there is a directory already."""
+    return directories.create(root, job, spec, lambda record: ("lock", f"attempt.{record.token}")) is not None
+
+
+def slurm_name(record: Record) -> str:
+    return f"{record.directory.name}.{record.token}"
+
+
+def _verdict(record: Record) -> Path:
+    """With the token: a directory of the same name may already belong to the next attempt."""
+    return record.directory / f"final.{record.token}"
+
+
+def close(record: Record, why: str) -> str | None:
+    """Take the claim, so that nothing ever starts this attempt; the SLURM job that took it before, if one did."""
+    with contextlib.suppress(FileNotFoundError):
+        (record.directory / f"attempt.{record.token}").rename(record.directory / f"claim.{why}")
+    return read_files(record).claim
+
+
+def require_locks(root: Path) -> None:
+    """Raises Misconfigured where files have no flock(2): two sbatch of one attempt could not be told apart."""
+    with tempfile.TemporaryFile(dir=root) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise Misconfigured(
+                f"SLURM_STATE_DIR={root} must be on a file system with flock: {error.strerror}."
+            ) from None
+
+
+class Busy(Unreachable):
+    """Another thread or process submits or deletes the job."""
+
+
+@contextlib.contextmanager
+def locked(record: Record, wait_seconds: float) -> Iterator[list[Path]]:
+    """Alone with the job: the lock ends with its process. Raises NotFound when the job was deleted before.
+
+    What take_away() returned and is put into the list is removed afterwards: NFS keeps a file that is open.
+    """
+    deadline, trash = time.monotonic() + wait_seconds, list[Path]()
+    try:
+        with (record.directory / "lock").open("r+b") as file:
+            while not _try_lock(file.fileno()):
+                if time.monotonic() >= deadline:
+                    raise Busy("Another request for this job is still at work.")
+                time.sleep(0.01)
+            if not os.path.samestat(os.fstat(file.fileno()), (record.directory / "lock").stat()):
+                raise FileNotFoundError
+            yield trash
+    except FileNotFoundError:
+        raise NotFound("There is no such job any more.") from None
+    finally:
+        for path in trash:
+            directories.remove(path)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise Unreachable(f"The state directory of the job cannot be locked: {error.strerror}.") from error
+    return True
+
+
+def read_files(record: Record) -> Files:
+    """What the directory says now. Raises NotFound when it is gone."""
+    directory = record.directory
+    try:
+        names = os.listdir(directory)  # opens it, so that an NFS client looks again
+        slurm_id = (directory / "slurm_id").read_text(errors="replace").strip() if "slurm_id" in names else None
+    except FileNotFoundError:
+        raise NotFound("There is no such job any more.") from None
+    claim = next((name.removeprefix("claim.") for name in names if name.startswith("claim.")), None)
+    result = directories.result(directory) if "rc" in names else None
+    closed = claim if claim in (DELETED, LOST) else None
+    final = _stored(record) if _verdict(record).name in names else None
+    return Files(None if closed else claim, closed, slurm_id, final, result)
+
+
+def settle(status: JobStatus) -> JobStatus:
+    """Keep the verdict: SLURM forgets jobs, and what is final must stay what it is."""
+    record = status.private
+    assert isinstance(record, Record)
+    finished_at = status.finished_at or datetime.now(UTC)
+    fields = {"state": status.state, "message": status.message, "finished_at": finished_at.isoformat()}
+    with contextlib.suppress(FileNotFoundError):  # deleted at this moment
+        write(_verdict(record), json.dumps(fields))
+    return directories.make_status(record, status.state, status.message, finished_at)
+
+
+def _stored(record: Record) -> JobStatus | None:
+    """The verdict that settle() kept; None where a power cut has emptied its file, so that it is found anew."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        fields = json.loads(_verdict(record).read_text())
+        finished_at = datetime.fromisoformat(fields["finished_at"])
+        return directories.make_status(record, JobState(fields["state"]), fields["message"], finished_at)
+    return None
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file at once, for whoever reads it meanwhile. Raises Unreachable where the disk is full."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        new.write_text(text)
+        new.rename(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Unreachable(f"{path.parent} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,1 @@
+"""What `pman check` knows."""

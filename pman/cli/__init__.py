@@ -1,0 +1,157 @@
+"""The `pman` command. Imports are local to commands: rendering needs neither flask nor a backend's library."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+from pman import __version__, settings
+from pman.cli import jobs as client
+from pman.cli import templates as cli_templates
+from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge, for_people
+from pman.job import Job, make_job, validate
+from pman.templating.render import TARGETS, Renderer, Spec
+
+SUFFIXES = {"wdl": ".wdl", "k8s": ".yaml", "swarm": ".yaml", "docker": ".yaml", "slurm": ".sh", "local": ".sh"}
+
+
+def _exit(error: PmanError, where: str = "") -> click.ClickException:
+    """The error on the command line; exit status 1 when the request is at fault, 2 when templates or settings are."""
+    stop = click.ClickException(where + for_people(error.message))
+    stop.exit_code = 1 if isinstance(error, BadRequest | Refused | TooLarge) else 2  # type: ignore[misc]
+    return stop
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Render job requests into the language of a scheduler, run them, and see what became of them.
+
+    run, submit, status, logs, wait, delete and list ask the pman at PMAN_URL (http://127.0.0.1:5010).
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a job prints may not be in the terminal's encoding
+
+
+for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, client.list_jobs):
+    main.add_command(command)
+main.add_command(cli_templates.check)
+main.add_command(cli_templates.templates)
+
+
+@main.command()
+@cli_templates.exits_with_2
+def serve() -> None:
+    """Serve the HTTP API.
+
+    Everything is set by environment variables, which `pman settings` lists.
+    """
+    from pman.service import server
+
+    server.serve(settings.load())
+
+
+@main.command("settings")
+def show_settings() -> None:
+    """Print every setting of `pman serve`.
+
+    A Markdown table of environment variables with their defaults and meanings.
+    """
+    click.echo(settings.markdown_table(), nl=False)
+
+
+@main.command()
+@click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
+@click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="The language to render into.")
+@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Overlay directory.")
+@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
+@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings as NAME=VALUE lines.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write a file per request here.")
+@click.option("--check", is_flag=True, help="Judge each result with the real parser of its language.")
+@click.option(
+    "--watch", is_flag=True, help="Render again whenever REQUEST or a template is saved, and show what changed."
+)
+def render(
+    request_file: IO[bytes],
+    target: str,
+    templates: Path | None,
+    assignments: tuple[str, ...],
+    env_file: str | None,
+    out: Path | None,
+    check: bool,
+    watch: bool,
+) -> None:
+    """Print exactly what the service would submit.
+
+    REQUEST (a file, or - for standard input) holds one JSON object, or one a line; several need --out. Exit status: 0,
+    1 for a bad request, 2 for a bad template or setting.
+    """
+    try:
+        config = settings.load(cli_templates.overrides(templates, assignments, env_file))
+        if config.storebase is None and config.storage_type in ("host", "nfs"):
+            click.echo("STOREBASE is not set: directories are shown below /.", err=True)
+        if watch and request_file.name == "<stdin>":
+            raise BadRequest("--watch needs a REQUEST file: standard input cannot be read again.")
+        if watch:
+            cli_templates.watch(Path(request_file.name), target, config)
+        renderer = Renderer(config)
+        requests = list(_requests(request_file.read()))
+        if len(requests) != 1 and out is None:
+            raise BadRequest(f"{len(requests)} requests were given: name a directory with --out.")
+        quiet = out is None or not sys.stderr.isatty()
+        with click.progressbar(requests, label="rendering", file=sys.stderr, hidden=quiet) as progress:
+            written: set[str] = set()
+            for number, data in enumerate(progress, 1):
+                try:
+                    job = make_job(validate(data), config)
+                    if job.name in written:
+                        raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
+                    spec = renderer.render(job, target)
+                    if check:
+                        _check(renderer, job, spec)
+                    _write(spec, job.name, out)
+                    written.add(job.name)
+                except PmanError as error:
+                    raise _exit(error, f"Request {number} of {len(requests)}: " if len(requests) > 1 else "") from None
+    except PmanError as error:
+        raise _exit(error) from None
+
+
+def _requests(data: bytes) -> Iterator[object]:
+    try:
+        yield json.loads(data)
+        return
+    except (ValueError, RecursionError) as error:
+        lines = [line for line in data.splitlines() if line.strip()]
+        if len(lines) < 2 or not lines[0].lstrip().startswith(b"{") or not lines[0].rstrip().endswith(b"}"):
+            raise BadRequest(f"The request must be JSON: {error}.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"Line {number} must be JSON: {error}.") from None
+
+
+def _write(spec: Spec, name: str, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.buffer.write(spec.text.encode())
+        sys.stdout.buffer.flush()
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / (name + SUFFIXES[spec.target])).write_bytes(spec.text.encode())
+    for extra, text in spec.extras.items():
+        (out / f"{name}.{extra}").write_bytes(text.encode())
+
+
+def _check(renderer: Renderer, job: Job, spec: Spec) -> None:
+    from pman.checking import site
+
+    found = site.judged(renderer, job, spec)
+    if found:
+        raise TemplateError("\n".join(map(str, found)))

@@ -1,0 +1,1 @@
+"""pman over HTTP."""

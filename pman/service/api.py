@@ -1,0 +1,157 @@
+"""The HTTP contract of pfcon: four calls below /api/v1/. Beside it a listing, OpenAPI, metrics and two probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flask
+
+from pman import __version__
+from pman.backends import BACKENDS, Backend
+from pman.errors import BadRequest, PmanError
+from pman.job import make_job, parse_request
+from pman.service import metrics, openapi
+from pman.service.auth import Users
+from pman.settings import Settings
+from pman.status import JobState, JobStatus
+from pman.storage import prepare
+from pman.templating.render import Renderer
+
+blueprint = flask.Blueprint("api", __name__)
+Reply = tuple[dict[str, str], int]
+MAX_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a request handler needs, made once at start and shared by all threads."""
+
+    settings: Settings
+    renderer: Renderer
+    backend: Backend
+    users: Users | None  # None: everybody may do everything
+
+
+def service() -> Service:
+    """The service of the application that handles this request."""
+    found = flask.current_app.extensions["pman"]
+    assert isinstance(found, Service)
+    return found
+
+
+@blueprint.get("/api/v1/")
+def about() -> Reply:
+    s = service().settings
+    return {"server_version": __version__, "container_env": s.container_env, "storage_type": s.storage_type}, 200
+
+
+@blueprint.post("/api/v1/")
+def submit() -> Reply:
+    """201 with the job, also when exactly this request was posted before: it runs once."""
+    s = service()
+    try:
+        job = make_job(parse_request(flask.request.get_data(cache=False)), s.settings)
+        flask.g.jid = job.jid
+        spec = s.renderer.render(job, BACKENDS[s.settings.container_env].target)
+        prepare(job, s.settings)  # what a template refuses leaves nothing in the store
+        status = metrics.ask("submit", lambda: s.backend.submit(job, spec))
+    except PmanError as error:
+        metrics.SUBMITTED.labels(type(error).__name__).inc()
+        raise
+    metrics.SUBMITTED.labels("accepted").inc()
+    return status.to_json(), 201
+
+
+@blueprint.get("/api/v1/<jid>/")
+def read(jid: str) -> Reply:
+    """The job with the end of its logs; `?tail=N` asks for fewer lines than JOB_LOGS_TAIL."""
+    s = service()
+    flask.g.jid = jid
+    lines = _number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
+    status, logs = look(jid, lines)
+    return status.to_json(logs), 200
+
+
+def look(jid: str, lines: int) -> tuple[JobStatus, str]:
+    """A job and the end of its logs, under one retry policy: two after each other could outlast pfcon's patience."""
+    backend = service().backend
+
+    def once() -> tuple[JobStatus, str]:
+        status = metrics.ask_once("status", lambda: backend.status(jid))
+        return status, metrics.ask_once("logs", lambda: backend.logs(status, lines)) if lines else ""
+
+    return metrics.repeat("status", once)
+
+
+@blueprint.delete("/api/v1/<jid>/")
+def delete(jid: str) -> tuple[str, int]:
+    s = service()
+    flask.g.jid = jid
+    if s.settings.remove_jobs:
+        metrics.ask("delete", lambda: s.backend.delete(jid))
+    else:
+        metrics.ask("status", lambda: s.backend.status(jid))
+    return "", 204
+
+
+@blueprint.get("/api/v1/jobs/")
+def listing() -> tuple[dict[str, object], int]:
+    """The newest MAX_LISTED jobs, in pages: `limit` jobs in `state` that come behind the jid `after`.
+
+    `truncated`: there are older jobs, which no page shows.
+    """
+    s = service()
+    limit = _number("limit", 100, MAX_LISTED)
+    wanted, after = flask.request.args.get("state"), flask.request.args.get("after")
+    bad = {"limit": "must be 1 or more."} if limit == 0 else {}
+    if wanted is not None and wanted not in set(JobState):
+        bad["state"] = f"must be one of {', '.join(JobState)}."
+    if bad:
+        raise BadRequest(bad)
+    found = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED + 1))
+    jobs = found[:MAX_LISTED]
+    behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
+    if after and not behind:  # deleted since: to begin again without a word would show jobs twice
+        raise BadRequest({"after": "is no job that is listed; begin again without it."})
+    rest = [job for job in jobs[behind:] if wanted in (None, job.state)]
+    page: dict[str, object] = {
+        "jobs": [job.to_json() for job in rest[:limit]],
+        "next": rest[limit - 1].jid if len(rest) > limit else "",
+        "truncated": len(found) > MAX_LISTED,
+    }
+    return page, 200
+
+
+@blueprint.get("/api/v1/openapi.json")
+def describe() -> tuple[dict[str, object], int]:
+    return openapi.document(service().users is not None), 200
+
+
+@blueprint.get("/metrics")
+def show_metrics() -> flask.Response:
+    return flask.Response(metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@blueprint.get("/healthz")
+def healthz() -> Reply:
+    """The process is up."""
+    return {"status": "up"}, 200
+
+
+@blueprint.get("/readyz")
+def readyz() -> Reply:
+    """The backend can take jobs, or 503 and why not."""
+    try:
+        metrics.ask_once("ping", service().backend.ping)
+    except PmanError as error:
+        return {"message": str(error)}, 503
+    return {"status": "ready"}, 200
+
+
+def _number(name: str, default: int, most: int) -> int:
+    text = flask.request.args.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest({name: "must be a whole number from 0 to 999999999."})
+    return min(int(text), most)

@@ -1,0 +1,228 @@
+"""create_app(): settings, renderer and backend wired together, one error handler, one log line per request."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import json
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import flask
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from pman import backends, settings
+from pman.checking import lint
+from pman.checking.overlay import Overlay
+from pman.errors import PmanError, Refused
+from pman.job import MAX_BODY_BYTES
+from pman.service import metrics, pages
+from pman.service.api import Service, blueprint
+from pman.service.auth import Busy, Users, credentials
+from pman.templating.render import Renderer, sample_job
+
+log = logging.getLogger("pman.http")
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def create_app(config: settings.Settings, backend: backends.Backend | None = None) -> flask.Flask:
+    """The WSGI application. Raises one of pman's errors when it could not serve a single job."""
+    for warning in settings.check_for_service(config):
+        log.warning("%s", warning)
+    renderer = Renderer(config)
+    with contextlib.suppress(Refused):  # a site's policy may well have no place for the sample
+        renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
+    for finding in lint.findings(Overlay(renderer)):
+        log.warning("%s", finding)
+    app = flask.Flask("pman", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    half = max(1, config.max_concurrent_requests // 2)
+    users = Users(config.auth_users_file, half) if config.auth_users_file else None
+    app.extensions["pman"] = Service(config, renderer, backend or backends.load(config), users)
+    app.register_blueprint(blueprint)
+    app.register_blueprint(pages.blueprint)
+    app.before_request(_begin)
+    if config.allowed_hosts or (config.listens_locally and users is None):
+        names = frozenset({"", "localhost", *map(str.lower, config.allowed_hosts)})
+        app.before_request(functools.partial(_refuse_other_names, names))
+    _limit_concurrency(app, config.max_concurrent_requests)
+    app.before_request(_authenticate)
+    app.before_request(_refuse_other_sites)
+    app.after_request(_end)
+    app.register_error_handler(Exception, _answer)
+    return app
+
+
+def _begin() -> None:
+    given = flask.request.headers.get("X-Request-ID", "")
+    flask.g.request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+    flask.g.started_at = time.monotonic()
+
+
+def _limit_concurrency(app: flask.Flask, most: int) -> None:
+    """More than `most` requests at once are turned away, so that a flood exhausts neither threads nor the backend."""
+    places = threading.BoundedSemaphore(most)
+
+    def enter() -> flask.Response | None:
+        if flask.request.path == "/healthz":
+            return None
+        if not places.acquire(blocking=False):
+            return _turned_away(f"pman is serving {most} requests already; try again.")
+        flask.g.has_place = True
+        return None
+
+    def leave(_: BaseException | None) -> None:
+        if flask.g.pop("has_place", False):
+            places.release()
+
+    app.before_request(enter)
+    app.teardown_request(leave)
+
+
+def _refuse_other_names(allowed: frozenset[str]) -> flask.Response | None:
+    """A website whose name suddenly means this machine (DNS rebinding) would be pman's own page for a browser.
+
+    Only a name can be turned like that: every address is served, and who sends no Host is no browser.
+    """
+    name = _split(f"//{flask.request.headers.get('Host', '')}").hostname or ""
+    if name in allowed or _is_address(name):
+        return None
+    return _plain("pman is not called by this name; set ALLOWED_HOSTS if it is to be.", 403, {})
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _authenticate() -> flask.Response | None:
+    service = flask.current_app.extensions["pman"]
+    if service.users is None or flask.request.path == "/healthz":
+        return None
+    given = credentials(flask.request.headers.get("Authorization", ""))
+    try:
+        if given and service.users.allow(*given):
+            return None
+    except Busy:
+        return _turned_away("pman is comparing other passwords; try again.")
+    log.warning("authentication failed", extra={"fields": {"client": flask.request.remote_addr}})
+    challenge = {"WWW-Authenticate": 'Basic realm="pman", charset="UTF-8"'}
+    return _plain("Wrong user or password." if given else "A user and a password are needed.", 401, challenge)
+
+
+def _refuse_other_sites() -> flask.Response | None:
+    """A browser changes something only from pman's own pages. Any website could make it post a job otherwise.
+
+    Sec-Fetch-Site is what browsers of today say (W3C Fetch Metadata), Origin what older ones do; no other client does.
+    """
+    if flask.request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    site, origin = flask.request.headers.get("Sec-Fetch-Site"), flask.request.headers.get("Origin")
+    own = site in ("same-origin", "none") if site else origin is None or _split(origin).netloc == flask.request.host
+    return None if own else _plain("A browser sent this request for another website.", 403, {})
+
+
+def _turned_away(message: str) -> flask.Response:
+    return _plain(message, 503, {"Retry-After": "1"})
+
+
+def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:
+    response = flask.jsonify(message=message)
+    response.status_code = code
+    response.headers.update(headers)
+    return response
+
+
+def _end(response: flask.Response) -> flask.Response:
+    response.headers["X-Request-ID"] = flask.g.request_id
+    fields = {
+        "method": flask.request.method,
+        "path": flask.request.path,
+        "status": response.status_code,
+        "ms": round((time.monotonic() - flask.g.started_at) * 1000, 1),
+    }
+    route = flask.request.url_rule.rule if flask.request.url_rule else "unknown"
+    metrics.REQUESTS.labels(route, _known_method(), str(response.status_code)).inc()
+    log.info("request", extra={"fields": fields})
+    return response
+
+
+def _answer(error: Exception) -> tuple[flask.Response, int]:
+    """Every error as JSON with `message`, or as a page where one was asked for. A stack trace goes to the log alone."""
+    if isinstance(error, PmanError):
+        level = logging.ERROR if error.http_status >= 500 else logging.INFO
+        log.log(level, "%s", error, extra={"fields": {"detail": error.detail[:4096]}})
+        page = flask.request.blueprint == pages.blueprint.name and flask.request.method == "GET"
+        return pages.problem(error) if page else flask.jsonify(message=error.message), error.http_status
+    if isinstance(error, RequestEntityTooLarge):
+        return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
+    if isinstance(error, HTTPException):
+        response = flask.jsonify(message=error.description)
+        if allowed := getattr(error, "valid_methods", None):
+            response.headers["Allow"] = ", ".join(allowed)
+        return response, error.code or 500
+    log.exception("unexpected error")
+    return flask.jsonify(message="pman met an unexpected error; its log says more under this request's id."), 500
+
+
+def _of_request() -> dict[str, str]:
+    if not flask.has_request_context() or "request_id" not in flask.g:
+        return {}
+    return {"request_id": flask.g.request_id, "jid": flask.g.get("jid", ""), "pid": str(os.getpid())}
+
+
+def _known_method() -> str:
+    """A label's values must be few, whatever is sent."""
+    method = flask.request.method
+    return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
+
+
+class LineFormatter(logging.Formatter):
+    """One line per record, as `key=value` text or as JSON; line breaks in values are escaped.
+
+    Every line that is written while a request is served names it and its jid.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_of_request(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if self._as_json:
+            return json.dumps(fields)
+        return " ".join(v if k in ("time", "level") else f"{k}={json.dumps(v)}" for k, v in fields.items())
+
+
+def set_up_logging(config: settings.Settings) -> None:
+    """Structured lines on stderr, by LOG_FORMAT and LOG_LEVEL."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(config.log_format == "json"))
+    logging.basicConfig(level=config.log_level, handlers=[handler], force=True)

@@ -1,0 +1,126 @@
+"""The pages for people: the jobs at /, one job at /jobs/<jid>/, and the template playground at /render.
+
+They change nothing: no form and no script of theirs posts, deletes or submits a job, so there is nothing to forge.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import flask
+
+from pman import __version__
+from pman.backends import BACKENDS
+from pman.errors import BadRequest, Misconfigured, PmanError
+from pman.job import make_job, parse_request
+from pman.service import metrics
+from pman.service.api import look, service
+from pman.status import JobStatus
+from pman.templating.render import SAMPLE, TARGETS, Piece, Spec
+
+blueprint = flask.Blueprint("pages", __name__, template_folder="html")
+SHOWN = 100
+EXAMPLE = {**SAMPLE, "args": ["--prefix", "it's $(here)"]}
+
+
+@blueprint.get("/")
+def jobs() -> flask.Response:
+    """The backend with its health, and the newest jobs."""
+    s, listed, problem = service(), list[JobStatus](), ""
+    try:
+        metrics.ask_once("ping", s.backend.ping)
+        listed = metrics.ask("jobs", lambda: s.backend.jobs(SHOWN + 1))
+    except PmanError as error:
+        problem = str(error)
+    rows = [(job, _age(job.posted_at), _age(job.finished_at)) for job in listed[:SHOWN]]
+    return _page("jobs.html", jobs=rows, more=len(listed) > SHOWN, problem=problem)
+
+
+@blueprint.get("/jobs/<jid>/")
+def job(jid: str) -> flask.Response:
+    """One job and the end of its output."""
+    flask.g.jid = jid
+    found, text = look(jid, service().settings.job_logs_tail)
+    return _page("job.html", job=found, logs=text)
+
+
+def problem(error: PmanError) -> flask.Response:
+    """What is shown in place of a page."""
+    return _page("problem.html", jid=flask.g.get("jid", ""), problem=str(error), again=error.transient)
+
+
+@blueprint.get("/render")
+def playground() -> flask.Response:
+    """A request to edit, and what it renders to."""
+    own = BACKENDS[service().settings.container_env].target
+    return _page("render.html", request=json.dumps(EXAMPLE, indent=2), targets=list(TARGETS), own=own)
+
+
+@blueprint.post("/render")
+def render() -> tuple[dict[str, Any], int]:
+    """What a request renders to, with the block of each part and the verdict of its language's parser.
+
+    Body: {"request": text, "target": one of TARGETS}. Nothing is submitted and nothing is stored.
+    """
+    try:
+        data = flask.request.get_json()
+    except RecursionError:
+        data = None
+    if not isinstance(data, dict) or data.get("target") not in [*TARGETS] or not isinstance(data.get("request"), str):
+        raise BadRequest(
+            {"target": f"must be one of {', '.join(TARGETS)}.", "request": "must be the text of a request."}
+        )
+    s = service()
+    job = make_job(parse_request(data["request"].encode(errors="surrogatepass")), s.settings)
+    spec = s.renderer.render(job, data["target"])
+    templates = {"spec": TARGETS[spec.target].template, **TARGETS[spec.target].extras}
+    parts = {name: segments(s.renderer.pieces(job, template)) for name, template in templates.items()}
+    return {"parts": parts, "problems": _problems(spec)}, 200
+
+
+def segments(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
+    """(block, text) for each part of a rendered text."""
+    groups = itertools.groupby(pieces, key=lambda piece: piece.block)
+    return [(block, "".join(piece.text for piece in group)) for block, group in groups]
+
+
+def _problems(spec: Spec) -> list[str]:
+    try:
+        from pman.checking.parsers import judge
+
+        return judge(spec)
+    except Misconfigured as error:
+        return [f"not checked: {error}"]
+
+
+def _page(name: str, **values: Any) -> flask.Response:
+    nonce = secrets.token_urlsafe(16)
+    s = service().settings
+    response = flask.make_response(
+        flask.render_template(
+            name, nonce=nonce, version=__version__, settings=s, root=flask.request.script_root, **values
+        )
+    )
+    policy = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'"
+    response.headers["Content-Security-Policy"] = (
+        f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _age(moment: datetime | None) -> str:
+    """How long ago that was, in the largest fitting unit; "" for None."""
+    if moment is None:
+        return ""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

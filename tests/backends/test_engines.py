@@ -1,0 +1,601 @@
+"""Swarm, Docker and Podman without an engine: their states, and answers that a real one gives too seldom."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pman import backends, settings
+from pman.backends import Backend, logs, retry
+from pman.backends.engine import docker, swarm
+from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, TemplateError, Unreachable
+from pman.job import make_job, validate
+from pman.service import metrics
+from pman.service.app import create_app
+from pman.status import JobState, JobStatus
+from pman.templating.render import TARGETS, Renderer
+from tests.fakes.engine import Answer, Call, FakeEngine
+
+IMAGE = "registry.example.org/pl-x:1"
+REQUEST: dict[str, Any] = {
+    "jid": "chris-jid-1", "args": [], "auid": "x", "number_of_workers": 1, "cpu_limit": 100, "memory_limit": 64,
+    "gpu_limit": 0, "image": IMAGE, "entrypoint": ["echo"], "type": "fs",
+}  # fmt: skip
+TIME = "2026-01-01T00:00:00.123456789Z"
+NO_TIME = "0001-01-01T00:00:00Z"
+
+# https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states/, and `allocated` of the API's own list.
+TASKS = {
+    "notstarted": "new allocated pending assigned accepted preparing ready",
+    "started": "starting running remove",
+    "finishedSuccessfully": "complete",
+    "finishedWithError": "failed shutdown rejected orphaned",
+}
+# ContainerInspect of the Engine API, and what Podman's libpod/define/containerstate.go has besides.
+CONTAINERS = {
+    "notstarted": "created configured initialized",
+    "started": "running paused restarting removing stopping",
+    "finishedSuccessfully": "exited stopped",
+    "finishedWithError": "dead",
+}
+
+
+@pytest.mark.parametrize(("table", "documented"), [(swarm.STATES, TASKS), (docker.STATES, CONTAINERS)])
+def test_table_of_states(table: dict[str, JobState], documented: dict[str, str]) -> None:
+    assert table == {name: JobState(state) for state, names in documented.items() for name in names.split()}
+
+
+def test_tasks_that_may_still_write_are_not_over() -> None:
+    assert {name for name, state in swarm.STATES.items() if state.final} == swarm.OVER
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    with FakeEngine(tmp_path / "engine.sock") as engine:
+        yield engine
+
+
+def load(name: str, engine: FakeEngine, **env: str) -> tuple[Backend, settings.Settings]:
+    config = settings.load(
+        {"CONTAINER_ENV": name, "STOREBASE": "/data/store", "DOCKER_HOST": engine.url, "DOCKER_TIMEOUT_SECONDS": "5"}
+        | env
+    )
+    return backends.load(config), config
+
+
+def posted(backend: Backend, config: settings.Settings, **fields: Any) -> JobStatus:
+    job = make_job(validate(REQUEST | fields), config)
+    spec = Renderer(config).render(job, "swarm" if config.container_env == "swarm" else "docker")
+    return metrics.ask("submit", lambda: backend.submit(job, spec))
+
+
+# ------------------------------------------------------------------------------------------------------------- states
+
+
+def service(engine: FakeEngine, *tasks: dict[str, Any], **labels: str) -> None:
+    """The job of REQUEST as a service with these tasks."""
+    spec = {
+        "Name": "chris-jid-1",
+        "Labels": {"org.chrisproject.pman.name": "chris-jid-1", "org.chrisproject.pman.time-limit-minutes": "5"}
+        | labels,
+        "Mode": {"Replicated": {"Replicas": max(1, len(tasks))}},
+        "TaskTemplate": {"ContainerSpec": {"Image": IMAGE, "Command": ["echo"]}},
+    }
+    engine.routes["GET /services/chris-jid-1"] = {"ID": "s1", "Spec": spec, "CreatedAt": TIME}
+    engine.routes["GET /tasks"] = list(tasks)
+
+
+def task(state: str, slot: int = 1, created: str = TIME, error: str = "", code: int = 0) -> dict[str, Any]:
+    container = {"ContainerID": f"c{slot}", "ExitCode": code}
+    status = {"State": state, "Err": error, "Timestamp": created, "Message": "words", "ContainerStatus": container}
+    return {
+        "ID": f"t{slot}", "ServiceID": "s1", "NodeID": "node-1", "Slot": slot, "CreatedAt": created, "Status": status,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tasks", "state", "message"),
+    [
+        ([task("complete")], "finishedSuccessfully", ""),
+        ([task("shutdown")], "finishedWithError", "Swarm says shutdown: words."),
+        ([task("orphaned")], "finishedWithError", "Swarm says orphaned: words."),
+        ([task("rejected", error="No such image: x")], "finishedWithError", "No such image: x."),
+        ([task("failed", error="task: non-zero exit (3)", code=3)], "finishedWithError", "exit code 3."),
+        ([task("failed", error="x: unhealthy container", code=3)], "finishedWithError", "its time limit of 5 minutes."),
+        ([task("failed", error="No such container: x.1.y")], "finishedWithError", "by an engine that shuts down."),
+        ([task("remove")], "started", ""),
+        ([task("running") | {"DesiredState": "shutdown"}], "started", "it may be away."),
+        ([task("preparing") | {"DesiredState": "shutdown"}], "notstarted", "it may be away."),
+        ([task("complete") | {"DesiredState": "shutdown"}], "finishedSuccessfully", ""),
+        ([task("pending", error="no suitable node (x)")], "notstarted", "no suitable node (x)."),
+        ([task("thinking")], "undefined", ""),
+        ([task("complete"), task("failed", 2, code=1)], "finishedWithError", "worker 1: The job ended with exit code 1."),  # noqa: E501
+        ([task("failed", code=1), task("running", 2)], "started", "worker 0: The job ended with exit code 1."),
+        ([task("complete"), task("pending", 2)], "started", ""),
+        ([task("failed", code=1), task("thinking", 2)], "undefined", "worker 0: The job ended with exit code 1."),
+        ([task("failed", created="2026-01-01T00:00:00Z", code=1), task("complete", created="2026-01-02T00:00:00Z")],
+         "started", ""),  # of two tasks of one slot the younger counts; the second of the two slots has none yet
+        ([], "notstarted", ""),
+    ],
+)  # fmt: skip
+def test_status_of_tasks(engine: FakeEngine, tasks: list[dict[str, Any]], state: str, message: str) -> None:
+    service(engine, *tasks)
+    status = load("swarm", engine)[0].status("chris-jid-1")
+    assert status.state == state
+    assert status.message.endswith(message)
+    assert bool(status.message) == bool(message)
+    assert (status.finished_at is not None) == status.state.final
+
+
+def container(engine: FakeEngine, **state: Any) -> None:
+    """The job of REQUEST as a container."""
+    labels = {"org.chrisproject.pman.name": "chris-jid-1", "org.chrisproject.pman.time-limit-minutes": "5"}
+    engine.routes["GET /containers/chris-jid-1/json"] = {
+        "Id": "c1", "Name": "/chris-jid-1", "Created": TIME, "Config": {"Image": IMAGE, "Labels": labels},
+        "State": {"StartedAt": NO_TIME, "FinishedAt": NO_TIME, "ExitCode": 0} | state,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "message"),
+    [
+        ({"Status": "created"}, "notstarted", "post the job again."),
+        ({"Status": "created", "Error": "no such file"}, "finishedWithError", "no such file."),
+        ({"Status": "exited"}, "finishedSuccessfully", ""),
+        ({"Status": "exited", "ExitCode": 3}, "finishedWithError", "exit code 3."),
+        ({"Status": "exited", "ExitCode": 137}, "finishedWithError", "perhaps because it exceeded"),
+        ({"Status": "exited", "ExitCode": 137, "OOMKilled": True}, "finishedWithError", "out of memory"),
+        ({"Status": "dead", "ExitCode": 0}, "finishedWithError", "exit code 0."),
+        ({"Status": "removing"}, "started", ""),
+        ({"Status": "thinking"}, "undefined", ""),
+        ({"Status": "created", "StartedAt": TIME}, "finishedWithError", "the machine restarted"),
+        ({"Status": "exited", "StartedAt": TIME}, "finishedWithError", "the machine restarted"),
+        (
+            {"Status": "exited", "StartedAt": "2026-01-01T00:00:00Z", "FinishedAt": "2026-01-01T00:05:01Z"},
+            "finishedWithError",
+            "its time limit of 5 minutes.",
+        ),
+    ],
+)
+def test_status_of_a_container(engine: FakeEngine, fields: dict[str, Any], state: str, message: str) -> None:
+    container(engine, **fields)
+    status = load("docker", engine)[0].status("chris-jid-1")
+    assert status.state == state
+    assert message in status.message
+    assert bool(status.message) == bool(message)
+
+
+@pytest.mark.parametrize("stop", [(200, None), (500, {"message": "container state improper"})])
+def test_a_job_whose_time_is_up_is_asked_to_end_first(engine: FakeEngine, stop: Answer) -> None:
+    """And if it can't be stopped, as where somebody paused it, it is looked at all the same."""
+    container(engine, Status="running", Running=True, StartedAt=TIME)
+    for call in ("kill", "wait"):
+        engine.routes[f"POST /containers/c1/{call}"] = {}
+    engine.routes["POST /containers/c1/stop"] = lambda _: stop
+    assert load("docker", engine)[0].status("chris-jid-1").state is JobState.STARTED
+    sent = [(call.path.rsplit("/", 1)[1], call.query) for call in engine.calls if call.method == "POST"]
+    assert sent == [("kill", {"signal": "TERM"}), ("wait", {}), ("stop", {})]
+
+
+# ------------------------------------------------------------------------------------------------- part of a volume
+
+
+@pytest.mark.parametrize(
+    ("versions", "wrong"),
+    [
+        (["26.1.0", "27.3.1+dfsg1", "29.0"], None),
+        (["26.1.4", "26.0.2"], "26.0.2"),
+        (["20.10.24+dfsg1"], "20.10.24"),
+        (["dev"], "dev"),
+        ([""], "unknown"),
+    ],
+)
+def test_every_node_mounts_a_part_of_a_volume(engine: FakeEngine, versions: list[str], wrong: str | None) -> None:
+    """Docker 26.0 has the version of the API that brought Subpath, and a Swarm's nodes there ignore it."""
+    engine.routes["GET /version"] = {"ApiVersion": "1.45"}
+    engine.routes["GET /nodes"] = [
+        {"Description": {"Hostname": f"n{index}", "Engine": {"EngineVersion": version}}}
+        for index, version in enumerate(versions)
+    ]
+    volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
+    if wrong is None:
+        load("swarm", engine, **volume)
+        return
+    with pytest.raises(Misconfigured, match=f"needs Docker 26.1 on every node.*n{len(versions) - 1} has.*{wrong}"):
+        load("swarm", engine, **volume)
+
+
+@pytest.mark.parametrize("kind", ["docker", "swarm"])
+def test_an_engine_that_would_mount_all_of_a_volume_is_never_ready(engine: FakeEngine, kind: str) -> None:
+    """Also where it comes up after pman."""
+    engine.routes["GET /version"] = once(lambda _: None, lambda _: (200, {"ApiVersion": "1.44"}))
+    engine.routes["GET /volumes/store"] = {"Mountpoint": "/var/lib/store"}
+    volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
+    backend, _ = load(kind, engine, **volume)
+    with pytest.raises(Misconfigured, match=r"needs Docker 26 .*STOREBASE=/var/lib/store"):
+        backend.ping()
+    with pytest.raises(Misconfigured, match="needs Docker 26 "):
+        load(kind, engine, **volume)
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def once(cut: Callable[[Call], Answer], then: Callable[[Call], Answer]) -> Callable[[Call], Answer]:
+    """`cut` answers the first call, `then` all others."""
+    left = [cut]
+
+    def answer(call: Call) -> Answer:
+        return left.pop()(call) if left else then(call)
+
+    return answer
+
+
+def test_an_engine_of_another_version_is_connected_anew(engine: FakeEngine) -> None:
+    backend, _ = load("swarm", engine)
+    service(engine, task("complete"))
+    words = "client version 1.41 is too old. Minimum supported API version is 1.44, please upgrade your client"
+    found = engine.routes["GET /services/chris-jid-1"]
+    engine.routes["GET /services/chris-jid-1"] = once(lambda _: (400, {"message": words}), lambda _: (200, found))
+    assert metrics.ask("status", lambda: backend.status("chris-jid-1")).state is JobState.SUCCEEDED
+    assert [call.path for call in engine.calls].count("/version") == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("locked", "Swarm is encrypted and needs to be unlocked before it can be used."),
+        ("pending", "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the c."),
+    ],
+)
+def test_a_manager_that_is_not_ready(engine: FakeEngine, state: str, words: str) -> None:
+    """As after a restart: pman starts, and neither says that there is no Swarm nor gives up at once."""
+    info = {"Swarm": {"LocalNodeState": state, "ControlAvailable": False, "NodeID": "node-1"}}
+    engine.routes["GET /info"] = info
+    backend = load("swarm", engine)[0]
+    with pytest.raises(Unreachable, match="does not take part in its Swarm now"):
+        backend.ping()
+    service(engine, task("complete"))
+    found = engine.routes["GET /services/chris-jid-1"]
+    engine.routes["GET /services/chris-jid-1"] = once(lambda _: (503, {"message": words}), lambda _: (200, found))
+    assert metrics.ask("status", lambda: backend.status("chris-jid-1")).state is JobState.SUCCEEDED
+    info["Swarm"]["LocalNodeState"] = "inactive"
+    with pytest.raises(BackendError, match="run `docker swarm init` there"):
+        backend.ping()
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_holds_all_up_at_once(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "engine.sock"))
+        silent.listen(64)
+        backend = load("swarm", FakeEngine(tmp_path / "engine.sock"), DOCKER_TIMEOUT_SECONDS="1")[0]
+        began = time.monotonic()
+
+        def ask(_: int) -> None:
+            with pytest.raises(Unreachable):
+                backend.status("chris-jid-1")
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(ask, range(16)))
+        assert time.monotonic() - began < 8
+
+
+def test_a_delete_whose_answer_is_lost_is_done_on_swarm(engine: FakeEngine) -> None:
+    service(engine)
+    backend = load("swarm", engine)[0]
+
+    def gone(call: Call) -> Answer:
+        return 404, {"message": "service s1 not found"}
+
+    def cut(call: Call) -> Answer:
+        engine.routes["GET /services/chris-jid-1"] = gone
+        return None
+
+    engine.routes["DELETE /services/s1"] = once(cut, gone)
+    metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    with pytest.raises(NotFound):
+        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+
+
+def test_a_delete_that_is_cut_off_is_never_a_job_that_never_was(engine: FakeEngine) -> None:
+    """Its answer is lost, and after that every answer until its attempts are over."""
+    service(engine)
+    backend = load("swarm", engine)[0]
+    unheard = [None] * (retry.ATTEMPTS - 1)
+
+    def cut(call: Call) -> Answer:
+        engine.routes["GET /services/chris-jid-1"] = lambda _: (404, {"message": "not found"})
+        engine.routes["GET /tasks"] = lambda _: unheard.pop() if unheard else (200, [])
+        return None
+
+    engine.routes["DELETE /services/s1"] = once(cut, lambda _: (404, {"message": "not found"}))
+    with pytest.raises(Unreachable):
+        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    assert not unheard
+
+
+def test_a_delete_whose_answer_is_lost_is_done_on_docker(engine: FakeEngine) -> None:
+    backend = load("docker", engine)[0]
+    engine.routes["GET /containers/json"] = [{"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited"}]
+
+    def cut(call: Call) -> Answer:
+        engine.routes["GET /containers/json"] = []
+        return None
+
+    engine.routes["DELETE /containers/c1"] = cut
+    metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    with pytest.raises(NotFound):
+        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["ready", "down"])
+def test_a_delete_is_done_when_nothing_writes_any_more(engine: FakeEngine, node: str) -> None:
+    """Unless the node is away: then it ends the job when it is back."""
+    service(engine, task("running"))
+    backend = load("swarm", engine)[0]
+    engine.routes["DELETE /services/s1"] = {}
+    engine.routes["GET /nodes/node-1"] = {"Status": {"State": node}}
+    if node == "down":
+        backend.delete("chris-jid-1")
+    else:
+        with pytest.raises(Unreachable, match="has not ended"):
+            backend.delete("chris-jid-1")
+
+
+def test_a_post_while_the_leader_changes(engine: FakeEngine) -> None:
+    """The old leader does not know what became of it: here, the service was made."""
+    backend, config = load("swarm", engine)
+    service(engine, task("running"), **{"org.chrisproject.pman.digest": make_job(validate(REQUEST), config).digest})
+    lost = "rpc error: code = Unknown desc = raft: failed to process the request: node lost leader status"
+    engine.routes["POST /services/create"] = once(
+        lambda _: (500, {"message": lost}), lambda _: (409, {"message": "name conflicts with an existing object"})
+    )
+    assert posted(backend, config).state is JobState.STARTED
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+@pytest.mark.parametrize("change", [
+    ("org.chrisproject.pman.name: ", "name: "), ("pman.digest: \"", "pman.digest: \"x"), ("Labels:", "- Labels:"),
+    ("", "a: ["), ("Labels:", "Name: another\nLabels:"),
+])  # fmt: skip
+def test_a_template_whose_job_could_not_be_found_again(engine: FakeEngine, name: str, change: tuple[str, str]) -> None:
+    """It would run, and be a 404."""
+    backend, config = load(name, engine)
+    job = make_job(validate(REQUEST), config)
+    spec = Renderer(config).render(job, name)
+    with pytest.raises(TemplateError, match=re.escape(f"{TARGETS[name].template}:1: ")):
+        backend.submit(job, replace(spec, text=spec.text.replace(*change, 1)))
+    assert not [call for call in engine.calls if call.method == "POST"]
+
+
+@pytest.mark.parametrize("node", ["ready", "down"])
+def test_a_post_waits_for_what_a_delete_left(engine: FakeEngine, node: str) -> None:
+    """The service is gone, and its container still writes. That of a node which is away ends when the node is back."""
+    backend, config = load("swarm", engine)
+    engine.routes |= {
+        "GET /tasks": [task("running"), task("complete", 2)],
+        "GET /nodes/node-1": {"Status": {"State": node}},
+        "POST /services/create": {"ID": "s2"},
+    }
+    if node == "down":
+        assert posted(backend, config).state is JobState.NOT_STARTED
+        return
+    with pytest.raises(Unreachable, match="just being deleted"):
+        posted(backend, config)
+    engine.routes["GET /tasks"] = [task("shutdown")]
+    assert posted(backend, config).state is JobState.NOT_STARTED
+
+
+def test_a_post_beside_a_delete_may_be_repeated(engine: FakeEngine) -> None:
+    """The service is found, and gone when its tasks are asked for."""
+    backend, config = load("swarm", engine)
+    job = make_job(validate(REQUEST), config)
+    service(engine, **{"org.chrisproject.pman.digest": job.digest})
+    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
+    engine.routes["GET /tasks"] = lambda call: (
+        (200, []) if '"label"' in call.query["filters"] else (404, {"message": "service s1 not found"})
+    )
+    with pytest.raises(Unreachable, match="just being deleted"):
+        posted(backend, config)
+
+
+@pytest.mark.slow
+def test_a_container_that_is_still_being_made(engine: FakeEngine) -> None:
+    """Its name is taken, and nothing is there yet: another request is making it, which takes a while."""
+    backend, config = load("docker", engine)
+    job = make_job(validate(REQUEST), config)
+    container(engine, Status="exited")
+    found = engine.routes["GET /containers/chris-jid-1/json"]
+    found["Config"]["Labels"]["org.chrisproject.pman.digest"] = job.digest
+    until = time.monotonic() + 3
+    words = 'Conflict. The container name "/chris-jid-1" is already in use by container "x".'
+    engine.routes["POST /containers/create"] = lambda _: (409, {"message": words})
+    engine.routes["GET /containers/chris-jid-1/json"] = lambda _: (
+        (200, found) if time.monotonic() > until else (404, {"message": "No such container"})
+    )
+    assert posted(backend, config).state is JobState.SUCCEEDED
+
+
+# --------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_a_silent_job_of_this_node_is_asked_for_once(engine: FakeEngine) -> None:
+    """The way through the task's log takes half a second, and is for logs that are not here."""
+    service(engine, task("starting"), task("starting", 2))
+    backend = load("swarm", engine)[0]
+    engine.routes["GET /containers/c1/logs"] = engine.routes["GET /containers/c2/logs"] = lambda _: (200, None)
+    status = backend.status("chris-jid-1")
+    engine.calls.clear()
+    backend.logs(status, 10)
+    assert sorted(call.path for call in engine.calls) == ["/containers/c1/logs", "/containers/c2/logs"]
+    del engine.routes["GET /containers/c2/logs"]
+    engine.calls.clear()
+    backend.logs(status, 10)
+    assert [call.path for call in engine.calls if "/tasks/" in call.path] == ["/tasks/t2/logs"]
+
+
+def workers(engine: FakeEngine, count: int, *states: dict[str, Any] | None) -> None:
+    """The job of REQUEST as several containers, None for one that is not there."""
+    for number, state in reversed(list(enumerate(states))):
+        container(engine, **(state or {}))
+        found = engine.routes.pop("GET /containers/chris-jid-1/json")
+        found["Config"]["Labels"]["org.chrisproject.pman.workers"] = str(count)
+        name = f"chris-jid-1.{number}" if number else "chris-jid-1"
+        if state is not None:
+            engine.routes[f"GET /containers/{name}/json"] = found | {"Id": f"c{number}", "Name": f"/{name}"}
+        engine.routes[f"GET /containers/c{number}/logs"] = "x"
+
+
+def test_a_worker_whose_container_is_gone(engine: FakeEngine) -> None:
+    """It may not be made yet; the others keep their numbers."""
+    workers(engine, 3, {"Status": "exited"}, None, {"Status": "exited", "ExitCode": 3})
+    backend = load("docker", engine)[0]
+    status = backend.status("chris-jid-1")
+    assert status.state is JobState.STARTED
+    assert status.message == (
+        "worker 1: There is no container yet, or somebody removed it. worker 2: The job ended with exit code 3."
+    )
+    assert backend.logs(status, 10) == "=== worker 0 ===\n=== worker 1 ===\n=== worker 2 ===\n"
+
+
+def test_a_followed_log_behind_a_proxy_that_closes_connections(tmp_path: Path) -> None:
+    with FakeEngine(tmp_path / "engine.sock", closes=True) as engine:
+        service(engine, task("starting") | {"NodeID": "another"})
+        engine.routes["GET /tasks/t1/logs"] = "x"
+        backend = load("swarm", engine)[0]
+        assert backend.logs(backend.status("chris-jid-1"), 10) == ""
+        assert engine.calls[-1].query["follow"] == "1"
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+def test_logs_end_when_their_time_is_over(engine: FakeEngine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "READ_SECONDS", 0)
+    service(engine, task("running"), task("running", 2))
+    workers(engine, 2, {"Status": "running"}, {"Status": "running"})
+    backend = load(name, engine)[0]
+    assert backend.logs(backend.status("chris-jid-1"), 10).count("no time left for this log") == 2
+    assert not any(call.path.endswith("/logs") for call in engine.calls)
+
+
+def test_a_get_has_one_retry_policy_for_status_and_logs(engine: FakeEngine) -> None:
+    """Two after each other could last longer than pfcon waits."""
+    service(engine, task("complete"))
+    backend, config = load("swarm", engine, SECRET_KEY="a secret key for tests")
+    found = engine.routes["GET /services/chris-jid-1"]
+    cuts = [None, None]
+    engine.routes["GET /services/chris-jid-1"] = lambda _: cuts.pop() if cuts else (200, found)
+    engine.routes["GET /containers/c1/logs"] = lambda _: None
+    assert create_app(config, backend).test_client().get("/api/v1/chris-jid-1/").status_code == 503
+    asked = [call.path for call in engine.calls]
+    assert (asked.count("/services/chris-jid-1"), asked.count("/containers/c1/logs")) == (retry.ATTEMPTS, 2)
+
+
+# -------------------------------------------------------------------------------------------------------- credentials
+
+
+def test_credentials_are_those_of_the_templates_image(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {"mirror.example.org": {"auth": "YTpi"}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    overlay = tmp_path / "overlay" / "swarm"
+    overlay.mkdir(parents=True)
+    (overlay / "service.yaml.j2").write_text(
+        '{% extends "shipped/swarm/service.yaml.j2" %}{% set image = "mirror.example.org/pl-x:1" %}'
+    )
+    backend, config = load("swarm", engine, TEMPLATES_DIR=str(overlay.parent))
+    engine.routes["POST /services/create"] = {"ID": "s1"}
+    posted(backend, config)
+    sent = engine.calls[-1]
+    assert sent.body["TaskTemplate"]["ContainerSpec"]["Image"] == "mirror.example.org/pl-x:1"
+    assert "X-Registry-Auth" in sent.headers
+
+
+@pytest.mark.filterwarnings("ignore:docker-credential-")
+def test_a_credential_helper_that_is_missing(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"credHelpers": {"registry.example.org": "pman-nowhere"}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    backend, config = load("swarm", engine)
+    with pytest.raises(BackendError, match=r"credentials for registry.example.org .*pman-nowhere"):
+        posted(backend, config)
+
+
+def test_a_credential_helper_is_asked_once_for_many_jobs(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "docker-credential-pman-test"
+    helper.write_text(
+        f"#!/bin/sh\necho asked >> {tmp_path}/asked\n"
+        """echo '{"Username": "a", "Secret": "b", "ServerURL": "x"}'\n"""
+    )
+    helper.chmod(0o755)
+    (tmp_path / "config.json").write_text(json.dumps({"credHelpers": {"registry.example.org": "pman-test"}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    backend, config = load("swarm", engine)
+    engine.routes["POST /services/create"] = {"ID": "s1"}
+    for number in range(3):
+        posted(backend, config, jid=f"chris-jid-{number}")
+        assert "X-Registry-Auth" in engine.calls[-1].headers
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+def test_an_image_that_is_no_name(engine: FakeEngine, name: str) -> None:
+    backend, config = load(name, engine, PULL_POLICY="always")
+    with pytest.raises(BadRequest, match="image"):
+        posted(backend, config, image="-/x:1")
+
+
+def test_too_many_workers_for_one_engine(engine: FakeEngine) -> None:
+    backend, config = load("docker", engine)
+    with pytest.raises(BadRequest, match="at most 200 workers"):
+        posted(backend, config, number_of_workers=201)
+
+
+PODMAN = {"ApiVersion": "1.41", "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]}
+
+
+@pytest.mark.parametrize("text", [",source=/etc", ',"', "\n", "\r"])
+@pytest.mark.parametrize("field", ["input_dir", "output_dir"])
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_podman_is_sent_no_mount_option(engine: FakeEngine, name: str, field: str, text: str) -> None:
+    """Also where CONTAINER_ENV says docker: the engine says what it is."""
+    engine.routes["GET /version"] = PODMAN
+    with pytest.raises(BadRequest) as caught:
+        posted(*load(name, engine), **dict[str, Any]({field: f"key-a/x{text}"}))
+    assert list(caught.value.message) == [field]
+    assert not [call for call in engine.calls if call.method == "POST"]
+
+
+@pytest.mark.parametrize("program", ['["sh", "-c"]', "[]", "null", "[" * 100_000])
+def test_podman_is_sent_no_program_that_it_would_parse(engine: FakeEngine, program: str) -> None:
+    engine.routes["GET /version"] = PODMAN
+    with pytest.raises(BadRequest) as caught:
+        posted(*load("podman", engine), entrypoint=[program])
+    assert list(caught.value.message) == ["entrypoint"]
+
+
+def test_a_sites_mount_is_judged_too(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.routes["GET /version"] = PODMAN
+    overlay = tmp_path / "overlay" / "docker"
+    overlay.mkdir(parents=True)
+    (overlay / "container.yaml.j2").write_text(
+        '{% extends "shipped/docker/container.yaml.j2" %}\n{% block mounts %}\n'
+        "    - {Type: bind, Source: /scratch, Target: {{ '/scratch/' ~ job.auid }}}\n{% endblock %}\n"
+    )
+    with pytest.raises(BadRequest, match="mount option"):
+        posted(*load("podman", engine, TEMPLATES_DIR=str(tmp_path / "overlay")), auid="a,rw,source=/etc")

@@ -1,0 +1,388 @@
+"""The state table and the sentences of the Kubernetes backend, over what a real Kubernetes 1.35 was recorded to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from pman.backends import kubernetes as backend
+from pman.backends.kubernetes import reasons
+from pman.backends.kubernetes.api import to_error
+from pman.errors import BackendError, BadRequest, Refused, TooLarge, Unreachable
+from pman.status import JobState
+from tests.rig import ROOT
+
+RECORDINGS = ROOT / "tests" / "recordings" / "kubernetes"
+RANK = {JobState.NOT_STARTED: 0, JobState.STARTED: 1, JobState.SUCCEEDED: 2, JobState.FAILED: 2}
+Object = dict[str, Any]
+
+
+def recorded(name: str) -> Any:
+    return json.loads((RECORDINGS / f"{name}.json").read_text())
+
+
+SCENARIOS: dict[str, list[Object]] = recorded("job_states")
+
+
+def end_of(statuses: list[Object]) -> JobState | None:
+    """What the conditions of the last status say."""
+    held = {c["type"] for c in statuses[-1].get("conditions", []) if c["status"] == "True"}
+    return JobState.SUCCEEDED if "Complete" in held else JobState.FAILED if "Failed" in held else None
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_final_exactly_when_the_condition_says_so(name: str) -> None:
+    """A Job's status alone: never undefined, final from the condition on and not before."""
+    for row in SCENARIOS[name]:
+        state = backend.job_state(row["status"])
+        assert state is not JobState.UNDEFINED
+        assert (state if state and state.final else None) == end_of([row["status"]]), row
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_states_never_go_back(name: str) -> None:
+    """Job and pods together, as a GET after each recorded event would have read them."""
+    pods: dict[str, Object] = {}
+    job: Object = {}
+    seen = [JobState.NOT_STARTED]
+    for row in recorded(name)["timeline"]:
+        if "deletionTimestamp" in row and row["kind"] == "job":
+            break  # no job any more for pman: 404
+        if row["kind"] == "job":
+            job = row["status"]
+        elif row["kind"] == "pod" and row["event"] == "DELETED":
+            pods.pop(row["name"], None)
+        elif row["kind"] == "pod":
+            pods[row["name"]] = {"status": row["status"]}
+        seen.append(backend.job_state(job) or backend.pods_state(pods.values()))
+    ranks = [RANK[state] for state in seen]
+    assert ranks == sorted(ranks), seen
+    if ended := end_of([job]):
+        assert seen[-1] is ended
+        assert JobState.STARTED in seen
+
+
+def test_conditions_that_nobody_knows() -> None:
+    strange: Object = {"conditions": [{"type": "Frozen", "status": "True"}]}
+    assert backend.job_state(strange) is JobState.UNDEFINED
+    assert backend.job_state(strange | {"ready": 1}) is JobState.STARTED
+    assert backend.job_state({"conditions": [{"type": "Complete", "status": "False"}]}) is JobState.NOT_STARTED
+
+
+def as_job(completions: int = 1, memory: str = "16Mi", condition: str = "BackoffLimitExceeded") -> Object:
+    container = {"name": "main", "image": "localhost/busybox:1", "resources": {"limits": {"memory": memory}}}
+    return {
+        "metadata": {"uid": "u"},
+        "spec": {
+            "completions": completions,
+            "template": {"spec": {"containers": [container], "activeDeadlineSeconds": 120}},
+        },
+        "status": {"startTime": "2026-11-23T15:31:00Z", "conditions": [{"type": "Failed", "reason": condition}]},
+    }
+
+
+def as_pods(rows: list[Object]) -> list[Object]:
+    """Recorded pods (name and status) in the shape of the API."""
+    spec = {"nodeName": "localhost", "containers": [{"name": "main", "image": "localhost/busybox:1"}]}
+    return [
+        {"metadata": {"name": row["name"], "uid": row["name"]}, "spec": spec, "status": row["status"]} for row in rows
+    ]
+
+
+FAILURES = {
+    "job_failed_exit3": "The job ended with exit code 3.",
+    "pod_killed_by_signal": "The job was ended by signal 9.",
+    "pod_oom_killed": "The job ran out of memory: its limit is 16Mi.",
+    "pod_oom_child_of_shell": "The job ran out of memory: its limit is 16Mi.",
+    "pod_activeDeadlineSeconds_exceeded": "The job reached its time limit of 2 min.",
+    "pod_deleted_under_running_job": "A pod of the job was deleted or lost, and its result with it.",
+    "pod_command_not_found": 'The program could not be started: exec: "/no/such/program": stat /no/such/program: '
+    "no such file or directory: unknown.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_why_a_job_failed(name: str) -> None:
+    recording = recorded(name)
+    pods = as_pods(recording.get("pods_final", recording.get("pods")))
+    assert reasons.failure(as_job(), pods) == FAILURES[name]
+
+
+def test_why_one_of_two_workers_failed() -> None:
+    pods = as_pods(recorded("job_failed_one_of_two")["pods_final"])
+    assert reasons.failure(as_job(completions=2), pods) == "Worker 0 ended with exit code 7."
+
+
+def test_a_deadline_of_the_job() -> None:
+    assert reasons.failure(as_job(condition="DeadlineExceeded"), []) == "The job reached its time limit."
+
+
+# Recording -> what the sentence begins with, and whether it may heal.
+WAITING = {
+    "image_never": ("The image localhost/busybox:1 is not on the node and may not be pulled.", False),
+    "image_badname": ("The image localhost/busybox:1 has no valid name: Failed to apply default image tag", False),
+    "image_pull": ("The image localhost/busybox:1 cannot be pulled: ", True),
+    "pod_missing_secret": ('The container cannot be configured: secret "nosecret" not found.', False),
+    "pod_runAsNonRoot_as_root": ("The container cannot be configured: container has runAsNonRoot", False),
+    "pod_unschedulable": ("No node can take the job yet: 0/1 nodes are available: 1 Insufficient cpu.", True),
+    "pod_hostPath_missing_ContainerCreating": (
+        'A directory of the job cannot be mounted: MountVolume.SetUp failed for volume "v" : hostPath type check '
+        "failed: /no/such/dir is not a directory.",
+        False,
+    ),
+    "quota_pods_exceeded": (
+        "Kubernetes refuses the job's pod: exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0.",
+        False,
+    ),
+    "quota_cpu_request_missing": (
+        "Kubernetes refuses the job's pod: failed quota: q: must specify requests.cpu for: main.",
+        False,
+    ),
+    "podsecurity_baseline_hostPath": ("Kubernetes refuses the job's pod: violates PodSecurity", False),
+    "serviceaccount_missing": (
+        "Kubernetes refuses the job's pod: error looking up service account rec/nosuch: serviceaccount",
+        False,
+    ),
+    "priorityclass_missing": (
+        "Kubernetes refuses the job's pod: no PriorityClass with name nosuch was found.",
+        False,
+    ),
+}  # fmt: skip
+
+
+def ago(minutes: float) -> str:
+    return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+
+
+Events = Callable[[str], list[Object]]
+
+
+def waiting(pods: list[Object], events: Events, job: Object | None = None) -> reasons.Reason:
+    job = job or as_job()
+    return reasons.waiting(job, pods, lacking=len(pods) < job["spec"]["completions"], events=events)
+
+
+def event(reason: str, message: str, first: int = 0, last: int = 0) -> Object:
+    """A warning, first and last seen so many minutes ago."""
+    times = {name: ago(minutes) for name, minutes in (("first", first), ("last", last))}
+    return {
+        "type": "Warning", "reason": reason, "message": message,
+        "firstTimestamp": times["first"], "lastTimestamp": times["last"],
+    }  # fmt: skip
+
+
+def minutes(reason: reasons.Reason) -> int | None:
+    return None if reason.lasted is None else round(reason.lasted.total_seconds() / 60)
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_why_a_job_waits(name: str) -> None:
+    recording = recorded(name)
+    times = event("", "", 30, 10)
+
+    def events(uid: str) -> list[Object]:
+        owner = f"Job/{recording['events'][-1]['object'].split('/')[-1]}" if uid == "u" else f"Pod/{uid}"
+        seen = {name: times[name] for name in ("firstTimestamp", "lastTimestamp")}
+        return [event | seen for event in recording["events"] if event["object"] == owner]
+
+    reason = waiting(as_pods(recording["pods"]), events)
+    sentence, can_heal = WAITING[name]
+    assert reason.sentence.startswith(sentence)
+    assert reason.sentence.endswith(".")
+    assert reason.can_heal is can_heal
+    if not can_heal:  # what the pod itself says holds now; what events say, when they were last seen
+        by_pod = name.startswith(("image_", "pod_missing_secret", "pod_runAsNonRoot"))
+        assert minutes(reason) == (30 if by_pod else 20)
+
+
+def container_waits(reason: str, message: str) -> list[Object]:
+    """A pod that was scheduled an hour ago and whose container waits."""
+    pods = as_pods(recorded("pod_missing_secret")["pods"])
+    for condition in pods[0]["status"]["conditions"]:
+        condition["lastTransitionTime"] = ago(60)
+    pods[0]["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": reason, "message": message}}
+    return pods
+
+
+def test_patience_begins_with_the_cause() -> None:
+    """After a long pull, say: neither what came before counts, nor another cause of the same kind."""
+    seen = [
+        event("Failed", "Failed to pull image: dial tcp: i/o timeout", 59, 40),
+        event("Failed", 'Error: configmap "c" not found', 30, 25),
+        event("Failed", 'Error: secret "s" not found', 2, 1),
+    ]
+    missing = waiting(container_waits("CreateContainerConfigError", 'secret "s" not found'), lambda _: seen)
+    assert (missing.can_heal, minutes(missing)) == (False, 2)
+    unknown = waiting(container_waits("CreateContainerConfigError", "something else"), lambda _: seen)
+    assert (unknown.can_heal, unknown.lasted) == (False, None)
+
+
+def test_patience_with_an_image_begins_with_its_first_refusal() -> None:
+    said = 'Back-off pulling image "i": ErrImagePull: rpc error: request 77: repository does not exist or access denied'
+    seen = [
+        event("Failed", 'Failed to pull image "i": dial tcp: i/o timeout', 50, 20),
+        event("Failed", 'Failed to pull image "i": rpc error: request 76: access denied', 4, 4),
+        event("Failed", "Error: ErrImagePull", 50, 1),
+    ]
+    reason = waiting(container_waits("ImagePullBackOff", said), lambda _: seen)
+    assert (reason.can_heal, minutes(reason)) == (False, 4)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "can_heal"),
+    [
+        ("CreateContainerError", "context deadline exceeded", True),
+        ("RunContainerError", "failed to reserve container name: name is reserved", True),
+        ("CreateContainerError", "executable file `x` not found in $PATH: No such file or directory", False),
+        ("CreateContainerError", "failed to generate spec: no command specified", False),
+    ],
+)
+def test_a_container_that_is_not_made_may_yet_be(reason: str, message: str, can_heal: bool) -> None:
+    assert waiting(container_waits(reason, message), lambda _: []).can_heal is can_heal
+
+
+def test_a_mount_that_failed_and_was_made_is_forgotten() -> None:
+    """Its events live on for an hour, while a large image is pulled."""
+    pods = as_pods(recorded("pod_hostPath_missing_ContainerCreating")["pods"])
+    pods[0]["status"]["conditions"][0] |= {"status": "True"}
+    assert pods[0]["status"]["conditions"][0]["type"] == "PodReadyToStartContainers"
+    assert waiting(pods, lambda _: pytest.fail("no need of events")) == reasons.Reason("")
+
+
+def test_a_mount_fails_for_as_long_as_it_is_reported() -> None:
+    """Not until now: it may be made by now, with nobody having said so yet."""
+    pods = as_pods(recorded("pod_hostPath_missing_ContainerCreating")["pods"])
+    seen = [event("FailedMount", 'MountVolume.SetUp failed for volume "v" : hostPath type check failed: x', 40, 35)]
+    assert minutes(waiting(pods, lambda _: seen)) == 5
+
+
+def refused(said: str) -> str:
+    return f"Error creating: {said}"
+
+
+NOT_FITTING = 'pods "a-1" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0'
+FITTING = 'pods "a-2" is forbidden: exceeded quota: q, requested: pods=1, used: pods=9, limited: pods=9'
+
+
+def test_patience_with_refusals_begins_with_the_cause() -> None:
+    seen = [
+        event("FailedCreate", refused(FITTING), 50, 50),
+        event("FailedCreate", refused(NOT_FITTING), 7, 7),
+        event("FailedCreate", f"(combined from similar events): {refused(NOT_FITTING)}", 40, 1),
+    ]
+    reason = waiting([], lambda _: seen)
+    assert (reason.can_heal, minutes(reason)) == (False, 6)
+    assert reason.sentence.startswith("Kubernetes refuses the job's pod: exceeded quota: q")
+    assert minutes(waiting([], lambda _: seen[2:])) == 39  # the others are gone after an hour
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "can_heal"),
+    [
+        ('admission webhook "v.example.org" denied the request: no root', "denied the request: no root", False),
+        ('Pod "a-1" is invalid: spec.containers[0].image: Required value', "spec.containers[0].image: Req", False),
+        ("pods \"a-1\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", "no", False),
+        ('Internal error occurred: failed calling webhook "v.example.org": EOF', "failed calling webhook", True),
+        ("Timeout: request did not complete within requested timeout", "Timeout", True),
+        (FITTING, "exceeded quota", True),
+    ],
+)
+def test_refusals(said: str, words: str, can_heal: bool) -> None:
+    reason = waiting([], lambda _: [event("FailedCreate", refused(said))])
+    assert reason.can_heal is can_heal
+    assert words in reason.sentence
+    assert "Error creating" not in reason.sentence
+
+
+@pytest.mark.parametrize(("limit", "can_heal"), [("2", True), ("500m", True), ("400m", False), ("0", False)])
+def test_a_quota_that_is_merely_used_up_may_heal(limit: str, can_heal: bool) -> None:
+    said = (
+        'pods "a" is forbidden: exceeded quota: q, requested: limits.cpu=500m,pods=1, '
+        f"used: limits.cpu=1800m,pods=3, limited: limits.cpu={limit},pods=9"
+    )
+    assert waiting([], lambda _: [event("FailedCreate", refused(said))]).can_heal is can_heal
+
+
+def test_one_worker_of_several_waits() -> None:
+    pods = as_pods(recorded("pod_missing_secret")["pods"])
+    pods[0]["metadata"]["annotations"] = {reasons.INDEX: "3"}
+    reason = reasons.waiting(as_job(completions=4), pods, lacking=False, events=lambda _: [])
+    assert reason.sentence == 'Worker 3: The container cannot be configured: secret "nosecret" not found.'
+
+
+def test_a_lost_claim_is_told_from_a_busy_node() -> None:
+    pods = as_pods(recorded("pod_unschedulable")["pods"])
+    scheduled = next(c for c in pods[0]["status"]["conditions"] if c["type"] == "PodScheduled")
+    scheduled["message"] = '0/1 nodes are available: persistentvolumeclaim "c" not found. not found'
+    seen = [{"type": "Warning", "reason": "FailedScheduling", "message": scheduled["message"]}]
+    seen[0] |= {"eventTime": ago(3), "firstTimestamp": None}
+    reason = waiting(pods, lambda _: seen)
+    assert (reason.can_heal, minutes(reason)) == (False, 3)
+
+
+def test_quantities() -> None:
+    texts = ["100m", "2", "64Mi", "1k", "1.5Gi", "junk"]
+    numbers = [float(reasons.quantity(text)) for text in texts]
+    assert numbers == [0.1, 2, 64 * 2**20, 1000, 1.5 * 2**30, float("inf")]
+
+
+def test_nothing_is_wrong_with_a_job_that_was_just_created() -> None:
+    pods = as_pods(recorded("image_pull")["pods"])
+    pods[0]["status"] = {"phase": "Pending"}
+    assert waiting(pods, lambda _: pytest.fail("no need of events")).sentence == ""
+    assert waiting([], lambda _: []).sentence == ""
+
+
+def test_a_node_that_does_not_answer() -> None:
+    assert "localhost" in reasons.node_silent(as_pods(recorded("node_lost")["pods"]))
+    for name in ("job_failed_exit3", "job_succeeded_timeline"):
+        rows = [row for row in recorded(name)["timeline"] if row["kind"] == "pod"]
+        assert not any(reasons.node_silent(as_pods([row])) for row in rows)
+
+
+ERRORS = {
+    "rbac_forbidden_create_403": (Unreachable, 'cannot create resource "jobs"'),
+    "rbac_forbidden_get_403": (Unreachable, "cannot get resource"),
+    "rbac_forbidden_pod_log_403": (Unreachable, 'cannot get resource "pods/log"'),
+    "rbac_forbidden_list_pods_403": (Unreachable, 'cannot list resource "pods"'),
+    "create_unknown_namespace_404": (BackendError, 'namespaces "nosuchns" not found'),
+    "create_unknown_field_strict_400": (BackendError, 'unknown field "spec.paralellism"'),
+    "create_bad_quantity_400": (BackendError, "quantities must match"),
+    "create_wrong_type_400": (BackendError, "cannot be handled as a Job"),
+    "create_bad_env_name_422": (BadRequest, "spec.template.spec.containers[0].env[0].name"),
+    "create_way_too_large": (TooLarge, "3145728"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str) -> None:
+    answer = recorded(name)
+    error = to_error(answer["status"], answer["body"])
+    kind, words = ERRORS[name]
+    assert type(error) is kind
+    assert words in str(error)
+
+
+def test_errors_of_quota_and_overload() -> None:
+    quota = to_error(403, recorded("quota_jobs_exceeded_403")["create"]["body"])
+    assert type(quota) is Refused
+    assert "exceeded quota" in str(quota)
+    overload = to_error(429, {"message": "too many requests"}, "3")
+    assert isinstance(overload, Unreachable)
+    assert overload.retry_after_seconds == 3
+    assert type(to_error(503, {"code": 14, "message": "of a gateway before it", "details": []})) is Unreachable
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'admission webhook "validation.gatekeeper.sh" denied the request: [no-root] containers cannot run as root',
+        'admission webhook "p.example.org" denied the request: team a cannot use resource limits above 4',
+    ],
+)
+def test_a_policy_that_says_cannot_is_no_missing_right(said: str) -> None:
+    assert type(to_error(403, {"message": said})) is Refused

@@ -1,0 +1,398 @@
+"""The commands that talk to a pman, against a real one, as a person or a script would call them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import requests
+
+from pman.cli import jobs as client
+from tests.backends.test_local import local_rig
+from tests.rig import HEEDING_INTERRUPTS, OUT, ROOT, Rig, Server, running
+
+pytestmark = pytest.mark.slow  # each starts pman
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running(local_rig(tmp_path_factory.mktemp("client"))) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def server(rig: Rig) -> Server:
+    return rig.start()
+
+
+class Pman:
+    def __init__(self, server: Server, rig: Rig) -> None:
+        self.env = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "PMAN_URL": server.url,
+            "STOREBASE": str(rig.store),
+        }
+
+    def __call__(self, *words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pman", *words]
+        return subprocess.run(
+            command, env=self.env | env, input=stdin, capture_output=True, text=True, check=False, timeout=60
+        )
+
+
+@pytest.fixture
+def pman(server: Server, rig: Rig) -> Pman:
+    return Pman(server, rig)
+
+
+def test_run_copies_in_and_out(pman: Pman, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "brain").write_text("grey\n")
+    script = 'cat "$1/brain" | tee "$2/copy"'
+    done = pman(
+        "run",
+        "localhost/x:1",
+        "--in",
+        str(tmp_path / "in"),
+        "--out",
+        str(tmp_path / "out"),
+        "--",
+        "sh",
+        "-c",
+        script,
+        "sh",
+    )
+    assert (done.returncode, done.stdout) == (0, "grey\n"), done.stderr
+    assert "finishedSuccessfully" in done.stderr
+    assert (tmp_path / "out" / "copy").read_text() == "grey\n"
+
+
+def test_run_uses_directories_of_the_store_in_place(pman: Pman, rig: Rig) -> None:
+    out = rig.store / "feed" / "out"
+    done = pman("run", "localhost/x:1", "--out", str(out), "--", "sh", "-c", 'echo x > "$1/made"', "sh")
+    assert done.returncode == 0, done.stderr
+    assert (out / "made").read_text() == "x\n"
+
+
+def test_exit_codes_are_passed_on(pman: Pman) -> None:
+    assert pman("run", "localhost/x:1", "--", "sh", "-c", "exit 7").returncode == 7
+    assert pman("run", "localhost/x:1", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    assert pman("run", "localhost/x:1", "--", "sh", "-c", "exit 130").returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("The job ran into its time limit of 5 minutes.", 124),
+        ("The job reached its time limit of 5 min.", 124),
+        ("The job was ended by its time limit (exit code 124).", 124),
+        ("ended by the time limit of 1 min", 124),
+        ("SLURM refused the job: sbatch: error: Requested time limit is invalid (missing or exceeds some limit)", 1),
+        ("The job ended with exit code 7.", 7),
+        ("Worker 2 ended with exit code 255.", 255),
+        ("The job exceeded its memory limit of 64 MiB (out of memory, exit code 137).", 137),
+        ("The job was ended by signal 9.", 137),
+        ("SLURM lost the job: it was cancelled before it ran, or killed.", 1),
+    ],
+)  # fmt: skip
+def test_what_backends_say_becomes_an_exit_code(message: str, code: int) -> None:
+    assert client.exit_code({"status": "finishedWithError", "message": message}) == code
+
+
+def test_run_leaves_nothing_in_the_store(pman: Pman, rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    before = sorted(rig.store.iterdir())
+    words = ("--in", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--", "true")
+    assert pman("run", "localhost/x:1", *words).returncode == 0
+    assert pman("run", "not an image", *words).returncode == 1
+    assert sorted(rig.store.iterdir()) == before
+
+
+def test_waiting_reads_the_logs_once(pman: Pman, server: Server) -> None:
+    def counted(operation: str) -> float:
+        text = requests.get(f"{server.url}/metrics", timeout=30).text
+        found = re.search(rf'pman_backend_seconds_count{{operation="{operation}"}} ([0-9.]+)', text)
+        return float(found[1]) if found else 0
+
+    statuses, logs = counted("status"), counted("logs")
+    done = pman("run", "localhost/x:1", "--", "sh", "-c", "sleep 1; echo here")
+    assert (done.returncode, done.stdout) == (0, "here\n")
+    assert counted("status") > statuses + 2
+    assert counted("logs") == logs + 1
+
+
+def test_links_of_a_job_are_not_followed(pman: Pman, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("not for jobs")
+    script = f'ln -s {tmp_path}/secret "$1/secret"; ln -s /no/where "$1/dangling"; exit 3'
+    done = pman("run", "localhost/x:1", "--out", str(tmp_path / "out"), "--", "sh", "-c", script, "sh")
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "out" / "secret").is_symlink()
+    assert (tmp_path / "out" / "dangling").is_symlink()
+
+
+def test_run_says_what_is_wrong_with_directories(pman: Pman, rig: Rig, tmp_path: Path) -> None:
+    holds_the_store = pman("run", "localhost/x:1", "--in", str(rig.store.parent), "--", "true")
+    assert holds_the_store.returncode == 1
+    assert "cannot be copied into it" in holds_the_store.stderr
+    nowhere = pman("run", "localhost/x:1", "--", "true", STOREBASE="/proc")
+    assert (nowhere.returncode, "cannot be made" in nowhere.stderr) == (1, True)
+    missing = pman("run", "localhost/x:1", "--", "true", STOREBASE=str(tmp_path / "typo"))
+    assert (missing.returncode, "set STOREBASE" in missing.stderr) == (1, True)
+    assert not (tmp_path / "typo").exists()
+    unset = pman("run", "localhost/x:1", "--", "true", STOREBASE="")
+    assert (unset.returncode, "set STOREBASE" in unset.stderr) == (1, True)
+    typo = pman("run", "--memroy", "5", "localhost/x:1", "--", "true")
+    assert (typo.returncode, "--memory" in typo.stderr) == (2, True)
+    as_with_docker = pman("run", "localhost/x:1", "ls", "-la")
+    assert (as_with_docker.returncode, "IMAGE -- COMMAND" in as_with_docker.stderr) == (2, True)
+
+
+def test_waiting_outlives_a_restart_of_pman(tmp_path: Path) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start()
+        pman = Pman(server, rig)
+        go = tmp_path / "go"
+        script = f"until [ -e {go} ]; do sleep 0.05; done; exit 4"
+        command = [sys.executable, "-m", "pman", "run", "localhost/x:1", "--jid", "long", "--", "sh", "-c", script]
+        with subprocess.Popen(command, env=pman.env, stderr=subprocess.PIPE, text=True) as process:
+            server.wait_state("long", "started")
+            server.kill()
+            again = rig.start(PORT=server.url.rpartition(":")[2])
+            go.touch()
+            errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 4, errors
+        assert again.get("long").status_code == 404
+
+
+def test_following_shows_whole_lines_once(pman: Pman, server: Server, rig: Rig) -> None:
+    begin = r"printf 'first\na\rb'; " + 'until [ -e "$out/go" ]; do sleep 0.05; done; '
+    server.post(rig.request("lines", OUT + begin + r"printf 'c\n\033[1mbold\n'; yes | head -60"))
+    command = [sys.executable, "-m", "pman", "logs", "-f", "-n", "10", "lines"]
+    with subprocess.Popen(command, env=pman.env, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"first\n"
+        (rig.outgoing("lines") / "go").touch()
+        assert process.communicate(timeout=60)[0] == b"a\rbc\n\x1b[1mbold\n" + b"y\n" * 60
+    assert process.returncode == 0
+
+
+def test_jids_are_taken_literally(pman: Pman, server: Server, rig: Rig) -> None:
+    server.post(rig.request("kept", "true"))
+    for jid in ("../v1/kept", "kept?x=1", "kept#part", "no-such-job"):
+        assert pman("delete", jid).returncode == 1, jid
+    assert server.get("kept").status_code == 200
+    for jid in ("", "/", "jobs"):
+        assert (pman("status", jid).returncode, pman("wait", jid).returncode) == (2, 2)
+    assert pman("delete", "no-such-job", "kept").returncode == 1
+    assert server.get("kept").status_code == 404
+
+
+def test_a_day_with_a_job(pman: Pman, rig: Rig) -> None:
+    request = json.dumps(rig.request("by-hand", "echo one; sleep 1; echo two; exit 5"))
+    submitted = pman("submit", "-", "--json", stdin=request)
+    assert json.loads(submitted.stdout)["jid"] == "by-hand"
+    followed = pman("logs", "-f", "by-hand")
+    assert followed.stdout == "one\ntwo\n"
+    waited = pman("wait", "by-hand")
+    assert (waited.returncode, "exit code 5" in waited.stderr) == (5, True)
+    assert "finishedWithError" in pman("status", "by-hand").stdout
+    assert json.loads(pman("status", "by-hand", "--json").stdout)["status"] == "finishedWithError"
+    heading, *rows = pman("list").stdout.splitlines()
+    row = next(row for row in rows if row.startswith("by-hand "))
+    assert heading.index("STATUS") == row.index("finishedWithError")
+    assert heading.index("IMAGE") == row.index("localhost/")
+    assert json.loads(pman("list", "--json", "--state", "finishedWithError").stdout)["jobs"]
+    assert pman("logs", "-n", "1", "by-hand").stdout == "two\n"
+    assert pman("delete", "by-hand").returncode == 0
+    gone = pman("status", "by-hand")
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert "There is no job" in gone.stderr
+
+
+def test_a_misspelt_field_is_warned_about(pman: Pman, rig: Rig) -> None:
+    request = json.dumps(rig.request("misspelt", "true", time_limit_minute=5))
+    done = pman("submit", "-", stdin=request)
+    assert (done.returncode, "ignored: 'time_limit_minute'" in done.stderr) == (0, True), done.stderr
+    assert pman("delete", "misspelt").returncode == 0
+
+
+def test_errors_are_sentences(pman: Pman) -> None:
+    bad = pman("submit", "-", stdin='{"jid": "x"}')
+    assert bad.returncode == 1
+    assert "\n  args: is required" in bad.stderr  # a line for each field
+    one = pman("list", "--state", "ended")
+    assert (one.returncode, one.stderr.startswith("Error: state: must be one of")) == (1, True)
+    nobody = pman("list", PMAN_URL="http://user:hunter2@127.0.0.1:9")
+    assert nobody.returncode == 1
+    assert "no pman answers" in nobody.stderr
+    assert "hunter2" not in nobody.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["user:hunter2@127.0.0.1:9", "http://user:hunter2@host:99999", "htp://user:hunter2@host", "http://u:hunter2/x@h:9"],
+)
+def test_no_error_repeats_a_password(pman: Pman, url: str) -> None:
+    done = pman("list", PMAN_URL=url)
+    assert done.returncode == 1
+    assert "hunter2" not in done.stderr
+    assert "PMAN_URL=" in done.stderr
+
+
+def test_no_proxy_comes_before_a_pman_of_this_machine(pman: Pman) -> None:
+    assert pman("list", http_proxy="http://127.0.0.1:9").returncode == 0
+
+
+def test_ctrl_c_ends_the_waiting_and_says_what_goes_on(pman: Pman, server: Server) -> None:
+    script = ["sh", "-c", "exec sleep 600"]  # the output directory follows it
+    command = [*HEEDING_INTERRUPTS, sys.executable, "-m", "pman", "run", "localhost/x:1", "--jid", "endless", "--"]
+    with subprocess.Popen([*command, *script], env=pman.env, stderr=subprocess.PIPE, text=True) as process:
+        server.wait_state("endless", "started")
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, errors
+    assert "`pman delete endless`" in errors
+    assert "Traceback" not in errors
+    assert server.delete("endless").status_code == 204
+
+
+def test_ctrl_c_ends_the_following(pman: Pman, server: Server, rig: Rig) -> None:
+    server.post(rig.request("followed", "echo begun; sleep 600"))
+    command = [*HEEDING_INTERRUPTS, sys.executable, "-m", "pman", "logs", "-f", "followed"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=pman.env, text=True, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, "`pman delete followed`" in errors) == (130, True), errors
+    assert server.delete("followed").status_code == 204
+
+
+class Gateway(ThreadingHTTPServer):
+    """What may stand where a pman is expected: raw answers, one for each request, the last one for all that follow.
+
+    A request with the method `silent` is never answered.
+    """
+
+    def __init__(self, *answers: bytes, silent: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers = list(answers)
+        self.silent = silent
+        self.asked = threading.Event()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command == self.server.silent:
+            self.server.asked.set()
+            self.connection.recv(1)  # until the client goes
+            return
+        self.wfile.write(self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0])
+        self.close_connection = True
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def gateway(*answers: bytes, silent: str = "") -> Iterator[Gateway]:
+    with Gateway(*answers, silent=silent) as found:
+        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        yield found
+        found.shutdown()
+
+
+def json_answer(body: object) -> bytes:
+    return b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(body).encode()
+
+
+def test_waiting_outlives_a_restart_behind_a_gateway(pman: Pman) -> None:
+    ended = {"jid": "x", "status": "finishedWithError", "message": "The job ended with exit code 6.", "logs": ""}
+    answers = (b"HTTP/1.0 502 Bad Gateway\r\n\r\n<h1>502</h1>", b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n{")
+    with gateway(*answers, b"HTTP/1.0 504 Gateway Timeout\r\n\r\n", json_answer(ended)) as found:
+        done = pman("wait", "x", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
+    assert done.returncode == 6, done.stderr
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n<h1>Welcome</h1>",
+        b"HTTP/1.0 301 Moved\r\nLocation: https://elsewhere/\r\n\r\n",
+        b"HTTP/1.0 404 Not Found\r\n\r\n<!DOCTYPE HTML>\n<html><h1>Error response</h1></html>",
+    ],
+)
+def test_what_is_no_pman_is_called_so(pman: Pman, answer: bytes) -> None:
+    with gateway(answer) as found:
+        done = pman("list", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
+    assert (done.returncode, done.stderr.count("\n"), "is no pman (" in done.stderr) == (1, 1, True), done.stderr
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_ctrl_c_while_pman_is_asked_says_what_may_be_left(pman: Pman, method: str) -> None:
+    ended = {"jid": "maybe", "status": "finishedSuccessfully", "message": "", "logs": ""}
+    command = [
+        *HEEDING_INTERRUPTS,
+        sys.executable,
+        "-m",
+        "pman",
+        "run",
+        "localhost/x:1",
+        "--jid",
+        "maybe",
+        "--",
+        "true",
+    ]
+    with gateway(json_answer(ended), silent=method) as found:
+        env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
+        with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+            assert found.asked.wait(30)
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, "`pman delete maybe`" in errors) == (130, True), errors
+
+
+def test_output_that_the_terminal_cannot_show(pman: Pman) -> None:
+    script = r"printf 'gr\303\274n\n'; exit 7"
+    done = pman("run", "localhost/x:1", "--", "sh", "-c", script, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (7, "gr\\xfcn\n"), done.stderr
+
+
+def test_progress_stays_on_one_row_of_a_narrow_terminal(pman: Pman) -> None:
+    state = {"jid": "x", "logs": "", "message": "The image cannot be pulled:\nno such host."}
+    begun, ended = state | {"status": "notstarted"}, state | {"status": "finishedSuccessfully"}
+    here, there = os.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with gateway(json_answer(begun), json_answer(ended)) as found:
+        env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
+        command = [sys.executable, "-m", "pman", "wait", "x"]
+        assert subprocess.run(command, env=env, stderr=there, timeout=60, check=False).returncode == 0
+    rows = os.read(here, 4096).decode().split("\r\033[K")[1:-1]
+    os.close(here)
+    os.close(there)
+    assert [row[:12] for row in rows] == ["x notstarted"]
+    assert all(len(row) < 40 and "\n" not in row for row in rows), rows

@@ -1,0 +1,147 @@
+"""pman over Cromwell's stand-in over a real SLURM, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import development
+from tests.rig import ROOT, Rig, running, wait_for
+
+CONF = ROOT / "deploy" / "cromwell" / "slurm.conf"
+IMAGE = "pman/busybox:1"
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A SLURM of scripts/engines/slurm."""
+
+    env: dict[str, str]  # what reaches it
+
+    def run(self, *command: str) -> str:
+        """What a SLURM command prints."""
+        env = {**os.environ, **self.env}
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+    def jobs(self, jid: str, states: str = "all") -> list[str]:
+        """Ids of the jobs of `jid` that SLURM remembers; the reference configuration makes the jid their comment."""
+        lines = self.run("squeue", "-h", "-t", states, "-o", "%i %k").splitlines()
+        return [line.split(" ", 1)[0] for line in lines if line.split(" ", 1)[1:] == [jid]]
+
+    def daemon(self, action: str, name: str) -> None:
+        """`stop` or `start` one of its daemons."""
+        self.run(str(ROOT / "scripts" / "engines" / "slurm"), action, name)
+
+
+def shared_slurm() -> Slurm:
+    """The one that every live suite uses; started when it does not run."""
+    return Slurm(development("slurm"))
+
+
+@contextmanager
+def own_slurm() -> Iterator[Slurm]:
+    """One whose daemons may be stopped."""
+    with tempfile.TemporaryDirectory(prefix="pman-slurm-") as home:  # short: SLURM's sockets have long names
+        script, env = str(ROOT / "scripts" / "engines" / "slurm"), {"PMAN_DEV_HOME": home}
+        slurm = Slurm({**development("slurm"), **env})
+        slurm.run(script, "up")
+        lines = slurm.run(script, "env").splitlines()
+        words = [word for line in lines for word in shlex.split(line)[1:]]
+        try:
+            yield Slurm(env | dict(word.split("=", 1) for word in words))
+        finally:
+            slurm.run(script, "down")
+
+
+@dataclass
+class Cromwell:
+    """`python -m tests.fakes.cromwell` over SLURM. Its workflows and its port outlive a restart."""
+
+    root: Path
+    slurm: Slurm
+    container: str  # PMAN_CONTAINER of the reference configuration
+    options: tuple[str, ...] = ("--pace", "test")
+    port: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def executions(self) -> Path:
+        return self.root / "executions"
+
+    def start(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        log = self.root / "cromwell.log"
+        log.write_bytes(b"")
+        env = {**os.environ, **self.slurm.env, **self.env, "PMAN_CONTAINER": self.container}
+        command = [sys.executable, "-m", "tests.fakes.cromwell", "--conf", str(CONF), "--root", str(self.root)]
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [*command, "--port", str(self.port), *self.options],
+                cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            )  # fmt: skip
+        self.process = process
+
+        def port() -> int:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"serves http://127\.0\.0\.1:(\d+)", log.read_text())
+            return int(found[1]) if found else 0
+
+        self.port = wait_for(port, 30, "Cromwell to listen")
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def image_storage(directory: Path) -> Path:
+    """A Charliecloud storage directory with the image IMAGE, made of the image directory of scripts/engines/slurm."""
+    image = directory / "img" / IMAGE.replace("/", "%").replace(":", "+")
+    shutil.copytree(development("slurm")["PMAN_TEST_IMAGE_DIR"], image, symlinks=True)
+    return directory
+
+
+@contextmanager
+def cromwell(root: Path, slurm: Slurm, container: str, *options: str, **env: str) -> Iterator[Cromwell]:
+    """A running one; `options` and `env` are the stand-in's, by default its quick pace for tests."""
+    server = Cromwell(root, slurm, container, options or ("--pace", "test"), env=env)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def rig_over(server: Cromwell, directory: Path, url: str | None = None) -> Iterator[Rig]:
+    """Rig of pman over this Cromwell, or over what stands before it at `url`."""
+    store, logs = directory / "store", directory / "logs"
+    for path in (store, logs):
+        path.mkdir()
+    env = {
+        "CONTAINER_ENV": "cromwell",
+        "CROMWELL_URL": url or server.url,
+        "CROMWELL_EXECUTION_ROOT_MAP": f"{server.executions}={server.executions}",
+        "TIMELIMIT_MINUTES": "10",
+    }
+    with running(Rig(env, store, IMAGE, logs, read_only_input=server.container == "bubblewrap")) as rig:
+        yield rig

@@ -1,0 +1,128 @@
+"""The scripts that people and CI call, called as they would."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.backends.test_local import gone, local_rig
+from tests.rig import HEEDING_INTERRUPTS, ROOT, running, wait_for
+
+BASH = (b"#!/usr/bin/env bash", b"# shellcheck")
+FILES = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
+SHELL_SCRIPTS = [path for path in FILES if path.read_bytes().startswith(BASH)]
+
+
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_parse(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path: Path) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        server = rig.start()
+        done = subprocess.run(
+            [str(ROOT / "scripts/smoke"), server.url], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("ok ") == 15
+        assert "FAIL" not in done.stdout
+
+
+@pytest.mark.parametrize("url", ["http://chris:hunter2@127.0.0.1:9", "no-url"])
+def test_smoke_says_when_no_pman_answers(url: str) -> None:
+    done = subprocess.run([str(ROOT / "scripts/smoke"), url], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, ""), done.stdout + done.stderr
+    assert done.stdout.startswith("FAIL a pman answers at ")
+    assert "hunter2" not in done.stdout
+
+
+@pytest.mark.slow
+def test_run_examples() -> None:
+    """What scripts/quickstart runs once pman is installed."""
+    done = subprocess.run(
+        [sys.executable, "scripts/run_examples.py"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finishedSuccessfully") == 3
+    for words in ("version 1.0", "#!/bin/bash", "SHA256SUMS", "worker 3 of 4", "arguments.txt"):
+        assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_what_run_examples_started(tmp_path: Path) -> None:
+    """Whatever settings are in the environment. The job is held up by a program that takes sha256sum's place."""
+    (tmp_path / "bin").mkdir()
+    slow = tmp_path / "bin" / "sha256sum"
+    slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    slow.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "LOG_LEVEL": "ERROR"}
+    env |= {"CONTAINER_ENV": "cromwell", "AUTH_USERS_FILE": "/nowhere", "http_proxy": "http://127.0.0.1:9"}
+    command = [*HEEDING_INTERRUPTS, sys.executable, "scripts/run_examples.py"]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            wait_for(lambda: (tmp_path / "pid").exists() or process.poll() is not None, 60, "the job to run")
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, output + errors
+    assert b"stopped" in output
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert not list(tmp_path.glob("pman-quickstart-*"))
+
+
+@pytest.mark.slow
+def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None:
+    """Also after code was saved that cannot be imported."""
+    source = tmp_path / "source"
+    for name in ("pman", "templates"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "store").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(source), "APPLICATION_MODE": "dev", "PORT": "0", "CONTAINER_ENV": "local"}
+    env |= {"STOREBASE": str(tmp_path / "store"), "LOCAL_STATE_DIR": str(tmp_path / "state")}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "pman", "serve"], cwd=source, env=env, stderr=log, stdout=log)
+    try:
+
+        def said(pattern: str) -> str:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            found = re.search(pattern, (tmp_path / "log").read_text())
+            return found[1] if found else ""
+
+        url = wait_for(lambda: said(r"listening on (http://[\w.:]+)"), 30, "the development server")
+
+        def version() -> str:
+            try:
+                return str(requests.get(f"{url}/api/v1/", timeout=10).json()["server_version"])
+            except (requests.RequestException, ValueError):
+                return ""  # just being restarted
+
+        def rendered() -> str:
+            request = (ROOT / "examples/copy-and-hash.json").read_text()
+            answer = requests.post(f"{url}/render", json={"target": "swarm", "request": request}, timeout=10)
+            return answer.text
+
+        wait_for(version, 30, "an answer")
+        template = source / "templates" / "swarm" / "service.yaml.j2"
+        template.write_text(template.read_text() + "# changed\n")
+        wait_for(lambda: "# changed" in rendered(), 10, "the changed template")
+        code = source / "pman" / "__init__.py"
+        good = code.read_text()
+        code.write_text("def broken(:\n")
+        wait_for(lambda: said("(SyntaxError)"), 10, "the complaint about the code")
+        code.write_text(good.replace('__version__ = "', '__version__ = "changed-'))
+        wait_for(lambda: version().startswith("changed-"), 10, "the changed code")
+        assert " HTTP/" not in (tmp_path / "log").read_text()  # one line for each request, pman's own
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
