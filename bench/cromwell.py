@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pman import settings
 from pman.backends.cromwell import METADATA
 from pman.job import make_job, validate
+from pman.targets import TARGETS
 from pman.templating.render import Renderer, Spec
 from tests.fakes.cromwell_rig import Cromwell, cromwell, rig_over, shared_slurm
 from tests.rig import Rig, Server, wait_for
@@ -82,7 +83,7 @@ def main(rounds: int) -> None:
 def post(server: Server, rig: Rig, raw: Raw, rounds: int, until_shown: bool) -> None:
     session = requests.Session()
     config = settings.load({"TIMELIMIT_MINUTES": "10", "STOREBASE": str(rig.store)})
-    renderer = Renderer(config)
+    renderer = Renderer(config, TARGETS)
     pman, bare = [], []
     assert server.post(rig.request("first", "true")).status_code == 201  # where pman learns that a server is slow
     for number in range(rounds):

@@ -28,7 +28,8 @@ from kubernetes import client
 from pman import settings
 from pman.backends import local
 from pman.job import Job, make_job, validate
-from pman.templating.render import TARGETS, Renderer
+from pman.targets import TARGETS
+from pman.templating.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUEST = json.loads((ROOT / "examples/copy-and-hash.json").read_text())
@@ -46,7 +47,7 @@ def main(rounds: int) -> None:
 
 def rendering() -> dict[str, float]:
     config = settings.load({"STOREBASE": "/data/store", "TIMELIMIT_MINUTES": "60"})
-    renderer, job = Renderer(config), make_job(validate(REQUEST), config)
+    renderer, job = Renderer(config, TARGETS), make_job(validate(REQUEST), config)
     figures = {}
     for target in (name for name, t in TARGETS.items() if (ROOT / "templates" / t.template).exists()):
         figures[f"render {target}, ms"] = per_call(lambda target=target: renderer.render(job, target))  # type: ignore[misc]
@@ -156,7 +157,7 @@ def address(log: Path) -> str:
 
 def latencies(url: str, config: settings.Settings, jobs: int = 25) -> dict[str, float]:
     """Medians of POST, GET, DELETE over HTTP, and of the same work in the backend alone, alternating."""
-    backend, renderer, http = local.create(config), Renderer(config), requests.Session()
+    backend, renderer, http = local.create(config), Renderer(config, TARGETS), requests.Session()
     spent: dict[str, list[float]] = {}
 
     def timed(name: str, call: Callable[[], object]) -> None:

@@ -32,6 +32,7 @@ from kubernetes import client, config
 
 from pman import settings
 from pman.job import make_job, validate
+from pman.targets import TARGETS
 from pman.templating.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ class Pair:
         }  # fmt: skip
         (home / "store").mkdir()
         self.session = requests.Session()
-        self.renderer = Renderer(settings.load(self.given))
+        self.renderer = Renderer(settings.load(self.given), TARGETS)
 
     def serve(self, home: Path, **extra: str) -> tuple[subprocess.Popen[bytes], str, float]:
         """A pman process, its address, and the seconds from its start to its first answer."""

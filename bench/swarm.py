@@ -28,6 +28,7 @@ from engine import address
 
 from pman import settings
 from pman.job import make_job, validate
+from pman.targets import TARGETS
 from pman.templating.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +81,7 @@ def latencies(name: str, config: dict[str, str], jobs: int) -> Timed:
         for number in range(jobs):
             body, other = (request(f"bench-{side}-{number}", Path(config["STOREBASE"])) for side in ("http", "sdk"))
             job = make_job(validate(other), made)
-            spec = yaml.safe_load(Renderer(made).render(job, name).text)
+            spec = yaml.safe_load(Renderer(made, TARGETS).render(job, name).text)
             jid = str(body["jid"])
             calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
                 "POST": (

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pman.errors import Misconfigured
 
-ContainerEnv = Literal["local", "cromwell", "kubernetes", "swarm", "slurm", "docker", "podman"]
 StorageType = Literal["host", "nfs", "docker_local_volume", "kubernetes_pvc"]
 LocalRuntime = Literal["none", "bubblewrap", "charliecloud", "apptainer", "podman", "docker"]
 SlurmRuntime = Literal["apptainer", "singularity", "charliecloud", "podman", "bubblewrap", "none"]
@@ -95,7 +94,7 @@ class Settings(BaseSettings):
     auth_users_file: Path | None = Field(None, description="htpasswd file of bcrypt hashes: every call but /healthz then needs a user and a password.")
     log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON for each log record.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least serious level that is logged.")
-    container_env: ContainerEnv = Field("local", description="The backend.")
+    container_env: str = Field("local", description="The backend.")  # one of pman.backends.BACKENDS
     templates_dir: Path | None = Field(None, description="Overlay that shadows or extends the shipped templates; may hold `site.yaml`.")
 
     storage_type: StorageType = Field("host", description="What STOREBASE is for a job's container.")
@@ -186,9 +185,12 @@ def read_file(path: Path) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
 
 
-def check_for_service(settings: Settings) -> list[str]:
-    """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server."""
-    problems = [text for bad, text in _contradictions(settings) if bad]
+def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]:
+    """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server.
+
+    more: the backend's reasons. `pman.backends.check_for_service` asks for them, too.
+    """
+    problems = [*(text for bad, text in _contradictions(settings) if bad), *more]
     if problems:
         raise Misconfigured(" ".join(problems))
     warnings = [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in _near_misses(os.environ)]
@@ -197,20 +199,11 @@ def check_for_service(settings: Settings) -> list[str]:
         warnings.append("Whoever reaches LISTEN_ADDRESS can run jobs: keep it to pfcon, or set AUTH_USERS_FILE.")
     if not settings.dev and len(key) < 16:
         warnings.append("SECRET_KEY is short: use at least 16 random characters.")
-    runtime = {"local": settings.local_runtime, "slurm": settings.slurm_runtime}.get(settings.container_env)
-    if settings.container_user and runtime not in (None, "podman", "docker"):
-        warnings.append(f"CONTAINER_USER has no effect with the runtime {runtime}: jobs run as pman's own user.")
     return warnings
 
 
 def _contradictions(s: Settings) -> list[tuple[bool, str]]:
-    mounts = {
-        "docker_local_volume": ("swarm", "docker", "podman"),
-        "kubernetes_pvc": ("kubernetes",),
-        "nfs": ("swarm", "kubernetes", "docker", "podman"),
-    }
     volume = s.storage_type in ("docker_local_volume", "kubernetes_pvc")
-    allowed = mounts.get(s.storage_type, (s.container_env,))
     return [
         (not s.dev and s.secret_key is None, "SECRET_KEY is required in production: set it to a long random text."),
         (
@@ -220,36 +213,10 @@ def _contradictions(s: Settings) -> list[tuple[bool, str]]:
         (volume and s.volume_name is None, f"VOLUME_NAME is required with STORAGE_TYPE={s.storage_type}."),
         (s.storage_type == "nfs" and s.nfs_server is None, "NFS_SERVER is required with STORAGE_TYPE=nfs."),
         (
-            s.container_env not in allowed,
-            f"STORAGE_TYPE={s.storage_type} does not work with CONTAINER_ENV={s.container_env}, only with {', '.join(allowed)}.",
-        ),
-        (
-            s.container_env == "cromwell" and s.cromwell_url is None,
-            "CROMWELL_URL is required with CONTAINER_ENV=cromwell.",
-        ),
-        (
-            s.container_env == "cromwell" and s.timelimit_minutes is None,
-            "TIMELIMIT_MINUTES is required with CONTAINER_ENV=cromwell.",
-        ),
-        (
-            s.container_env == "slurm" and (s.slurm_state_dir is None or _within(s.slurm_state_dir, s.storebase)),
-            "SLURM_STATE_DIR is required with CONTAINER_ENV=slurm: set it to a directory outside STOREBASE that compute "
-            "nodes see under the same path.",
-        ),
-        (
             s.templates_dir is not None and not s.templates_dir.is_dir(),
             f"TEMPLATES_DIR={s.templates_dir} is no directory.",
         ),
-        (s.docker_tls_verify and s.docker_cert_path is None, "DOCKER_CERT_PATH is required with DOCKER_TLS_VERIFY."),
-        (
-            (s.cromwell_auth_user is None) != (s.cromwell_auth_password is None),
-            "CROMWELL_AUTH_USER and CROMWELL_AUTH_PASSWORD go together.",
-        ),
     ]
-
-
-def _within(path: str, parent: str | None) -> bool:
-    return parent is not None and Path(path).is_relative_to(parent)
 
 
 def markdown_table() -> str:

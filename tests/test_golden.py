@@ -14,15 +14,14 @@ from typing import Any
 import pytest
 
 from pman import job, settings
-from pman.checking import parsers as check
+from pman.targets import TARGETS, judge
 from pman.templating import render
 from tests.rig import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 RECORD = "PMAN_RECORD_GOLDEN=1 pytest tests/test_golden.py"
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.json"))
-FILES = {"wdl": "job.wdl", "k8s": "job.yaml", "swarm": "service.yaml", "docker": "container.yaml", "slurm": "job.sh"}
-FILES["local"] = "job.sh"
+FILES = {name: Path(target.template).stem for name, target in TARGETS.items()}
 
 HOST = {"STOREBASE": "/data/store"}
 PLAIN: dict[str, Any] = {
@@ -30,6 +29,12 @@ PLAIN: dict[str, Any] = {
     "entrypoint": ["simpledsapp"], "args": ["--threshold", "0.5"], "number_of_workers": 1, "cpu_limit": 1500,
     "memory_limit": 512, "gpu_limit": 0, "env": ["GREETING=hello"],
 }  # fmt: skip
+
+
+def having(storage_type: str) -> tuple[str, ...]:
+    return tuple(name for name, target in TARGETS.items() if storage_type in target.storage_types)
+
+
 # name -> (targets, fields of the request, settings)
 EVERYWHERE = tuple(FILES)
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
@@ -64,12 +69,16 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
     ),
     "no-arguments": (EVERYWHERE, {"type": "fs", "args": [], "env": []}, HOST),
     "nfs": (
-        ("k8s", "swarm", "docker"),
+        having("nfs"),
         {},
         {"STORAGE_TYPE": "nfs", "NFS_SERVER": "nfs.example.org", "STOREBASE": "/export/chris"},
     ),
-    "volume": (("swarm", "docker"), {}, {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "chris-files"}),
-    "pvc": (("k8s",), {}, {"STORAGE_TYPE": "kubernetes_pvc", "VOLUME_NAME": "chris-files"}),
+    "volume": (
+        having("docker_local_volume"),
+        {},
+        {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "chris-files"},
+    ),
+    "pvc": (having("kubernetes_pvc"), {}, {"STORAGE_TYPE": "kubernetes_pvc", "VOLUME_NAME": "chris-files"}),
     "placement": (
         ("k8s",),
         {},
@@ -89,13 +98,8 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
 
 
 def cases() -> list[tuple[str, str]]:
-    targets = [target for target in render.TARGETS if (render.shipped_templates() / template(target)).is_file()]
-    names = [*((target, f"example-{name}") for target in targets for name in EXAMPLES)]
-    return names + [(target, name) for name, row in VARIANTS.items() for target in row[0] if target in targets]
-
-
-def template(target: str) -> str:
-    return render.TARGETS[target].template
+    names = [*((target, f"example-{name}") for target in TARGETS for name in EXAMPLES)]
+    return names + [(target, name) for name, row in VARIANTS.items() for target in row[0]]
 
 
 def rendered(target: str, name: str) -> render.Spec:
@@ -106,7 +110,7 @@ def rendered(target: str, name: str) -> render.Spec:
         _, fields, environment = VARIANTS[name]
         data = PLAIN | fields
     config = settings.load(environment)
-    return render.Renderer(config).render(job.make_job(job.validate(data), config), target)
+    return render.Renderer(config, TARGETS).render(job.make_job(job.validate(data), config), target)
 
 
 def compare(path: Path, text: str, command: str = RECORD) -> None:
@@ -123,7 +127,7 @@ def compare(path: Path, text: str, command: str = RECORD) -> None:
 @pytest.mark.parametrize(("target", "name"), cases(), ids=["/".join(case) for case in cases()])
 def test_rendered_text_is_as_recorded(target: str, name: str) -> None:
     spec = rendered(target, name)
-    assert check.judge(spec) == []
+    assert judge(spec) == []
     compare(GOLDEN / target / name / FILES[target], spec.text)
     for extra, text in spec.extras.items():
         compare(GOLDEN / target / name / extra, text)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pman import settings
+from pman import backends, settings
 from pman.errors import Misconfigured
 
 SERVICE = {"SECRET_KEY": "0123456789abcdef", "STOREBASE": "/store"}
@@ -39,7 +39,7 @@ def test_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("CONTAINER_ENV", "mesos"), ("STORAGE_TYPE", "floppy"), ("IGNORE_LIMITS", "perhaps"), ("JOB_LOGS_TAIL", "-1"),
+        ("STORAGE_TYPE", "floppy"), ("IGNORE_LIMITS", "perhaps"), ("JOB_LOGS_TAIL", "-1"),
         ("JOB_LABELS", "a"), ("NODE_SELECTOR", "x,y=z"), ("CONTAINER_USER", "root"), ("CONTAINER_USER", "1000"),
         ("SHM_SIZE", "0"), ("TIMELIMIT_MINUTES", "0"), ("STOREBASE", "relative"), ("PORT", "65536"),
         ("PFCON_SELECTOR", "a=b,c=d"), ("APPLICATION_MODE", "test"), ("LOG_LEVEL", "LOUD"),
@@ -83,32 +83,33 @@ def test_an_override_that_is_no_setting_is_refused_with_the_nearest() -> None:
         (SERVICE | {"CONTAINER_ENV": "cromwell", "TIMELIMIT_MINUTES": "5"}, "CROMWELL_URL is required"),
         (SERVICE | {"CONTAINER_ENV": "cromwell", "CROMWELL_URL": "http://c"}, "TIMELIMIT_MINUTES is required"),
         (SERVICE | {"TEMPLATES_DIR": "/nowhere"}, "TEMPLATES_DIR=/nowhere is no directory"),
-        (SERVICE | {"DOCKER_TLS_VERIFY": "1"}, "DOCKER_CERT_PATH is required"),
-        (SERVICE | {"CROMWELL_AUTH_USER": "u"}, "go together"),
+        (SERVICE | {"CONTAINER_ENV": "docker", "DOCKER_TLS_VERIFY": "1"}, "DOCKER_CERT_PATH is required"),
+        (SERVICE | {"CONTAINER_ENV": "cromwell", "CROMWELL_AUTH_USER": "u"}, "go together"),
+        (SERVICE | {"CONTAINER_ENV": "mesos"}, "CONTAINER_ENV: must be one of local, cromwell, "),
     ],
 )
 def test_contradictions_stop_the_server(environment: dict[str, str], sentence: str) -> None:
     with pytest.raises(Misconfigured) as caught:
-        settings.check_for_service(settings.load(environment))
+        backends.check_for_service(settings.load(environment))
     assert sentence in str(caught.value)
 
 
 def test_every_reason_is_given_at_once() -> None:
     with pytest.raises(Misconfigured) as caught:
-        settings.check_for_service(settings.load({"CONTAINER_ENV": "cromwell"}))
+        backends.check_for_service(settings.load({"CONTAINER_ENV": "cromwell"}))
     for name in ("SECRET_KEY", "STOREBASE", "CROMWELL_URL", "TIMELIMIT_MINUTES"):
         assert f"{name} is required" in str(caught.value)
 
 
 def test_a_short_key_and_near_misses_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTAINER_ENVV", "swarm")
-    warnings = settings.check_for_service(settings.load(SERVICE | {"SECRET_KEY": "short"}))
+    warnings = backends.check_for_service(settings.load(SERVICE | {"SECRET_KEY": "short"}))
     assert any(w.startswith("SECRET_KEY is short") for w in warnings)
     assert "CONTAINER_ENVV is no setting of pman; did you mean CONTAINER_ENV?" in warnings
 
 
 def test_dev_mode_needs_no_key() -> None:
-    assert settings.check_for_service(settings.load({"APPLICATION_MODE": "dev", "STOREBASE": "/s"})) == []
+    assert backends.check_for_service(settings.load({"APPLICATION_MODE": "dev", "STOREBASE": "/s"})) == []
 
 
 def test_secrets_are_not_shown() -> None:
@@ -124,5 +125,5 @@ def test_the_table_has_a_row_for_every_setting() -> None:
 
 def test_a_user_that_has_no_effect_is_warned_about() -> None:
     base = {"SECRET_KEY": "x" * 20, "STOREBASE": "/data", "CONTAINER_USER": "1000:1000"}
-    assert "CONTAINER_USER has no effect" in " ".join(settings.check_for_service(settings.load(base)))
-    assert settings.check_for_service(settings.load(base | {"LOCAL_RUNTIME": "podman"})) == []
+    assert "CONTAINER_USER has no effect" in " ".join(backends.check_for_service(settings.load(base)))
+    assert backends.check_for_service(settings.load(base | {"LOCAL_RUNTIME": "podman"})) == []

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol, cast
 
+from pman import settings as pman_settings
+from pman.errors import Misconfigured
 from pman.job import Job
 from pman.settings import Settings
 from pman.status import JobStatus
+from pman.targets import TARGETS
 from pman.templating.render import Spec
 
 
@@ -62,5 +66,36 @@ BACKENDS: Mapping[str, Entry] = {
 
 def load(settings: Settings) -> Backend:
     """The backend that CONTAINER_ENV names. Its client library is imported here and nowhere else."""
-    module = importlib.import_module(BACKENDS[settings.container_env].module)
-    return cast(Backend, module.create(settings))
+    return cast(Backend, _module(settings).create(settings))
+
+
+def check_for_service(settings: Settings) -> list[str]:
+    """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server.
+
+    A backend's own rules about settings stand in its module: `problems(settings)` and `warnings(settings)`, where it
+    has any, give a sentence each.
+    """
+    if settings.container_env not in BACKENDS:
+        raise Misconfigured(f"CONTAINER_ENV: must be one of {', '.join(BACKENDS)}")
+    module = _module(settings)
+    problems = [*_storage(settings), *getattr(module, "problems", _none)(settings)]
+    return [*pman_settings.check_for_service(settings, problems), *getattr(module, "warnings", _none)(settings)]
+
+
+def _module(settings: Settings) -> ModuleType:
+    return importlib.import_module(BACKENDS[settings.container_env].module)
+
+
+def _none(_settings: Settings) -> list[str]:
+    return []
+
+
+def _storage(settings: Settings) -> Iterator[str]:
+    """Storage that the backend's target cannot mount."""
+    types = {name: TARGETS[entry.target].storage_types for name, entry in BACKENDS.items()}
+    if settings.storage_type not in types[settings.container_env]:
+        allowed = ", ".join(name for name, own in types.items() if settings.storage_type in own)
+        yield (
+            f"STORAGE_TYPE={settings.storage_type} does not work with CONTAINER_ENV={settings.container_env}, "
+            f"only with {allowed}."
+        )

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pman.errors import BackendError, Unreachable, no_such_job
 from pman.job import Job, backend_name
+from pman.settings import Settings
 from pman.status import JobState, JobStatus
 from pman.templating.render import Spec
 
@@ -47,6 +48,13 @@ class Record:
     workers: int
     token: str
     created_at: float  # seconds since the epoch
+
+
+def warnings(settings: Settings, runtime: str) -> list[str]:
+    """What has no effect with this runtime of jobs."""
+    if not settings.container_user or runtime in ("podman", "docker"):
+        return []
+    return [f"CONTAINER_USER has no effect with the runtime {runtime}: jobs run as pman's own user."]
 
 
 def open_root(root: Path) -> None:

@@ -9,7 +9,8 @@ import yaml
 
 from pman.errors import TemplateError
 from pman.job import Job
-from pman.templating.render import TARGETS, Spec
+from pman.targets import TARGETS
+from pman.templating.render import Spec
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

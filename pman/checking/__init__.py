@@ -1,1 +1,188 @@
-"""What `pman check` knows."""
+"""What `pman check` knows: whether a site's templates are right, named by file and line.
+
+A rule that needs no rendering belongs in lint.py or quoting.py, a request that must come through in corpus.py, and how
+findings are shown in report.py. What one scheduler accepts is not said here but by its target (pman/targets/).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pman import settings
+from pman.checking import corpus, lint, proof
+from pman.checking.corpus import Case
+from pman.checking.overlay import Finding, Overlay, finding_of
+from pman.checking.report import each_once
+from pman.errors import BadRequest, PmanError, Refused, TemplateError
+from pman.job import Job, make_job, validate
+from pman.settings import Settings
+from pman.storage import mounts
+from pman.targets import TARGETS, problems
+from pman.targets.record import Flaw, Judging, Problem, Stuck
+from pman.targets.shell import bash_problems
+from pman.templating.render import Renderer, Spec
+from pman.templating.sandbox import TimedOut
+
+
+@dataclass
+class SiteCheck:
+    """One check of an overlay; its settings.env holds settings that go with it, its requests/ more requests.
+
+    `directory` None checks the shipped templates; `requests` adds a corpus of one's own.
+    """
+
+    directory: Path | None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    requests: Path | None = None
+    targets: Sequence[str] = ()
+    how: Judging = field(default_factory=Judging)
+    rendered: int = 0
+
+    def findings(self) -> list[Finding]:
+        """All that is wrong, each once, in the order of files and lines. Raises Misconfigured, BadRequest."""
+        try:
+            overlay = Overlay(Renderer(self._settings({}), TARGETS))
+        except TemplateError as error:
+            return [finding_of(str(error), "site.yaml")]
+        found = lint.findings(overlay)
+        for target in self.targets or overlay.targets():
+            found += self._target(overlay, target)
+        return sorted(each_once(found), key=lambda finding: (finding.file, finding.line))
+
+    def _settings(self, environment: Mapping[str, str]) -> Settings:
+        own = {"TEMPLATES_DIR": str(self.directory)} if self.directory else {}
+        beside = settings.read_file(self.directory / "settings.env") if self.directory else {}
+        base = {"STOREBASE": "/pman-check/it's the store", **beside, **self.overrides}
+        return settings.load({**base, **own, **environment})
+
+    def _cases(self) -> list[Case]:
+        own = [self.directory / "requests"] if self.directory else []
+        return [
+            *corpus.cases(),
+            *(case for path in [*own, *filter(None, [self.requests])] for case in corpus.own_cases(path)),
+        ]
+
+    def _target(self, overlay: Overlay, target: str) -> list[Finding]:
+        made: dict[str, Renderer] = {}
+        found: list[Finding] = []
+        refusals, cases = 0, [case for case in self._cases() if target in case.targets]
+        for case in cases:
+            if str(case.settings) not in made:
+                made[str(case.settings)] = Renderer(self._settings(case.settings), TARGETS)
+            renderer = made[str(case.settings)]
+            job = make_job(validate(dict(case.request)), renderer.settings)
+            try:
+                attempt = _Attempt(overlay, target, case.name, renderer, proof.marked(job))
+                found += self._judge(attempt, job)
+            except Refused:
+                refusals += 1
+            except BadRequest as error:
+                refusals += case.may_be_unwritable
+                found += [] if case.may_be_unwritable else [finding_of(error.detail or str(error))]
+            except Stuck as error:
+                return [*found, _placed(overlay, target, Finding("changed", str(error), ""), "argv")]
+            except PmanError as error:
+                found.append(finding_of(str(error)))
+                if isinstance(error.__cause__, TimedOut):
+                    return found
+            self.rendered += 1
+        if refusals == len(cases):
+            said = "every request of the corpus is refused, so nothing is checked: give accepted ones with --requests"
+            found.append(_placed(overlay, target, Finding("all-refused", said, "")))
+        return found
+
+    def _judge(self, attempt: _Attempt, job: Job) -> list[Finding]:
+        """All about one request; `attempt` renders its marked job."""
+        spec = attempt.renderer.render(attempt.job, attempt.target)
+        found = attempt.judged(spec, replace(self.how, shellcheck=attempt.case == "plain"))
+        if any(finding.rule == "invalid" for finding in found):
+            return found
+        flaws = proof.flaws(job, mounts(job, attempt.renderer.settings), spec)
+        return [*found, *(attempt.caused(flaw) for flaw in flaws)]
+
+
+def judged(renderer: Renderer, job: Job, spec: Spec) -> list[Finding]:
+    """What is wrong with a spec of `job` that `renderer` has made, at the lines of its templates."""
+    attempt = _Attempt(Overlay(renderer), spec.target, job.jid, renderer, job)
+    return list(each_once(attempt.judged(spec, Judging())))
+
+
+def proven(renderer: Renderer, job: Job, target: str) -> list[Finding]:
+    """What `pman check` says of one job; the rules that need no rendering included. Raises as Renderer.render does."""
+    overlay = Overlay(renderer)
+    attempt = _Attempt(overlay, target, job.jid, renderer, proof.marked(job))
+    found = [*lint.findings(overlay), *SiteCheck(overlay.directory)._judge(attempt, job)]
+    return sorted(each_once(found), key=lambda finding: (finding.file, finding.line))
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One request of the corpus on its way through one target's templates."""
+
+    overlay: Overlay
+    target: str
+    case: str
+    renderer: Renderer
+    job: Job  # as it is rendered
+
+    def judged(self, spec: Spec, how: Judging) -> list[Finding]:
+        """What the parser or schema of the language says."""
+        found = []
+        for problem in problems(spec, how):
+            own = self._own_part(spec) if problem.message.startswith("bash: ") else None
+            found.append(own or self._of(problem))
+        return found
+
+    def _own_part(self, spec: Spec) -> Finding | None:
+        """The first run of the site's lines that bash cannot read by itself: what it names may be far below."""
+        lines = zip(self.renderer.origins(self.job, TARGETS[self.target].template), spec.text.split("\n"), strict=False)
+        for own, part in itertools.groupby(lines, key=lambda line: self.renderer.is_own(line[0][0])):
+            places, texts = zip(*part, strict=True)
+            wrong = next(bash_problems("\n".join(texts)), None) if own else None
+            if wrong:
+                file, line = places[min(wrong.line or 1, len(places)) - 1]
+                return Finding("invalid", f"{wrong.message} (request: {self.case})", file, line)
+        return None
+
+    def _of(self, problem: Problem) -> Finding:
+        if problem.rule == "invalid":
+            return self.at("invalid", problem.message, problem.line, problem.part)
+        found = self.at(problem.rule, problem.message, problem.line, problem.part, exact=True)
+        return found if self.renderer.is_own(found.file) else replace(found, level="warning")
+
+    def at(self, rule: str, message: str, line: int | None, part: str = "", exact: bool = False) -> Finding:
+        """A finding at the template line that this line of the result comes from.
+
+        A parser stumbles at or after the cause, and shipped text is good: the site's line before it is the one.
+        """
+        template = TARGETS[self.target].extras.get(part, TARGETS[self.target].template)
+        until = self.renderer.origins(self.job, template)[: line or 1]
+        own = [place for place in until if self.renderer.is_own(place[0])]
+        file, number = ((not exact and own) or until or [(template, 1)])[-1]
+        return Finding(rule, f"{message} (request: {self.case})", file, number)
+
+    def caused(self, flaw: Flaw) -> Finding:
+        if flaw.line:
+            return self.at("changed", flaw.message, flaw.line)
+        found = Finding("changed", f"{flaw.message} (request: {self.case})", "", level=flaw.level)
+        return _placed(self.overlay, self.target, found, flaw.what)
+
+
+def _placed(overlay: Overlay, target: str, finding: Finding, what: str = "") -> Finding:
+    """The finding at the likeliest cause of a flaw (Flaw.what): the first of the target's blocks for it that the site
+    overrides, else the last line with `job.WHAT` of its own whole template, else its first template.
+    """
+    names = sorted(overlay.reach(TARGETS[target].template) & set(overlay.site_names))
+    found = [template for name in names if (template := overlay.template(name))]
+    for block in TARGETS[target].causes.get(what, ()):
+        for template in found:
+            if template.parent and block in template.blocks:
+                return replace(finding, file=template.path, line=template.blocks[block])
+    for template in found:
+        lines = [number for number, line in enumerate(template.source.splitlines(), 1) if f"job.{what}" in line]
+        if what and lines and not template.parent:
+            return replace(finding, file=template.path, line=lines[-1])
+    return replace(finding, file=found[0].path if found else TARGETS[target].template, line=1)

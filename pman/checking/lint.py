@@ -7,13 +7,13 @@ nothing reads) is a finding: silence would mean that it works.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import meta, nodes
 
-from pman.checking import quoting as lint_quoting
+from pman.checking import quoting
 from pman.checking.overlay import (
     Finding,
     Overlay,
@@ -27,29 +27,24 @@ from pman.checking.overlay import (
     macros,
     written,
 )
+from pman.targets import TARGETS
 from pman.templating import sandbox
-from pman.templating.render import TARGETS, language
+from pman.templating.render import language
 
-# Shipped blocks that are no suggestion: without their lines a job runs with other limits, twice, or without its number.
-_NEED_SUPER: Mapping[str, tuple[str, ...]] = {
-    "slurm/job.sh.j2": ("directives", "claim"),
-    "wdl/job.wdl.j2": ("environment",),
-    "k8s/job.yaml.j2": ("environment",),
-}
 _READ_BESIDE = ("site.yaml", "settings.env")
 _BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
 
 
 def findings(overlay: Overlay) -> list[Finding]:
     """Everything that is wrong in the site's own files."""
-    rules = (_references, _blocks, _names, _sets, _marked_safe, lint_quoting.findings)
+    rules = (_references, _blocks, _names, _sets, _marked_safe, quoting.findings)
     templates = [template for name in overlay.site_names if (template := overlay.template(name))]
     found = [finding for template in templates for rule in rules for finding in rule(overlay, template)]
     return [*overlay.findings, *found, *(_unused(overlay, overlay.directory) if overlay.directory else ())]
 
 
 def _unused(overlay: Overlay, directory: Path) -> Iterator[Finding]:
-    entries = {name for entry in TARGETS.values() for name in (entry.template, *entry.extras.values())}
+    entries = {name for target in TARGETS.values() for name in target.templates}
     read = {step for name in entries for step in overlay.reach(name)}
     shipped = {f"shipped/{name}" for name in overlay.shipped_names}
     for name in overlay.site_names:
@@ -73,7 +68,7 @@ def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
         if isinstance(node, nodes.Extends) and template.name in names:
             yield at(template, "template", f"this extends itself: write shipped/{template.name}", node.lineno)
         for name in known.intersection(names):
-            if language(name) not in (language(template.name), "sh" if language(template.name) == "wdl" else ""):
+            if language(name) not in overlay.renderer.filters[language(template.name)]:
                 message = f"{name} is read into {template.name}, whose quoting it gets: give it the same ending"
                 yield at(template, "wrong-language", message, node.lineno)
 
@@ -83,10 +78,12 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
         yield at(template, "no-extends", f'this lacks its first line: {{% extends "shipped/{template.name}" %}}', 1)
     if template.parent is None or template.parent == template.name:
         return
+    need_super = {f"shipped/{target.template}": target.need_super for target in TARGETS.values()}
     chain = overlay.chain(template.parent)
     parents, known = {parent.name for parent in chain}, {name for parent in chain for name in parent.blocks}
     lines = (block for parent in chain for block in block_lines(parent.source).items())
     of_lines = {name for name, (first, last) in lines if last > first}
+    needed = {block for name in parents for block in need_super.get(name, ())}
     inner = {id(node) for block in template.tree.find_all(nodes.Block) for node in block.find_all(nodes.Block)}
     for block in template.tree.find_all(nodes.Block):
         if known and id(block) not in inner and block.name not in known:
@@ -95,7 +92,6 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
         if block.name in of_lines and not _ends_line(block.body):
             message = f"the last line of the block {block.name} has no end: put endblock on a line of its own"
             yield at(template, "unended-line", message, block.lineno, block.name)
-        needed = _NEED_SUPER.get(template.name, ()) if f"shipped/{template.name}" in parents else ()
         if block.name in needed and not _calls(block, "super"):
             message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
             yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")

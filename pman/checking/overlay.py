@@ -17,8 +17,9 @@ from pman.errors import Misconfigured, TemplateError
 from pman.job import Job
 from pman.settings import Settings
 from pman.storage import Storage
+from pman.targets import TARGETS
 from pman.templating import sandbox
-from pman.templating.render import SECRETS, TARGETS, Renderer, explain, shipped_templates
+from pman.templating.render import SECRETS, Renderer, shipped_templates
 
 _TYPES: Mapping[str, Any] = {"job": Job, "storage": Storage, "settings": Settings}
 _OF_MAPPINGS = ["items", "keys", "values", "get"]
@@ -92,11 +93,10 @@ class Overlay:
 
     def targets(self) -> list[str]:
         """The targets that this overlay has a say in; all of them where it is only a site.yaml, or nothing."""
-        entries = {target: [entry.template, *entry.extras.values()] for target, entry in TARGETS.items()}
         changed = [
-            target
-            for target, names in entries.items()
-            if any(step in self.site_names for name in names for step in self.reach(name))
+            name
+            for name, target in TARGETS.items()
+            if any(step in self.site_names for template in target.templates for step in self.reach(template))
         ]
         return changed if self.site_names else list(TARGETS)
 
@@ -123,7 +123,7 @@ class Overlay:
         except Misconfigured as error:
             self.findings.append(Finding("template", str(error), path, 1))
         except Exception as error:
-            self.findings.append(finding_of(explain(error, name)))
+            self.findings.append(finding_of(self.renderer.explain(error, name)))
         return None
 
     def members(self, node: nodes.Node) -> list[str] | None:

@@ -9,10 +9,10 @@ from typing import Literal, get_origin
 from jinja2 import nodes
 
 from pman.checking.overlay import Finding, Overlay, Template, at, branches, constants, macros, written
+from pman.targets import TARGETS
+from pman.targets.record import Directives
 from pman.templating.render import language
 
-# Blocks of .wdl.j2 templates that are shell text, where a WDL string would be wrong.
-_SHELL_BLOCKS = ("prologue", "environment", "command")
 _NUMBER_FILTERS = ("abs", "count", "float", "int", "length", "round", "sum")
 _COUNTERS = ("index", "index0", "revindex", "revindex0", "length", "depth", "depth0")
 
@@ -20,42 +20,57 @@ _COUNTERS = ("index", "index0", "revindex", "revindex0", "length", "depth", "dep
 def findings(overlay: Overlay, template: Template) -> Iterator[Finding]:
     """Values where their own quotes mean nothing: between the author's, in a comment, in another language's text."""
     in_shell = {id(node) for scope in _shell_text(template) for _, node in _printed(scope, [""])}
-    wdl_reads = any(other.name.endswith(".wdl.j2") for other in overlay.readers(template.name))
+    directives = [target.directives for target in TARGETS.values() if target.directives]
+    outer = next(filter(_shell_blocks, map(_language, overlay.readers(template.name))), "")
     scopes = template.tree.body if template.parent else [template.tree]
     for before, node in (pair for scope in scopes for pair in _printed(scope, [""])):
         if _is_bare(overlay, node):
             continue
-        opened = _inside(before.rpartition("\n")[2].replace("#SBATCH", "SBATCH"))
+        line = before.rpartition("\n")[2]
+        directive = next((d for d in directives if line.lstrip().startswith(d.prefix)), None)
+        opened = _inside(line.replace(directive.prefix, "") if directive else line)
         wrong = ""
         if opened in ("'", '"'):
             message = "quotes stand around {{ }}, which writes its own: leave them out"
             yield at(template, "quoted-twice", message, node.lineno)
         elif _is_text(template, node):
             continue
-        elif language(template.name) == "yaml" and opened != "#":
+        elif _language(template) == "yaml" and opened != "#":
             wrong = _misplaced_in_yaml(before)
         elif id(node) in in_shell:
-            wrong = _misplaced_in_shell(before, opened, node, wdl_reads)
+            wrong = _misplaced_in_shell(before, opened, node, directive, outer)
         if wrong:
             message = wrong.replace("VALUE", f"{{{{ {written(node)} }}}}")
             yield at(template, "wrong-quoting", message, node.lineno)
-    if language(template.name) == "wdl":
-        yield from _shell_words_in_wdl(template, in_shell)
+    if _shell_blocks(_language(template)):
+        yield from _shell_words_elsewhere(template, in_shell)
 
 
-def _shell_words_in_wdl(template: Template, in_shell: set[int]) -> Iterator[Finding]:
+def _language(template: Template) -> str:
+    return language(template.name)
+
+
+def _shell_blocks(name: str) -> list[str]:
+    """Blocks that are text of the shell in templates of another language."""
+    return [block for target in TARGETS.values() if target.language == name for block in target.shell_blocks]
+
+
+def _shell_words_elsewhere(template: Template, in_shell: set[int]) -> Iterator[Finding]:
     for block in template.tree.find_all(nodes.Block):
         for _, node in _printed(block, [""]):
             if id(node) not in in_shell and _is_filtered(node, "sh"):
-                message = "a WDL string is needed here, which |sh does not write: leave it out"
+                message = (
+                    f"a {_language(template).upper()} string is needed here, which |sh does not write: leave it out"
+                )
                 yield at(template, "wrong-quoting", message, node.lineno, "sh")
 
 
 def _shell_text(template: Template) -> list[nodes.Node]:
     """The parts of a template that are text of the shell."""
-    if language(template.name) != "wdl":
-        return [template.tree] if language(template.name) == "sh" else []
-    blocks = [block for block in template.tree.find_all(nodes.Block) if block.name in _SHELL_BLOCKS]
+    if _language(template) == "sh":
+        return [template.tree]
+    names = _shell_blocks(_language(template))
+    blocks = [block for block in template.tree.find_all(nodes.Block) if block.name in names]
     called = {node.node.name for b in blocks for node in b.find_all(nodes.Call) if isinstance(node.node, nodes.Name)}
     return [*blocks, *(macro for macro in template.tree.find_all(nodes.Macro) if macro.name in called)]
 
@@ -76,19 +91,22 @@ def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Nod
                 yield from _printed(child, text)
 
 
-def _misplaced_in_shell(before: str, opened: str, node: nodes.Node, wdl_reads: bool) -> str:
-    """Why VALUE is no word of its own after this text of the shell; "" where it is."""
+def _misplaced_in_shell(before: str, opened: str, node: nodes.Node, directive: Directives | None, outer: str) -> str:
+    """Why VALUE is no word of its own after this text of the shell; "" where it is.
+
+    outer: another language, of which the text is a part.
+    """
     line = before.rpartition("\n")[2]
     if opened == "`" or line.endswith(("$", "\\")):
         return "VALUE loses its quotes to what stands before it: a backquote (write $( ) instead), $ or \\"
     if _in_heredoc(before):
         return "VALUE stands in a heredoc, where quotes are text: printf '%s\\n' VALUE writes it"
-    if line.lstrip().startswith("#SBATCH") and not _is_filtered(node, "sbatch"):
-        return "VALUE is read by sbatch here: write |sbatch"
+    if directive and not _is_filtered(node, directive.quoting):
+        return f"VALUE is read by {directive.reader} here: write |{directive.quoting}"
     if opened == "#":
         return "VALUE stands in a comment: a line break in it begins a line of its own"
-    if wdl_reads and not _is_filtered(node, "sh"):
-        return "VALUE is a WDL string here, in the shell's text: write |sh"
+    if outer and not _is_filtered(node, "sh"):
+        return f"VALUE is a {outer.upper()} string here, in the shell's text: write |sh"
     return ""
 
 

@@ -16,9 +16,8 @@ from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
 from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge, for_people
 from pman.job import Job, make_job, validate
-from pman.templating.render import TARGETS, Renderer, Spec
-
-SUFFIXES = {"wdl": ".wdl", "k8s": ".yaml", "swarm": ".yaml", "docker": ".yaml", "slurm": ".sh", "local": ".sh"}
+from pman.targets import TARGETS
+from pman.templating.render import Renderer, Spec
 
 
 def _exit(error: PmanError, where: str = "") -> click.ClickException:
@@ -100,7 +99,7 @@ def render(
             raise BadRequest("--watch needs a REQUEST file: standard input cannot be read again.")
         if watch:
             cli_templates.watch(Path(request_file.name), target, config)
-        renderer = Renderer(config)
+        renderer = Renderer(config, TARGETS)
         requests = list(_requests(request_file.read()))
         if len(requests) != 1 and out is None:
             raise BadRequest(f"{len(requests)} requests were given: name a directory with --out.")
@@ -144,14 +143,14 @@ def _write(spec: Spec, name: str, out: Path | None) -> None:
         sys.stdout.buffer.flush()
         return
     out.mkdir(parents=True, exist_ok=True)
-    (out / (name + SUFFIXES[spec.target])).write_bytes(spec.text.encode())
+    (out / (name + TARGETS[spec.target].suffix)).write_bytes(spec.text.encode())
     for extra, text in spec.extras.items():
         (out / f"{name}.{extra}").write_bytes(text.encode())
 
 
 def _check(renderer: Renderer, job: Job, spec: Spec) -> None:
-    from pman.checking import site
+    from pman import checking
 
-    found = site.judged(renderer, job, spec)
+    found = checking.judged(renderer, job, spec)
     if found:
         raise TemplateError("\n".join(map(str, found)))

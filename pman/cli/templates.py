@@ -19,8 +19,10 @@ from pman import __version__, settings
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import Job, make_job, validate
 from pman.storage import Mount, Storage
+from pman.targets import TARGETS
+from pman.targets.record import Judging, Stuck
 from pman.templating import sandbox
-from pman.templating.render import SECRETS, TARGETS, Renderer, language, shipped_templates
+from pman.templating.render import SECRETS, Renderer, shipped_templates
 
 if TYPE_CHECKING:
     from pman.checking.overlay import Overlay, Template
@@ -28,40 +30,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.03
 _SITES = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-# What a new overlay begins with: (block, its text, lines of site.yaml).
-_LOAD = "{% for name in site.modules %}\nmodule load {{ name|sh }}\n{% endfor %}\n"
-_ABOUT_MODULES = "# Environment modules to load before the command, e.g. [apptainer/1.3]\nmodules: []\n"
-# On a node, where `module` is a function of the profile.
-_MODULES = (
-    "prologue",
-    "{{ super() }}{% if site.modules %}\nset +u # profiles and modules are not written for it\n. /etc/profile\n"
-    f"{_LOAD}set -u\n{{% endif %}}\n",
-    _ABOUT_MODULES,
-)
-_STARTERS: Mapping[str, tuple[str, str, str]] = {
-    "wdl": (
-        "prologue",
-        f"{{{{ super() }}}}{_LOAD}",
-        "# Environment modules of the image: the prologue runs inside the container, e.g. [fsl/6.0]\nmodules: []\n",
-    ),
-    "slurm": _MODULES,
-    "local": _MODULES,
-    "k8s": (
-        "pod_spec_extra",
-        "{% if site.priority_class %}\n      priorityClassName: {{ site.priority_class }}\n{% endif %}\n",
-        "# PriorityClass of every job's pods; null: none\npriority_class: null\n",
-    ),
-    "swarm": (
-        "placement",
-        "{% if site.constraints %}\n  Placement:\n    Constraints: {{ site.constraints }}\n{% endif %}\n",
-        "# Placement constraints of every job, e.g. [node.role == worker]\nconstraints: []\n",
-    ),
-    "docker": (
-        "host_extra",
-        "{% if site.extra_hosts %}\n  ExtraHosts: {{ site.extra_hosts }}\n{% endif %}\n",
-        '# Lines for every container\'s /etc/hosts, e.g. ["license:192.0.2.7"]\nextra_hosts: []\n',
-    ),
-}
 
 
 def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | Path | None) -> dict[str, str]:
@@ -116,14 +84,14 @@ def check(
     goes through every template, under the settings of DIR/settings.env; each result is judged by its language's parser,
     and the command line must arrive byte for byte. Exit status: 0, 1 with findings, 2 when nothing could be checked.
     """
-    from pman.checking import site
-    from pman.checking.parsers import KUBERNETES_VERSION
+    from pman import checking
+    from pman.checking import report
 
     given = overrides(None, assignments, env_file)
-    version = kubernetes_version or KUBERNETES_VERSION
+    how = Judging(kubernetes=kubernetes_version or "", cromwell_conf=cromwell_conf)
     found = []
     for place in directories or (settings.load(given).templates_dir,):
-        run = site.SiteCheck(place, given, requests, targets, version, cromwell_conf)
+        run = checking.SiteCheck(place, given, requests, targets, how)
         now = run.findings()
         found += now
         if form == "text":
@@ -131,7 +99,7 @@ def check(
                 click.secho(str(finding), fg="red" if finding.level == "error" else "yellow")
             click.echo(f"{place or 'shipped templates'}: {run.rendered} results, {len(now)} findings", err=True)
     if form != "text":
-        click.echo(site.to_json(found) if form == "json" else site.to_sarif(found, __version__))
+        click.echo(report.to_json(found) if form == "json" else report.to_sarif(found, __version__))
     sys.exit(any(finding.level == "error" for finding in found))
 
 
@@ -149,7 +117,7 @@ _overlay_option = click.option("--templates", "directory", type=_SITES, help="Ov
 def _overlay(directory: Path | None) -> Overlay:
     from pman.checking.overlay import Overlay
 
-    return Overlay(Renderer(settings.load({"TEMPLATES_DIR": str(directory)} if directory else {})))
+    return Overlay(Renderer(settings.load({"TEMPLATES_DIR": str(directory)} if directory else {}), TARGETS))
 
 
 @templates.command("list")
@@ -229,20 +197,17 @@ def _show_diff(old: str, new: str, old_name: str, new_name: str) -> bool:
 
 @templates.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--for", "target", type=click.Choice(list(_STARTERS)), required=True)
+@click.option("--for", "target", type=click.Choice(list(TARGETS)), required=True)
 @exits_with_2
 def new(directory: Path, target: str) -> None:
     """Write a commented starter overlay.
 
     DIRECTORY must be new or empty.
     """
-    from pman.checking.overlay import Overlay
-
     if directory.exists() and any(directory.iterdir()):
         raise Misconfigured(f"{directory} is not empty: name a new one, and copy from there what you want of it.")
-    name = TARGETS[target].template
-    block, text, site = _STARTERS[target]
-    chain = Overlay(Renderer(settings.load({}))).chain(f"shipped/{name}")
+    name, starter = TARGETS[target].template, TARGETS[target].starter
+    chain = _overlay(None).chain(f"shipped/{name}")
     known = sorted({found for template in chain for found in template.blocks})
     policy = ", ".join(name for name in sandbox.POLICY if f"set {name} =" in chain[-1].source)
     path = directory / name
@@ -253,10 +218,12 @@ def new(directory: Path, target: str) -> None:
         "   {{ super() }} puts the shipped text in. Values are quoted for you; site.* comes from site.yaml.\n"
         f"   Blocks: {', '.join(known)}\n   Before the blocks you may {{% set ... %}}: {policy}\n"
         f"   See: pman templates show shipped/{name}; pman templates vars {target}; pman check {directory}\n"
-        f"#}}\n{{% block {block} %}}\n{text}{{% endblock %}}\n",
+        f"#}}\n{{% block {starter.block} %}}\n{starter.text}{{% endblock %}}\n",
         encoding="utf-8",
     )
-    (directory / "site.yaml").write_text(f"# Values that this site's templates read as site.NAME.\n{site}", "utf-8")
+    (directory / "site.yaml").write_text(
+        f"# Values that this site's templates read as site.NAME.\n{starter.site}", "utf-8"
+    )
     click.echo(f"{path}\n{directory / 'site.yaml'}")
 
 
@@ -276,8 +243,8 @@ def vars_(target: str, directory: Path | None) -> None:
     for name, kind, meaning in rows:
         click.echo(f"{name:<{width}}  {kind[:28]:<28}  {meaning}")
     click.echo(f"\nFilters that quote ({template}):")
-    for name in sandbox.LANGUAGES[language(template)]:
-        click.echo(f"  {name:<12}{sandbox.QUOTING[name]}")
+    for name, each in overlay.renderer.filters[TARGETS[target].language].items():
+        click.echo(f"  {name:<12}{each.meaning}")
 
 
 def _variables(site: Mapping[str, Any], policy: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -355,7 +322,7 @@ def _changed(before: str, after: str, name: str, place: str) -> bool:
 
 def watch(request: Path, target: str, config: settings.Settings) -> NoReturn:
     """Render on every save of the request or a template, show the difference and the verdict, until Ctrl-C."""
-    renderer = Renderer(config.model_copy(update={"application_mode": "dev"}))
+    renderer = Renderer(config.model_copy(update={"application_mode": "dev"}), TARGETS)
     places = [request, shipped_templates(), *([config.templates_dir] if config.templates_dir else [])]
     shown, seen = "", _stamps(places)
     while True:
@@ -374,7 +341,7 @@ def watch(request: Path, target: str, config: settings.Settings) -> NoReturn:
 
 
 def _attempt(renderer: Renderer, request: Path, target: str) -> tuple[str | None, list[str]]:
-    from pman.checking import proof, site
+    from pman import checking
 
     try:
         job = make_job(validate(json.loads(request.read_bytes())), renderer.settings)
@@ -384,8 +351,8 @@ def _attempt(renderer: Renderer, request: Path, target: str) -> tuple[str | None
     except PmanError as error:
         return None, [str(error)]
     try:
-        return text, [str(finding) for finding in site.proven(renderer, job, target)]
-    except proof.Stuck as error:
+        return text, [str(finding) for finding in checking.proven(renderer, job, target)]
+    except Stuck as error:
         return text, [str(error)]
 
 

@@ -26,6 +26,7 @@ from pman.job import MAX_BODY_BYTES
 from pman.service import metrics, pages
 from pman.service.api import Service, blueprint
 from pman.service.auth import Busy, Users, credentials
+from pman.targets import TARGETS
 from pman.templating.render import Renderer, sample_job
 
 log = logging.getLogger("pman.http")
@@ -34,9 +35,9 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def create_app(config: settings.Settings, backend: backends.Backend | None = None) -> flask.Flask:
     """The WSGI application. Raises one of pman's errors when it could not serve a single job."""
-    for warning in settings.check_for_service(config):
+    for warning in backends.check_for_service(config):
         log.warning("%s", warning)
-    renderer = Renderer(config)
+    renderer = Renderer(config, TARGETS)
     with contextlib.suppress(Refused):  # a site's policy may well have no place for the sample
         renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
     for finding in lint.findings(Overlay(renderer)):

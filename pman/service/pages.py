@@ -21,7 +21,8 @@ from pman.job import make_job, parse_request
 from pman.service import metrics
 from pman.service.api import look, service
 from pman.status import JobStatus
-from pman.templating.render import SAMPLE, TARGETS, Piece, Spec
+from pman.targets import TARGETS, judge
+from pman.templating.render import SAMPLE, Piece, Spec
 
 blueprint = flask.Blueprint("pages", __name__, template_folder="html")
 SHOWN = 100
@@ -91,8 +92,6 @@ def segments(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
 
 def _problems(spec: Spec) -> list[str]:
     try:
-        from pman.checking.parsers import judge
-
         return judge(spec)
     except Misconfigured as error:
         return [f"not checked: {error}"]

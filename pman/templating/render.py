@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,16 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import GeneratorType, MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jinja2
-import yaml
 
 from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge
 from pman.job import Job, JobRequest, make_job
 from pman.settings import Settings
 from pman.storage import mounts
 from pman.templating import quote, sandbox
+from pman.templating.site import read_site
 
 # slurmctld refuses longer scripts (max_script_size, 4 MB by default); Kubernetes and Docker refuse less than that.
 MAX_SPEC_BYTES = 4 * 1024 * 1024
@@ -37,22 +36,15 @@ SAMPLE: Mapping[str, Any] = {
 SECRETS = frozenset({"secret_key", "cromwell_auth_password", "cromwell_service_account"})
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A language that jobs are rendered into: its template, and templates that go with it by name."""
+class Templates(Protocol):
+    """What rendering needs to know of a target (pman/targets/)."""
 
-    template: str
-    extras: Mapping[str, str] = field(default_factory=dict)
-
-
-TARGETS: Mapping[str, Target] = {
-    "wdl": Target("wdl/job.wdl.j2", {"options.json": "wdl/options.json.j2"}),
-    "k8s": Target("k8s/job.yaml.j2"),
-    "swarm": Target("swarm/service.yaml.j2"),
-    "docker": Target("docker/container.yaml.j2"),
-    "slurm": Target("slurm/job.sh.j2"),
-    "local": Target("local/job.sh.j2"),
-}
+    @property
+    def template(self) -> str: ...
+    @property
+    def extras(self) -> Mapping[str, str]: ...
+    @property
+    def filters(self) -> Mapping[str, quote.Filter]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +69,36 @@ class Piece(NamedTuple):
 
 
 class Renderer:
-    """Renders jobs with the shipped templates and the site's overlay. Safe to share between threads."""
+    """Renders jobs with the shipped templates and the site's overlay. Safe to share between threads.
 
-    def __init__(self, settings: Settings) -> None:
+    targets: name -> what it can render into. filters: language -> the quoting filters of its templates.
+    """
+
+    def __init__(self, settings: Settings, targets: Mapping[str, Templates]) -> None:
         self.settings = settings
+        self.targets = targets
+        own = ((language(target.template), target.filters) for target in targets.values())
+        self.filters = sandbox.languages(own)
         self.site = read_site(settings.templates_dir)  # the values of site.yaml
         self._public = MappingProxyType(settings.model_dump(mode="json", exclude=set(SECRETS)))
         loader = _loader(settings.templates_dir)
-        self._environments = {name: sandbox.environment(loader, name, settings.dev) for name in sandbox.LANGUAGES}
+        self._environments = {
+            name: sandbox.environment(loader, filters, filters[name].write, settings.dev)
+            for name, filters in self.filters.items()
+        }
 
     def render(self, job: Job, target: str) -> Spec:
         """The spec of `job`. Raises TemplateError (file:line: cause), Refused, TooLarge, or BadRequest (unwritable)."""
         if self.settings.dev:
             self.site = read_site(self.settings.templates_dir)
-        entry = TARGETS[target]
+        entry = self.targets[target]
         context = self._context(job)
         extras = {name: self._text(template, context) for name, template in entry.extras.items()}
         return Spec(target, self._text(entry.template, context), extras)
 
     def pieces(self, job: Job, name: str) -> list[Piece]:
         """The text of the rendered template `name` with where it comes from. Raises as `render` does."""
-        with _explained(name, job), sandbox.time_limit():
+        with self._explained(name, job), sandbox.time_limit():
             texts = self.environment(name).get_template(name).generate(self._context(job))
             return [Piece(text, *_origin(texts)) for text in texts]
 
@@ -125,7 +126,7 @@ class Renderer:
     def environment(self, template: str) -> jinja2.Environment:
         """The Jinja environment of the language that the template's name says. Raises Misconfigured for another."""
         if (environment := self._environments.get(language(template))) is None:
-            raise Misconfigured(f"{template}: a template's name ends in one of .{'.j2 .'.join(sandbox.LANGUAGES)}.j2")
+            raise Misconfigured(f"{template}: a template's name ends in one of .{'.j2 .'.join(self.filters)}.j2")
         return environment
 
     def _context(self, job: Job) -> dict[str, Any]:
@@ -138,21 +139,24 @@ class Renderer:
         }
 
     def _text(self, name: str, context: Mapping[str, Any]) -> str:
-        with _explained(name, context["job"]), sandbox.time_limit():
+        with self._explained(name, context["job"]), sandbox.time_limit():
             return _join(self.environment(name).get_template(name).generate(context), name)
 
+    def explain(self, error: Exception, name: str) -> str:
+        """`file:line: cause` of an error raised while the template `name` was compiled or rendered."""
+        return _explain(error, name, {word for filters in self.filters.values() for word in filters})
 
-@contextmanager
-def _explained(name: str, job: Job) -> Iterator[None]:
-    try:
-        yield
-    except PmanError:
-        raise
-    except quote.Unwritable as error:
-        said = f"cannot be written for this scheduler: {error}."
-        raise BadRequest({_field(job, error.value): said}, detail=explain(error, name)) from error
-    except Exception as error:
-        raise TemplateError(explain(error, name)) from error
+    @contextmanager
+    def _explained(self, name: str, job: Job) -> Iterator[None]:
+        try:
+            yield
+        except PmanError:
+            raise
+        except quote.Unwritable as error:
+            said = f"cannot be written for this scheduler: {error}."
+            raise BadRequest({_field(job, error.value): said}, detail=self.explain(error, name)) from error
+        except Exception as error:
+            raise TemplateError(self.explain(error, name)) from error
 
 
 def _field(job: Job, value: Any) -> str:
@@ -171,85 +175,16 @@ def sample_job(settings: Settings) -> Job:
     return make_job(JobRequest(**SAMPLE), settings)
 
 
-def read_site(overlay: Path | None) -> Mapping[str, Any]:
-    """The values of the overlay's site.yaml, {} without one. Raises TemplateError with file and line."""
-    path = overlay / "site.yaml" if overlay else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_SiteLoader)  # noqa: S506 - a SafeLoader
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"{path}:1: this is no UTF-8: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise TemplateError(f"{path}:{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TemplateError(f"{path}:1: {' '.join(str(error).split())}") from None
-    if values is not None and not isinstance(values, dict):
-        raise TemplateError(f"{path}:1: site.yaml must be a mapping of names to values")
-    return values or {}
-
-
-class StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice in one mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.MarkedYAMLError(problem="a key must be one word or text", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _SiteLoader(StrictLoader):
-    """StrictLoader of text, numbers, booleans, null, lists and mappings; a date is text, other types are refused.
-
-    So are numbers and booleans that would be printed in other words than they are written: YAML reads 12:30 as 750,
-    1.10 as 1.1, 010 as 8 and `no` as false.
-    """
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep)
-        if isinstance(value, bool | int | float):
-            read = quote.yaml(value) if math.isfinite(value) else "no finite number"
-            if read != node.value.lower():
-                said = f"{node.value} would be {read}: write what it shall be, in quotes if that is text"
-                raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
-        return value
-
-    def construct_undefined(self, node: yaml.Node) -> NoReturn:
-        said = f"{node.tag.removeprefix('tag:yaml.org,2002:')} is no type that site.yaml may hold: quotes make it text"
-        raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
-
-
-_TYPES = ("str", "int", "float", "bool", "null", "seq", "map")
-_SiteLoader.yaml_constructors = {
-    **{f"tag:yaml.org,2002:{name}": StrictLoader.yaml_constructors[f"tag:yaml.org,2002:{name}"] for name in _TYPES},
-    None: _SiteLoader.construct_undefined,
-}
-_SiteLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rows if not tag.endswith((":timestamp", ":value"))]
-    for first, rows in StrictLoader.yaml_implicit_resolvers.items()
-}
-
-
-def explain(error: Exception, name: str) -> str:
-    """`file:line: cause` of an error raised while the template `name` was compiled or rendered."""
+def _explain(error: Exception, name: str, quoting: set[str]) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"{error.filename or error.name or name}:{error.lineno}: {_cause(error)}"
+        return f"{error.filename or error.name or name}:{error.lineno}: {_cause(error, quoting)}"
     place = f"{name}:1"
     traceback = error.__traceback__
     while traceback:
         if traceback.tb_frame.f_code.co_filename.endswith(".j2"):
             place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
-    return f"{place}: {_cause(error)}"
+    return f"{place}: {_cause(error, quoting)}"
 
 
 def language(name: str) -> str:
@@ -257,16 +192,16 @@ def language(name: str) -> str:
     return name.removesuffix(".j2").rsplit(".", 1)[-1]
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, quoting: set[str]) -> str:
     message = (error.message if isinstance(error, jinja2.TemplateError) else None) or str(error)
     if isinstance(error, jinja2.TemplateNotFound):
         return f"there is no template {message}"
     if isinstance(error, RecursionError):
         return "a template, block or macro that brings in itself has no end"
     if unknown := re.search(r"No (filter|test) named '(\w+)'", message):
-        if unknown[2] in sandbox.QUOTING:
+        if unknown[2] in quoting:
             return f"|{unknown[2]} writes another language than this template's"
-        return unknown[0] + sandbox.hint(unknown[2], sandbox.known(unknown[1]))
+        return unknown[0] + sandbox.hint(unknown[2], sandbox.known(unknown[1], quoting))
     return message
 
 

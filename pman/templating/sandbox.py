@@ -31,22 +31,12 @@ MAX_RENDER_SECONDS = 10.0
 MAX_REPEATED = 1_000_000  # items or characters that `*` may make
 MAX_TEXT = 4 * 1024 * 1024  # characters that one expression may join; a spec holds no more either
 VARIABLES = ("job", "storage", "settings", "site", "refuse")
-QUOTING = {
-    "sh": "a word of POSIX sh; in a WDL template one that also survives Cromwell's command block",
-    "wdl": "a WDL 1.0 string literal",
-    "yaml": "a YAML value on one line",
-    "json": "a JSON value",
-    "k8s": "YAML for command, args and env of a Kubernetes container: `$` is doubled",
-    "sbatch": "a word of a `#SBATCH` line, which sbatch reads by rules of its own",
-    "gotemplate": "YAML for env and mounts of a Swarm service: `{{` is kept from being expanded",
-}
 # Language -> the quoting filters that its templates may use: another's would not keep a value in one piece there. The
-# one of the language's own name quotes what is printed without a filter.
-LANGUAGES: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
-    "wdl": {"wdl": quote.wdl, "sh": quote.wdl_command},
-    "yaml": {"yaml": quote.yaml, "k8s": quote.k8s, "gotemplate": quote.go_template},
-    "json": {"json": quote.json_},
-    "sh": {"sh": quote.sh, "sbatch": quote.sbatch},
+# one of the language's own name quotes what is printed without a filter. A target may add to these, or bring its own.
+_LANGUAGES: Mapping[str, Mapping[str, quote.Filter]] = {
+    "yaml": {"yaml": quote.Filter(quote.yaml, "a YAML value on one line")},
+    "json": {"json": quote.Filter(quote.json_, "a JSON value")},
+    "sh": {"sh": quote.Filter(quote.sh, "a word of POSIX sh")},
 }
 # Those filters of Jinja's that shape data. The ones that make HTML are left out: they would mark text as quoted.
 _OF_TEXT = ("capitalize", "lower", "replace", "string", "title", "trim", "upper")
@@ -81,12 +71,22 @@ def time_limit() -> Iterator[None]:
         del _clock.deadline
 
 
-def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> jinja2.Environment:
-    """The environment of templates in `language`, a key of LANGUAGES."""
+def languages(own: Iterable[tuple[str, Mapping[str, quote.Filter]]]) -> dict[str, dict[str, quote.Filter]]:
+    """Language -> its quoting filters, with those of the targets: pairs of a language and filters."""
+    found = {name: dict(filters) for name, filters in _LANGUAGES.items()}
+    for name, filters in own:
+        found.setdefault(name, {}).update(filters)
+    return found
+
+
+def environment(
+    loader: jinja2.BaseLoader, filters: Mapping[str, quote.Filter], write: Callable[[Any], str], auto_reload: bool
+) -> jinja2.Environment:
+    """The environment of templates that have these quoting filters. write: what quotes where none is named."""
     made = _Environment(
         loader=loader,
         autoescape=True,
-        finalize=functools.partial(_literal, LANGUAGES[language][language]),
+        finalize=functools.partial(_literal, write),
         undefined=_Undefined,
         auto_reload=auto_reload,
         keep_trailing_newline=True,
@@ -94,9 +94,7 @@ def environment(loader: jinja2.BaseLoader, language: str, auto_reload: bool) -> 
         lstrip_blocks=True,
     )
     made.filters = {name: _careful(name, jinja2.filters.FILTERS[name]) for name in _FILTERS}
-    made.filters |= {
-        name: functools.partial(_quoting_filter, function) for name, function in LANGUAGES[language].items()
-    }
+    made.filters |= {name: functools.partial(_quoting_filter, each.write) for name, each in filters.items()}
     del made.globals["lipsum"]
     return made
 
@@ -376,6 +374,6 @@ def members(value: Any) -> list[str]:
     return [name for name in dir(kind) if not name.startswith("_")] if dataclasses.is_dataclass(kind) else []
 
 
-def known(kind: str) -> list[str]:
-    """The names of all filters or tests."""
-    return [*_FILTERS, *QUOTING] if kind == "filter" else list(jinja2.tests.TESTS)
+def known(kind: str, quoting: Iterable[str]) -> list[str]:
+    """The names of all filters, those that quote included, or of all tests."""
+    return [*_FILTERS, *quoting] if kind == "filter" else list(jinja2.tests.TESTS)

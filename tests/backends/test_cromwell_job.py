@@ -14,6 +14,7 @@ import pytest
 
 from pman import settings
 from pman.job import make_job, validate
+from pman.targets import TARGETS
 from pman.templating.render import Renderer
 from tests.deliver import cromwell_script
 from tests.rig import wait_for
@@ -29,7 +30,7 @@ def script(path: Path, *entrypoint: str, **fields: Any) -> Path:
         "jid": "chris-jid-1", "args": [], "auid": "chris", "number_of_workers": 1, "cpu_limit": 1000, "gpu_limit": 0,
         "memory_limit": 200, "image": "image", "entrypoint": list(entrypoint), "type": "fs", "env": [],
     }  # fmt: skip
-    spec = Renderer(config).render(make_job(validate(request | fields), config), "wdl")
+    spec = Renderer(config, TARGETS).render(make_job(validate(request | fields), config), "wdl")
     path.write_text(cromwell_script(spec.text))
     return path
 

@@ -21,6 +21,7 @@ from pman.backends.cromwell.labels import workflow_id
 from pman.errors import BadRequest, Conflict, NotFound, Unreachable
 from pman.job import Job, make_job, validate
 from pman.status import JobState, JobStatus
+from pman.targets import TARGETS
 from pman.templating.render import Renderer, Spec
 from tests.fakes.cromwell import store
 from tests.fakes.cromwell.config import TEST_PACE, load
@@ -222,7 +223,7 @@ def job(**fields: Any) -> tuple[Job, Spec]:
         "entrypoint": ["simpledsapp"], "type": "ds", "env": [],
     } | fields  # fmt: skip
     made = make_job(validate(request), config)
-    return made, Renderer(config).render(made, "wdl")
+    return made, Renderer(config, TARGETS).render(made, "wdl")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ from pman.job import make_job, validate
 from pman.service import metrics
 from pman.service.app import create_app
 from pman.status import JobState, JobStatus
-from pman.templating.render import TARGETS, Renderer
+from pman.targets import TARGETS
+from pman.templating.render import Renderer
 from tests.fakes.engine import Answer, Call, FakeEngine
 
 IMAGE = "registry.example.org/pl-x:1"
@@ -74,7 +75,7 @@ def load(name: str, engine: FakeEngine, **env: str) -> tuple[Backend, settings.S
 
 def posted(backend: Backend, config: settings.Settings, **fields: Any) -> JobStatus:
     job = make_job(validate(REQUEST | fields), config)
-    spec = Renderer(config).render(job, "swarm" if config.container_env == "swarm" else "docker")
+    spec = Renderer(config, TARGETS).render(job, "swarm" if config.container_env == "swarm" else "docker")
     return metrics.ask("submit", lambda: backend.submit(job, spec))
 
 
@@ -373,7 +374,7 @@ def test_a_template_whose_job_could_not_be_found_again(engine: FakeEngine, name:
     """It would run, and be a 404."""
     backend, config = load(name, engine)
     job = make_job(validate(REQUEST), config)
-    spec = Renderer(config).render(job, name)
+    spec = Renderer(config, TARGETS).render(job, name)
     with pytest.raises(TemplateError, match=re.escape(f"{TARGETS[name].template}:1: ")):
         backend.submit(job, replace(spec, text=spec.text.replace(*change, 1)))
     assert not [call for call in engine.calls if call.method == "POST"]

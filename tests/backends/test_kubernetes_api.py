@@ -22,6 +22,7 @@ from pman.backends.kubernetes.api import Api, Endpoint
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, TemplateError, TooLarge, Unreachable
 from pman.job import Job, make_job, validate
 from pman.status import JobState
+from pman.targets import TARGETS
 from pman.templating.render import Renderer, Spec
 from tests.rig import ROOT
 
@@ -99,7 +100,7 @@ def job_and_spec(**fields: Any) -> tuple[Job, Spec]:
         "gpu_limit": 0, "image": "localhost/busybox:1", "entrypoint": ["sh"], "type": "fs",
     }  # fmt: skip
     job = make_job(validate(request | fields), CONFIG)
-    return job, Renderer(CONFIG).render(job, "k8s")
+    return job, Renderer(CONFIG, TARGETS).render(job, "k8s")
 
 
 STARTED_AT = "2026-11-24T00:00:00Z"

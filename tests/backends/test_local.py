@@ -26,6 +26,7 @@ from pman.backends.local import LocalBackend
 from pman.errors import NotFound
 from pman.job import Job
 from pman.settings import LocalRuntime, load
+from pman.targets import TARGETS
 from pman.templating.render import Renderer, sample_job
 from tests.contract import Contract
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
@@ -285,7 +286,7 @@ def rendered(directory: Path, target: str, workers: int = 2, **config: str) -> t
         (directory / f"key-chris-jid-1/{name}").mkdir(parents=True)
     loaded = load({"STOREBASE": str(directory), **config})
     made = dataclasses.replace(sample_job(loaded), workers=workers)
-    return made, Renderer(loaded).render(made, target).text
+    return made, Renderer(loaded, TARGETS).render(made, target).text
 
 
 def run_with_stub(directory: Path, text: str, name: str, *arguments: str, **env: str) -> list[str]:

@@ -26,6 +26,8 @@ from pman.backends.slurm import commands as slurm_commands
 from pman.backends.slurm import state as slurm_state
 from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
 from pman.status import JobState
+from pman.targets import TARGETS
+from pman.targets import slurm as targets_slurm
 from pman.templating import quote, render
 from tests.generate import requests
 from tests.rig import ROOT, wait_for
@@ -66,17 +68,17 @@ def read_by_sbatch(line: str) -> list[str]:
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1))
 def test_a_value_is_one_word_of_a_directive(value: str) -> None:
-    assert read_by_sbatch(f"--comment={quote.sbatch(value)}") == [f"--comment={value}"]
+    assert read_by_sbatch(f"--comment={targets_slurm.sbatch(value)}") == [f"--comment={value}"]
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\r", "\x7f", "\t", "\0"])
 def test_a_line_break_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="cannot stand"):
-        quote.sbatch(value)
+        targets_slurm.sbatch(value)
 
 
 CONFIG = settings.load({"STOREBASE": "/data/store", "JOB_LABELS": "site=it's #1,b=c", "SLURM_ACCOUNT": 'a "b" c'})
-RENDERER = render.Renderer(CONFIG)
+RENDERER = render.Renderer(CONFIG, TARGETS)
 
 
 @given(requests(entrypoint=["sh"]))

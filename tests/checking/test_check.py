@@ -16,10 +16,11 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from pman import cli, settings
-from pman.checking import overlay, site
+from pman import checking, cli, settings
+from pman.checking import corpus, overlay
 from pman.errors import BadRequest, TemplateError
 from pman.service import app
+from pman.targets import wdl as targets_wdl
 from pman.templating import render
 from tests.rig import ROOT, wait_for
 
@@ -684,8 +685,8 @@ def run(*arguments: str | Path) -> Any:
 @pytest.mark.parametrize("broken", TABLE, ids=[broken.name for broken in TABLE])
 def test_what_is_broken_is_named(broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pman.templating.sandbox.MAX_RENDER_SECONDS", 0.5)
-    monkeypatch.setattr("pman.checking.proof._CPU_SECONDS", 1)
-    found = site.SiteCheck(write(tmp_path, broken.files)).findings()
+    monkeypatch.setattr("pman.targets.shell._CPU_SECONDS", 1)
+    found = checking.SiteCheck(write(tmp_path, broken.files)).findings()
     told = "\n".join(map(str, found))
     matching = [
         f for f in found
@@ -777,13 +778,13 @@ GOOD: dict[str, dict[str, str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("files", GOOD.values(), ids=GOOD)
 def test_what_is_good_is_left_in_peace(files: dict[str, str], tmp_path: Path) -> None:
-    assert [str(finding) for finding in site.SiteCheck(write(tmp_path, files)).findings()] == []
+    assert [str(finding) for finding in checking.SiteCheck(write(tmp_path, files)).findings()] == []
 
 
 @pytest.mark.slow
 def test_one_cause_is_told_once_however_many_words_a_request_has(tmp_path: Path) -> None:
     files = only(K8S, "environment", "            - name: TZ\n              value: UTC\n")
-    found = site.SiteCheck(write(tmp_path, files)).findings()
+    found = checking.SiteCheck(write(tmp_path, files)).findings()
     assert [finding.rule for finding in found] == ["no-super", "invalid"]
     assert found[1].message.endswith(" more results)")
 
@@ -791,7 +792,7 @@ def test_one_cause_is_told_once_however_many_words_a_request_has(tmp_path: Path)
 @pytest.mark.slow
 def test_whole_copies_of_the_shipped_templates_are_good(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "templates", tmp_path, dirs_exist_ok=True)
-    assert [str(finding) for finding in site.SiteCheck(tmp_path).findings()] == []
+    assert [str(finding) for finding in checking.SiteCheck(tmp_path).findings()] == []
 
 
 def test_the_check_runs_no_program_of_this_machine(tmp_path: Path) -> None:
@@ -800,7 +801,7 @@ def test_the_check_runs_no_program_of_this_machine(tmp_path: Path) -> None:
         f"export PATH={os.environ['PATH']}\ntouch {made}\ncommand touch {made}\n(touch {made})\n/usr/bin/touch {made}\n"
     )
     place = write(tmp_path / "overlay", only(SLURM, "prologue", lines))
-    assert site.SiteCheck(place).findings() == []
+    assert checking.SiteCheck(place).findings() == []
     assert not made.exists()
 
 
@@ -808,7 +809,7 @@ def test_the_check_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     lines = "while squeue; do :; done &\n"
     place = write(tmp_path / "overlay", {SLURM: extending(SLURM, block("prologue", lines))})
-    assert site.SiteCheck(place, targets=["slurm"]).findings() == []
+    assert checking.SiteCheck(place, targets=["slurm"]).findings() == []
     wait_for(lambda: not processes_of(tmp_path), 20, "the end of all processes")
 
 
@@ -825,13 +826,13 @@ def test_a_mounted_configmap_is_read_through_its_links(tmp_path: Path) -> None:
     write(tmp_path / "..2024", only(SLURM, "prologe", "true\n"))
     (tmp_path / "..data").symlink_to("..2024")
     (tmp_path / "slurm").symlink_to("..data/slurm")
-    assert [finding.rule for finding in site.SiteCheck(tmp_path).findings()] == ["unknown-block"]
+    assert [finding.rule for finding in checking.SiteCheck(tmp_path).findings()] == ["unknown-block"]
 
 
 def test_a_template_that_is_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / SLURM).write_bytes(extending(SLURM).encode() + b"\n# caf\xe9\n")
-    found = site.SiteCheck(tmp_path).findings()
+    found = checking.SiteCheck(tmp_path).findings()
     assert [(finding.file, finding.line) for finding in found] == [(str(tmp_path / SLURM), 3)]
 
 
@@ -944,7 +945,7 @@ def test_requests_of_ones_own(tmp_path: Path) -> None:
     own = write(tmp_path / "own", {"big.json": json.dumps({**render.SAMPLE, "cpu_limit": 200_000})})
     assert run("check", place, "--requests", own).exit_code == 0
     with pytest.raises(BadRequest):
-        site.own_corpus(write(tmp_path / "bad", {"x.json": "{"}))
+        corpus.own_cases(write(tmp_path / "bad", {"x.json": "{"}))
 
 
 @pytest.mark.slow
@@ -955,7 +956,7 @@ def test_attributes_that_cromwell_does_not_declare(tmp_path: Path) -> None:
     result = run("check", place, "--cromwell-conf", conf)
     assert result.exit_code == 1
     assert f"{place}/{WDL}:3: error: Cromwell ignores the runtime attribute scratch" in result.stdout
-    assert {"cpu", "memory", "timelimit", "incoming", "outgoing", "image"} <= site.declared_attributes(conf)
+    assert {"cpu", "memory", "timelimit", "incoming", "outgoing", "image"} <= targets_wdl.declared_attributes(conf)
     assert run("check", "--cromwell-conf", conf, "--to", "wdl").exit_code == 0
 
 

@@ -15,10 +15,10 @@ from dotenv import dotenv_values
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pman import job, settings
-from pman.checking import overlay, site
-from pman.checking import parsers as check
+from pman import checking, job, settings
+from pman.checking import overlay
 from pman.errors import Refused
+from pman.targets import TARGETS, judge
 from pman.templating import render
 from tests import deliver
 from tests.deliver import PRINT_BOTH
@@ -43,7 +43,7 @@ class Site:
         own = {key: value or "" for key, value in dotenv_values(self.path / "settings.env").items()}
         self.environment = {"STOREBASE": STORE, **own, "TEMPLATES_DIR": str(self.path)}
         self.settings = settings.load(self.environment)
-        self.renderer = render.Renderer(self.settings)
+        self.renderer = render.Renderer(self.settings, TARGETS)
         self.targets = overlay.Overlay(self.renderer).targets()
 
     def __call__(self, request: dict[str, Any], target: str) -> render.Spec:
@@ -62,7 +62,7 @@ CASES = [(n, t, r) for n, s in EXAMPLES.items() for t in s.targets for r in s.re
 def test_rendered_text_is_as_recorded(name: str, target: str, request_name: str) -> None:
     example = EXAMPLES[name]
     spec = example(example.recorded_requests()[request_name], target)
-    assert check.judge(spec) == []
+    assert judge(spec) == []
     compare(GOLDEN / "sites" / name / request_name / f"{target}-{FILES[target]}", spec.text, RECORD)
 
 
@@ -75,7 +75,7 @@ def test_nothing_else_is_recorded() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_check_is_silent(name: str) -> None:
     example = EXAMPLES[name]
-    run = site.SiteCheck(example.path)
+    run = checking.SiteCheck(example.path)
     assert run.findings() == []
     assert run.rendered >= 10
 

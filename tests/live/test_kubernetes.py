@@ -29,8 +29,8 @@ import requests
 import yaml
 
 from pman import settings
-from pman.checking.parsers import judge
 from pman.job import make_job, validate
+from pman.targets import TARGETS, judge
 from pman.templating.render import Renderer
 from tests.conftest import development
 from tests.contract import Contract
@@ -214,7 +214,7 @@ EVERYTHING = {
 def test_the_api_server_accepts_every_example(cluster: Cluster, storage: str) -> None:
     for extra in ({}, EVERYTHING, {"IGNORE_LIMITS": "yes"}):
         config = settings.load({"STORAGE_TYPE": storage, **STORAGES[storage], **extra})
-        renderer = Renderer(config)
+        renderer = Renderer(config, TARGETS)
         for path in EXAMPLES:
             request = json.loads(path.read_text()) | {"gpu_limit": 1}
             spec = renderer.render(make_job(validate(request), config), "k8s")

@@ -13,7 +13,8 @@ import pytest
 from pman import settings
 from pman.checking import overlay
 from pman.cli import templates as cli_templates
-from pman.templating import render, sandbox
+from pman.targets import TARGETS
+from pman.templating import render
 from tests.rig import ROOT
 
 TEXT = (ROOT / "docs" / "templates.md").read_text()
@@ -59,7 +60,7 @@ def test_snippets_do_what_is_said(section: str, tmp_path: Path) -> None:
 
 
 def test_the_table_of_blocks_is_true() -> None:
-    found = overlay.Overlay(render.Renderer(settings.load({})))
+    found = overlay.Overlay(render.Renderer(settings.load({}), TARGETS))
     rows = re.findall(r"(?m)^\| (\w+/[\w.]+\.j2) \| (.+) \|$", TEXT)
     for name, blocks in rows:
         known = {block for template in found.chain(name) for block in template.blocks}
@@ -69,7 +70,8 @@ def test_the_table_of_blocks_is_true() -> None:
 
 
 def test_the_table_of_filters_is_true() -> None:
-    assert set(re.findall(r"(?m)^\| `(\w+)` \|", TEXT)) == set(sandbox.QUOTING)
+    languages = render.Renderer(settings.load({}), TARGETS).filters.values()
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", TEXT)) == {name for filters in languages for name in filters}
 
 
 def test_every_command_is_named() -> None:

@@ -23,6 +23,7 @@ import requests
 from pman import job, settings
 from pman.checking import overlay
 from pman.service import pages
+from pman.targets import TARGETS
 from pman.templating import render
 from tests.backends.test_local import local_rig
 from tests.rig import ROOT, Rig, Server, running, wait_for
@@ -425,9 +426,9 @@ def test_a_traced_rendering_of_an_overlay_is_its_rendering(name: str) -> None:
     directory = ROOT / "examples" / "sites" / name
     given = settings.read_file(directory / "settings.env") | {"TEMPLATES_DIR": str(directory), "STOREBASE": "/store"}
     config = settings.load(given)
-    renderer = render.Renderer(config)
+    renderer = render.Renderer(config, TARGETS)
     made = job.make_job(job.validate(render.SAMPLE), config)
     for target in overlay.Overlay(renderer).targets():
-        parts = pages.segments(renderer.pieces(made, render.TARGETS[target].template))
+        parts = pages.segments(renderer.pieces(made, TARGETS[target].template))
         assert "".join(text for _, text in parts) == renderer.render(made, target).text
         assert len({block for block, _ in parts}) > 1

@@ -12,7 +12,8 @@ import pytest
 
 from pman import job, settings, storage
 from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge
-from pman.templating import render, sandbox
+from pman.targets import TARGETS
+from pman.templating import render, sandbox, site
 
 REQUEST: dict[str, Any] = {
     "jid": "chris-jid-1", "type": "ds", "auid": "cube", "image": "docker.io/lab/app:1", "entrypoint": ["app"],
@@ -32,7 +33,7 @@ def overlay(tmp_path: Path) -> Overlay:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         config = settings.load({"STOREBASE": "/store", "TEMPLATES_DIR": str(tmp_path), **environment})
-        return render.Renderer(config)
+        return render.Renderer(config, TARGETS)
 
     return write
 
@@ -77,7 +78,7 @@ def test_super_and_macros_keep_their_text(overlay: Overlay) -> None:
 
 def test_extras_are_rendered_beside_the_spec(overlay: Overlay) -> None:
     config = settings.load({"STOREBASE": "/store", "CROMWELL_BACKEND": "SLURM"})
-    spec = render.Renderer(config).render(render.sample_job(config), "wdl")
+    spec = render.Renderer(config, TARGETS).render(render.sample_job(config), "wdl")
     assert '"backend": "SLURM"' in spec.extras["options.json"]
 
 
@@ -111,7 +112,7 @@ def test_templates_reach_plain_values_only(overlay: Overlay, tmp_path: Path) -> 
     config = settings.load(
         {"STOREBASE": "/s", "TEMPLATES_DIR": str(tmp_path), "JOB_LABELS": "a=b", "SLURM_IMAGE_DIR": "/i"}
     )
-    renderer = render.Renderer(config)
+    renderer = render.Renderer(config, TARGETS)
     renderer.environment("slurm/job.sh.j2").template_class = Watched
     renderer.render(render.sample_job(config), "slurm")
     assert len(seen) == len(sandbox.VARIABLES) - 1
@@ -209,7 +210,7 @@ def test_map_marks_nothing_as_safe(overlay: Overlay) -> None:
 )
 def test_a_language_has_its_own_filters_only(overlay: Overlay, name: str, filters: list[str]) -> None:
     target = name.partition("/")[0]
-    for known in sandbox.QUOTING:
+    for known in (name for target in TARGETS.values() for name in target.filters):
         renderer = overlay({name: f"{{{{ job.auid|{known} }}}}"}, APPLICATION_MODE="dev")
         if known in filters or (target, known) == ("k8s", "gotemplate"):
             assert "cube" in text(renderer, target)
@@ -361,24 +362,24 @@ def test_site_yaml_is_read_strictly(overlay: Overlay, content: str, said: str) -
 def test_site_yaml_that_is_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_bytes(b"a: \xff\n")
     with pytest.raises(TemplateError, match=r"site\.yaml:1: .*UTF-8"):
-        render.read_site(tmp_path)
+        site.read_site(tmp_path)
 
 
 def test_scalars_are_what_is_written(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text("a: [1, -2, 1.5, 1.0e+16, true, False, null, ~, 1e3, 0o7, y, =, '010', 1:99]\n")
     values = [1, -2, 1.5, 1e16, True, False, None, None, "1e3", "0o7", "y", "=", "010", "1:99"]
-    assert render.read_site(tmp_path) == {"a": values}
+    assert site.read_site(tmp_path) == {"a": values}
 
 
 def test_dates_are_text_and_mappings_merge(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text("day: 2024-13-45\nbase: &b {x: 1, y: 1}\nk8s:\n  <<: *b\n  y: 2\n")
-    assert render.read_site(tmp_path) == {"day": "2024-13-45", "base": {"x": 1, "y": 1}, "k8s": {"x": 1, "y": 2}}
+    assert site.read_site(tmp_path) == {"day": "2024-13-45", "base": {"x": 1, "y": 1}, "k8s": {"x": 1, "y": 2}}
 
 
 def test_no_site_yaml_is_no_values(tmp_path: Path) -> None:
-    assert render.read_site(tmp_path) == {}
+    assert site.read_site(tmp_path) == {}
     (tmp_path / "site.yaml").write_text("# nothing yet\n")
-    assert render.read_site(tmp_path) == {}
+    assert site.read_site(tmp_path) == {}
 
 
 def test_a_value_that_the_language_cannot_carry_is_a_bad_request(overlay: Overlay) -> None:

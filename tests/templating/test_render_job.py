@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pman import job, settings
-from pman.checking import parsers as check
+from pman.targets import TARGETS, judge
 from pman.templating import render
 from tests.rig import ROOT, Rig, running
 from tests.test_golden import FILES, GOLDEN, HOST
@@ -218,17 +218,17 @@ BROKEN: list[tuple[str, str, str, str]] = [
 def test_the_judges_find_what_is_broken(target: str, old: str, new: str, said: str) -> None:
     config = settings.load(HOST)
     request = json.loads((ROOT / "examples/copy-and-hash.json").read_text())
-    spec = render.Renderer(config).render(job.make_job(job.validate(request), config), target)
-    assert check.judge(spec) == []
+    spec = render.Renderer(config, TARGETS).render(job.make_job(job.validate(request), config), target)
+    assert judge(spec) == []
     assert old in spec.text
-    problems = check.judge(render.Spec(target, spec.text.replace(old, new, 1), spec.extras))
+    problems = judge(render.Spec(target, spec.text.replace(old, new, 1), spec.extras))
     assert said in "; ".join(problems)
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 1, "a": 2}', ""])
 def test_extras_are_judged_too(text: str) -> None:
     wdl = (GOLDEN / "wdl/plain/job.wdl").read_text()
-    assert check.judge(render.Spec("wdl", wdl, {"options.json": text}))[0].startswith("options.json")
+    assert judge(render.Spec("wdl", wdl, {"options.json": text}))[0].startswith("options.json")
 
 
 def test_a_bad_request_among_many_is_named(tmp_path: Path) -> None:

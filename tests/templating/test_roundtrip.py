@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pman import job, settings
 from pman.errors import BadRequest
+from pman.targets import TARGETS, kubernetes, swarm, wdl
 from pman.templating import quote, render
 from tests import deliver
 from tests.deliver import PRINT_BOTH
@@ -29,7 +30,7 @@ class Target:
     def __init__(self, name: str, **environment: str) -> None:
         self.name = name
         self.settings = settings.load({"STOREBASE": STORE, **environment})
-        self.renderer = render.Renderer(self.settings)
+        self.renderer = render.Renderer(self.settings, TARGETS)
 
     def __call__(self, request: dict[str, Any]) -> tuple[job.Job, render.Spec]:
         made = job.make_job(job.validate(request), self.settings)
@@ -218,21 +219,29 @@ WDL_VECTORS = [
 
 @pytest.mark.parametrize(("text", "written"), CROMWELL_VECTORS)
 def test_command_words_are_those_that_were_proven(text: str, written: str) -> None:
-    assert quote.wdl_command(text) == written
+    assert wdl.wdl_command(text) == written
 
 
 @pytest.mark.parametrize(("text", "written"), WDL_VECTORS)
 def test_wdl_strings_are_those_that_were_proven(text: str, written: str) -> None:
-    assert quote.wdl(text) == written
+    assert wdl.wdl(text) == written
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\rb"])
 def test_wdl_strings_refuse_line_breaks(text: str) -> None:
     with pytest.raises(quote.Unwritable):
-        quote.wdl(text)
+        wdl.wdl(text)
 
 
-QUOTES = [quote.sh, quote.wdl, quote.wdl_command, quote.yaml, quote.json_, quote.k8s, quote.go_template]
+QUOTES = [
+    quote.sh,
+    wdl.wdl,
+    wdl.wdl_command,
+    quote.yaml,
+    quote.json_,
+    kubernetes.k8s,
+    swarm.go_template,
+]
 
 
 @pytest.mark.parametrize("function", QUOTES)
@@ -258,7 +267,7 @@ def test_numbers_and_booleans_stay_bare() -> None:
 
 @given(TEXTS)
 def test_quoted_words_are_one_line_and_printable(text: str) -> None:
-    for written in (quote.wdl_command(text), quote.yaml(text), quote.json_(text), quote.k8s(text)):
+    for written in (wdl.wdl_command(text), quote.yaml(text), quote.json_(text), kubernetes.k8s(text)):
         assert written.isascii()
         assert written.isprintable()
 

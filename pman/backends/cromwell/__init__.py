@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -286,6 +286,16 @@ class CromwellBackend:
         known = self._client.backends()
         if self._backend is not None and self._backend not in known:
             raise Misconfigured(f"Cromwell has no backend {self._backend}; CROMWELL_BACKEND may be {', '.join(known)}.")
+
+
+def problems(settings: Settings) -> Iterator[str]:
+    """Why the settings are not enough."""
+    if settings.cromwell_url is None:
+        yield "CROMWELL_URL is required with CONTAINER_ENV=cromwell."
+    if settings.timelimit_minutes is None:
+        yield "TIMELIMIT_MINUTES is required with CONTAINER_ENV=cromwell."
+    if (settings.cromwell_auth_user is None) != (settings.cromwell_auth_password is None):
+        yield "CROMWELL_AUTH_USER and CROMWELL_AUTH_PASSWORD go together."
 
 
 def create(settings: Settings) -> CromwellBackend:

@@ -208,6 +208,12 @@ class Engine:
         return Unreachable(f"The container engine at {self.host} does not answer.", detail=str(error))
 
 
+def problems(settings: Settings) -> list[str]:
+    """Why the settings are not enough."""
+    lacking = settings.docker_tls_verify and settings.docker_cert_path is None
+    return ["DOCKER_CERT_PATH is required with DOCKER_TLS_VERIFY."] if lacking else []
+
+
 def check(ping: Callable[[], None]) -> None:
     """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later."""
     try:

@@ -193,6 +193,9 @@ class DockerBackend:
         self._end_overdue([c for c in (self._worker(c["Labels"][engine.JID], c["Names"][0][1:]) for c in old) if c])
 
 
+problems = engine.problems
+
+
 def create(settings: Settings) -> DockerBackend:
     """The backend of the engine at DOCKER_HOST. Raises Misconfigured where it answers and cannot serve."""
     backend = DockerBackend(settings)

@@ -279,6 +279,9 @@ class SwarmBackend:
         return error
 
 
+problems = engine.problems
+
+
 def create(settings: Settings) -> SwarmBackend:
     """The backend of this Swarm. Raises Misconfigured where the engine answers and is no manager."""
     backend = SwarmBackend(settings)

@@ -157,6 +157,11 @@ class LocalBackend:
             raise Unreachable(f"The state directory {self._root} cannot be written.")
 
 
+def warnings(settings: Settings) -> list[str]:
+    """What the settings ask for in vain."""
+    return directories.warnings(settings, settings.local_runtime)
+
+
 def create(settings: Settings) -> LocalBackend:
     """The backend over LOCAL_STATE_DIR."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")

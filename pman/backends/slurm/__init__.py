@@ -273,6 +273,21 @@ class SlurmBackend:
         self._queue.jobs("", time.monotonic() - QUEUE_AGE_SECONDS)
 
 
+def problems(settings: Settings) -> Iterator[str]:
+    """Why the settings are not enough."""
+    base, own = settings.storebase, settings.slurm_state_dir
+    if own is None or (base is not None and Path(own).is_relative_to(base)):
+        yield (
+            "SLURM_STATE_DIR is required with CONTAINER_ENV=slurm: "
+            "set it to a directory outside STOREBASE that compute nodes see under the same path."
+        )
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What the settings ask for in vain."""
+    return directories.warnings(settings, settings.slurm_runtime)
+
+
 def create(settings: Settings) -> SlurmBackend:
     """The backend over SLURM_STATE_DIR."""
     assert settings.slurm_state_dir  # settings.check_for_service

@@ -1,0 +1,85 @@
+"""YAML and JSON, as the judges of several targets read them. A parser is imported when a spec needs it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from pman.errors import Misconfigured
+from pman.targets.record import CANARY, Flaw, Problem
+from pman.templating.site import StrictLoader
+
+
+def need(module: str) -> Any:
+    """A parser of pman's extra `check`. Raises Misconfigured where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise Misconfigured(f"{module} is needed to check this: pip install 'pman[check]'") from None
+
+
+def yaml_document(text: str) -> Any:
+    """The data of one YAML document; yields a Problem and returns None when it is none."""
+    try:
+        data = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        inside = error.context or ""  # what is never closed is wrong where it was opened
+        mark = error.context_mark if "flow" in inside or "quoted" in inside else error.problem_mark
+        yield Problem(f"this is no YAML: {error.problem}", mark.line + 1 if mark else None)
+        return None
+    if data is None:
+        yield Problem("this is empty", 1)
+    return data
+
+
+def said(error: Any) -> str:
+    """What a schema's validator has against a document, with the place in it."""
+    names = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    while error.context:
+        error = error.context[0]
+    return f"{names.removeprefix('.')}: {error.message}" if names else str(error.message)
+
+
+def line(text: str, error: Any) -> int:
+    """The line of the YAML node that a schema does not accept; for an unknown key, that of the key."""
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    for part in error.absolute_path:
+        node = _child(node, part)
+    named = re.findall(r"'([^']*)'", error.message) if error.validator == "additionalProperties" else []
+    keys = [key for key, _ in node.value if key.value in named] if isinstance(node, yaml.MappingNode) else []
+    return int((keys[0] if keys else node).start_mark.line) + 1
+
+
+def _child(node: Any, part: Any) -> Any:
+    if isinstance(part, int):
+        return node.value[part]
+    return next((value for key, value in node.value if key.value == part), node)
+
+
+def json_problems(text: str) -> Iterator[Problem]:
+    """What is wrong with a JSON document."""
+    try:
+        json.loads(text, object_pairs_hook=_each_name_once)
+    except json.JSONDecodeError as error:
+        yield Problem(f"this is no JSON: {error.msg}", error.lineno)
+    except ValueError as error:
+        yield Problem(str(error))
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the name {twice[0]!r} is given twice")
+    return dict(pairs)
+
+
+def expanded(texts: list[str], opened: str, who: str, quoting: str) -> Iterator[Flaw]:
+    """Values of a request that the scheduler would expand: CANARY after `opened`, a regular expression."""
+    if any(re.search(opened + CANARY, text) for text in texts):
+        yield Flaw("injected", f"{who} would expand a value of the request here: write |{quoting}")

@@ -1,0 +1,28 @@
+"""A script for processes of this machine, without a scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pman.job import Job
+from pman.targets import shell
+from pman.targets.record import Delivered, Judging, Problem, Target
+
+
+def _judge(text: str, how: Judging) -> Iterator[Problem]:
+    return shell.bash_problems(text, how.shellcheck)
+
+
+def _read(job: Job, text: str) -> Delivered:
+    return shell.run_worker(job, text, "claim", "1")
+
+
+TARGET = Target(
+    name="local",
+    template="local/job.sh.j2",
+    storage_types=("host",),
+    starter=shell.STARTER,
+    judge=_judge,
+    read=_read,
+    causes=shell.CAUSES,
+)

@@ -1,0 +1,57 @@
+"""A batch script for sbatch: read by bash, its #SBATCH lines by rules of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pman.job import Job
+from pman.targets import shell
+from pman.targets.record import Delivered, Directives, Judging, Problem, Target
+from pman.templating.quote import Filter, Unwritable, bare, text_of
+
+_SPECIAL = re.compile(r"[^A-Za-z0-9./:@,=+%_\x80-\U0010ffff-]")
+
+
+def sbatch(value: Any) -> str:
+    """A word of a `#SBATCH` line: sbatch reads these itself, with \\ before any character that stands for itself.
+
+    Control characters are refused: a line break would begin a line of its own (get_argument() of SLURM's
+    src/sbatch/opt.c; tried with 22.05).
+    """
+    if number := bare(value):
+        return number
+    text = text_of(value)
+    if any(ord(character) < 32 or character == "\x7f" for character in text):
+        raise Unwritable("a control character cannot stand in a #SBATCH line")
+    return _SPECIAL.sub(r"\\\g<0>", text)
+
+
+def _judge(text: str, how: Judging) -> Iterator[Problem]:
+    if not text.startswith("#!"):
+        yield Problem("sbatch takes no script that does not begin with #!", 1)
+    yield from shell.bash_problems(text, how.shellcheck)
+
+
+def _read(job: Job, text: str) -> Delivered:
+    return shell.run_worker(job, text, "worker", env={"SLURM_JOB_ID": "1", "SLURM_PROCID": "0"})
+
+
+TARGET = Target(
+    name="slurm",
+    template="slurm/job.sh.j2",
+    filters={"sbatch": Filter(sbatch, "a word of a `#SBATCH` line, which sbatch reads by rules of its own")},
+    storage_types=("host",),
+    starter=shell.STARTER,
+    need_super=("directives", "claim"),
+    directives=Directives(
+        "#SBATCH",
+        reader="sbatch",
+        quoting="sbatch",
+        own=("--job-name", "-J", "--chdir", "-D", "--output", "-o", "--error", "-e", "--comment", "--open-mode"),
+    ),
+    judge=_judge,
+    read=_read,
+    causes=shell.CAUSES,
+)

@@ -1,0 +1,63 @@
+"""The body with which Docker Swarm creates a service, judged by a schema of Docker's API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from pman.job import Job
+from pman.targets.docker import CAUSES, engine, mount_source, schema_problems
+from pman.targets.documents import expanded
+from pman.targets.record import Delivered, Judging, Problem, Starter, Target
+from pman.templating import quote
+
+
+def go_template(value: Any) -> str:
+    """YAML for a string that Docker Swarm expands as a Go template: env entries, mounts and the host name."""
+    return quote.yaml(quote.text_of(value).replace("{{", '{{"{{"}}'))
+
+
+def _judge(text: str, _how: Judging) -> Iterator[Problem]:
+    return schema_problems(text, "ServiceCreate")
+
+
+def _read(_job: Job, text: str) -> Delivered:
+    container = yaml.safe_load(text)["TaskTemplate"]["ContainerSpec"]
+    words = [*container.get("Command", []), *container.get("Args", [])]
+    env, mounts = container.get("Env") or [], container.get("Mounts") or []
+    found = engine(words, [_go(entry) for entry in env], mounts, _go)
+    texts = [*env, *map(mount_source, mounts), container.get("Hostname", "")]
+    return replace(
+        found,
+        image=container["Image"],
+        others=tuple(expanded(texts, r"\{\{", "Swarm", "gotemplate")),
+    )
+
+
+def _go(text: str) -> str:
+    """What Swarm makes of a Go template: quoting writes only {{"{{"}}, so any other action changes the text."""
+    return "{{".join(re.sub(r"(?s)\{\{.*?(\}\}|$)", "(a Go template)", part) for part in text.split('{{"{{"}}'))
+
+
+TARGET = Target(
+    name="swarm",
+    template="swarm/service.yaml.j2",
+    filters={
+        "gotemplate": quote.Filter(
+            go_template, "YAML for env and mounts of a Swarm service: `{{` is kept from being expanded"
+        )
+    },
+    storage_types=("host", "nfs", "docker_local_volume"),
+    starter=Starter(
+        "placement",
+        "{% if site.constraints %}\n  Placement:\n    Constraints: {{ site.constraints }}\n{% endif %}\n",
+        "# Placement constraints of every job, e.g. [node.role == worker]\nconstraints: []\n",
+    ),
+    judge=_judge,
+    read=_read,
+    causes=CAUSES,
+)
