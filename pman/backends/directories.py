@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +66,17 @@ def open_root(root: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another pman starts at the same time
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(root: Path, jid: str) -> Iterator[None]:
+    """Alone with the directory of `jid`, among all threads and processes; flock(2) ends with its holder."""
+    try:
+        with (root / f".lock.{hashlib.sha256(jid.encode()).hexdigest()[:2]}").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise Unreachable(f"The state directory {root} cannot be written: {error.strerror}.") from error
 
 
 def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[str]] = lambda _: ()) -> Record | None:

@@ -293,7 +293,7 @@ GOOD: dict[str, Any] = {"SECRET_KEY": "a secret key for tests", "STOREBASE": "/t
     [
         ({"STOREBASE": "/tmp"}, ["SECRET_KEY", "required"]),
         ({"SECRET_KEY": "x" * 20}, ["STOREBASE", "required"]),
-        (GOOD | {"CONTAINER_ENV": "slurmm"}, ["CONTAINER_ENV", "'slurm'"]),
+        (GOOD | {"CONTAINER_ENV": "slurmm"}, ["CONTAINER_ENV", "must be one of", "slurm, "]),
         (GOOD | {"CONTAINER_ENV": "cromwell"}, ["CROMWELL_URL", "TIMELIMIT_MINUTES"]),
         (GOOD | {"STORAGE_TYPE": "kubernetes_pvc"}, ["VOLUME_NAME", "does not work with CONTAINER_ENV=local"]),
         (GOOD | {"STORAGE_TYPE": "nfs", "CONTAINER_ENV": "swarm"}, ["NFS_SERVER"]),

@@ -13,14 +13,11 @@ What makes or removes a directory holds a lock on the jid, so that nobody remove
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import logging
 import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
@@ -68,7 +65,7 @@ class LocalBackend:
             raise Misconfigured(f"LOCAL_STATE_DIR={state_dir} cannot be made: {error.strerror}.") from None
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        with self._changing(job.jid):
+        with directories.alone(self._root, job.jid):
             record = self._look(job.jid)
             if record and _is_deleted(record.directory):  # by a pman that was killed before it was done
                 directories.discard(record)
@@ -81,21 +78,11 @@ class LocalBackend:
             _start(record)
             return self._status(record)
 
-    @contextlib.contextmanager
-    def _changing(self, jid: str) -> Iterator[None]:
-        """Alone with the directory of `jid`, among all threads and processes; flock(2) ends with its holder."""
-        try:
-            with (self._root / f".lock.{hashlib.sha256(jid.encode()).hexdigest()[:2]}").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-        except OSError as error:
-            raise Unreachable(f"The state directory {self._root} cannot be written: {error.strerror}.") from error
-
     def status(self, jid: str) -> JobStatus:
         record = self._find(jid)
         status = self._status(record)
         if status.state is JobState.NOT_STARTED:  # pman was killed between making the directory and starting the script
-            with self._changing(jid):
+            with directories.alone(self._root, jid):
                 _start(self._find(jid))
         return status
 
@@ -137,7 +124,7 @@ class LocalBackend:
         return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
-        with self._changing(jid):
+        with directories.alone(self._root, jid):
             record = directories.find(self._root, jid)
             if not _claim_as_deleted(record.directory):
                 _stop(record)
