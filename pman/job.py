@@ -159,6 +159,9 @@ class JobRequest(BaseModel):
     partition: Annotated[Text, AfterValidator(_one_word)] | None = Field(
         None, description="the name of a partition: letters, digits and . _ , @ + -"
     )
+    append_directories: bool = Field(
+        True, strict=True, description="true, or false where the command does not end with its directories"
+    )
 
 
 def parse_request(body: bytes) -> JobRequest:
@@ -203,7 +206,7 @@ def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:
 
 
 def _place(location: Sequence[int | str]) -> str:
-    return f"item {location[1]} " if len(location) > 1 and isinstance(location[1], int) else ""
+    return f"item {location[1] + 1} " if len(location) > 1 and isinstance(location[1], int) else ""
 
 
 def _short(error: Exception) -> str:
@@ -292,7 +295,9 @@ def backend_name(jid: str) -> str:
 
 
 def _digest(request: JobRequest) -> str:
-    fields = request.model_dump() | {"input_dir": _input_dir(request), "output_dir": _output_dir(request)}
+    # Fields that younger versions have added count only where they are used: a job of an older pman keeps its digest.
+    later = {"append_directories"} if request.append_directories else set()
+    fields = request.model_dump(exclude=later) | {"input_dir": _input_dir(request), "output_dir": _output_dir(request)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -311,9 +316,8 @@ def _argv(request: JobRequest) -> Iterator[str]:
     for arg in request.args:
         yield INCOMING if after_flag else arg
         after_flag = not after_flag and arg in flags
-    if request.type == "ds":
-        yield INCOMING
-    yield OUTGOING
+    if request.append_directories:
+        yield from (INCOMING, OUTGOING) if request.type == "ds" else (OUTGOING,)
 
 
 def _time_limit(request: JobRequest, settings: Settings) -> int | None:

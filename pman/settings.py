@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -219,10 +219,12 @@ def _contradictions(s: Settings) -> list[tuple[bool, str]]:
     ]
 
 
-def markdown_table() -> str:
-    """Every setting as a row of a Markdown table: variable, default, meaning."""
+def markdown_table(backends: Iterable[str]) -> str:
+    """Every setting as a row of a Markdown table: variable, default, meaning; `backends` are those of CONTAINER_ENV."""
+    values = {name: get_args(field.annotation) for name, field in Settings.model_fields.items()}
+    values["container_env"] = tuple(backends)
     rows = [
-        f"| `{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        f"| `{name.upper()}` | {_shown(field.default)} | {field.description}{_one_of(values[name])} |"
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows]) + "\n"
@@ -232,6 +234,11 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "`yes`" if default else "`no`"
     return f"`{default}`" if default not in (None, {}, []) else ""
+
+
+def _one_of(values: Iterable[object]) -> str:
+    words = [f"`{value}`" for value in values if isinstance(value, str)]
+    return f" One of {', '.join(words)}." if words else ""
 
 
 def _sentence(error: Any) -> str:

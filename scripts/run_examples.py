@@ -19,6 +19,14 @@ from pman.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = {"notstarted": ".", "started": ">"}
+NEXT = """
+These jobs ran as commands of this machine: the `local` backend uses no image. What to do next:
+
+    scripts/dev                                       # serve pman on http://127.0.0.1:5010, over this machine
+    . .venv/bin/activate                              # in another terminal: make `pman` a command of its shell
+    pman run docker.io/library/busybox -- echo hello  # run a job; http://127.0.0.1:5010/ shows all of them
+
+`scripts/dev --on slurm` does the same over a real scheduler; docs/usage.md says more."""
 http = requests.Session()
 http.trust_env = False  # a proxy does not know what is on 127.0.0.1
 
@@ -35,7 +43,9 @@ def main() -> int:
         server = serve(settings, home / "pman.log")
         try:
             url = address(server, home / "pman.log")
-            return max(run(path, url, settings, home / "store") for path in sorted((ROOT / "examples").glob("*.json")))
+            code = max(run(path, url, settings, home / "store") for path in sorted((ROOT / "examples").glob("*.json")))
+            print(NEXT)
+            return code
         except KeyboardInterrupt:
             print("\nstopped")
             return 130

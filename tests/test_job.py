@@ -82,13 +82,21 @@ def test_all_bad_fields_are_named_at_once() -> None:
     bad = {
         "jid": "a b", "type": "x", "auid": 1, "image": "A", "entrypoint": [], "args": "abc", "args_path_flags": [1],
         "number_of_workers": 0, "cpu_limit": 0, "memory_limit": 0, "gpu_limit": -1, "env": ["x"], "input_dir": "/",
-        "output_dir": "..", "time_limit_minutes": 0, "partition": "a b",
+        "output_dir": "..", "time_limit_minutes": 0, "partition": "a b", "append_directories": "no",
     }  # fmt: skip
     assert set(rejection(bad)) == set(job.JobRequest.model_fields)
 
 
 def test_all_missing_fields_are_named_at_once() -> None:
-    optional = {"args_path_flags", "env", "input_dir", "output_dir", "time_limit_minutes", "partition"}
+    optional = {
+        "args_path_flags",
+        "env",
+        "input_dir",
+        "output_dir",
+        "time_limit_minutes",
+        "partition",
+        "append_directories",
+    }
     message = rejection({})
     assert set(message) == set(job.JobRequest.model_fields) - optional
     assert all(sentence.startswith("is required and must be ") for sentence in message.values())
@@ -96,7 +104,7 @@ def test_all_missing_fields_are_named_at_once() -> None:
 
 def test_the_bad_item_is_numbered_and_never_repeated() -> None:
     message = rejection(GOOD | {"env": ["A=1", "my secret"]})
-    assert message["env"].startswith("item 1 does not begin with NAME=")
+    assert message["env"].startswith("item 2 does not begin with NAME=")
     assert "secret" not in message["env"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pman import backends, settings
+from pman.backends import BACKENDS
 from pman.errors import Misconfigured
 
 SERVICE = {"SECRET_KEY": "0123456789abcdef", "STOREBASE": "/store"}
@@ -115,11 +116,11 @@ def test_dev_mode_needs_no_key() -> None:
 def test_secrets_are_not_shown() -> None:
     config = settings.load(SERVICE)
     assert "0123456789abcdef" not in repr(config)
-    assert "0123456789abcdef" not in settings.markdown_table()
+    assert "0123456789abcdef" not in settings.markdown_table(BACKENDS)
 
 
 def test_the_table_has_a_row_for_every_setting() -> None:
-    rows = re.findall(r"(?m)^\| `(\w+)` \| (?:`[^`]*`)? ?\| \S.*\|$", settings.markdown_table())
+    rows = re.findall(r"(?m)^\| `(\w+)` \| (?:`[^`]*`)? ?\| \S.*\|$", settings.markdown_table(BACKENDS))
     assert rows == [name.upper() for name in settings.Settings.model_fields]
 
 

@@ -15,6 +15,7 @@ T = TypeVar("T")
 READ_SECONDS = 20.0  # for the logs of all workers of a job together; pfcon waits 100 s for its answer
 _BLOCK = 64 * 1024
 _MIN_WORKER_BYTES = 4096
+_HEADING = "=== worker "
 
 
 def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = None) -> str:
@@ -111,13 +112,25 @@ def tail(text: str, max_lines: int, max_bytes: int) -> str:
     return tail_bytes(data[max(0, len(data) - max_bytes) :], max_lines).decode(errors="replace")
 
 
+def cut(text: str, max_lines: int, max_bytes: int) -> tuple[str, bool]:
+    """The last `max_lines` lines of what a backend gave when it was asked for one more, and whether output is missing.
+
+    Of several workers each has its share of the lines, so that a full text may miss some: it counts as cut.
+    """
+    full = len(text.encode()) >= max_bytes
+    if text.startswith(_HEADING):
+        return text, full or text.count("\n") >= max_lines
+    kept = tail(text, max_lines, max_bytes) if max_lines else ""
+    return kept, full or kept != text
+
+
 def _join_workers(logs: Sequence[str], max_lines: int, max_bytes: int, numbers: Sequence[int] | None) -> str:
     """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading."""
     if len(logs) <= 1 and not numbers:
         return tail("".join(logs), max_lines, max_bytes)
     lines, size = max(1, max_lines // max(1, len(logs))), max(1024, max_bytes // max(1, len(logs)))
     parts = [
-        f"=== worker {number} ===\n{_closed(tail(text, lines, size))}"
+        f"{_HEADING}{number} ===\n{_closed(tail(text, lines, size))}"
         for number, text in zip(numbers or range(len(logs)), logs, strict=True)
     ]
     return tail("".join(parts), max_lines + len(logs), max_bytes + 1024 * len(logs))

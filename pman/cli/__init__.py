@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
 from pman import __version__, settings
+from pman.backends import BACKENDS
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
 from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge, for_people
@@ -27,13 +29,30 @@ def _exit(error: PmanError, where: str = "") -> click.ClickException:
     return stop
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Commands that end with 141, as a shell says for SIGPIPE, where nobody reads their output any more."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            try:
+                return super().invoke(context)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself flushes at its end
+            context.exit(141)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Render job requests into the language of a scheduler, run them, and see what became of them.
 
     run, submit, status, logs, wait, delete and list ask the pman at PMAN_URL (http://127.0.0.1:5010).
     """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        context.color = False
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # what a job prints may not be in the terminal's encoding
 
@@ -56,13 +75,36 @@ def serve() -> None:
     server.serve(settings.load())
 
 
+@main.command("help")
+@click.argument("topic", type=click.Choice(["exit-codes"]))
+def show_help(topic: str) -> None:
+    """Explain what belongs to several commands."""
+    del topic  # there is one
+    click.echo(client.EXIT_CODES)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    In bash or zsh, put `eval "$(pman completion bash)"` (or zsh) into ~/.bashrc (or ~/.zshrc); in fish, put
+    `pman completion fish | source` into ~/.config/fish/config.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found
+    click.echo(found(main, {}, "pman", "_PMAN_COMPLETE").source())
+
+
 @main.command("settings")
 def show_settings() -> None:
     """Print every setting of `pman serve`.
 
     A Markdown table of environment variables with their defaults and meanings.
     """
-    click.echo(settings.markdown_table(), nl=False)
+    click.echo(settings.markdown_table(BACKENDS), nl=False)
 
 
 @main.command()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
@@ -19,15 +23,33 @@ from urllib.parse import quote, urlsplit
 import click
 
 from pman.errors import BadRequest, for_people
-from pman.job import RESERVED_JIDS, parse_request
+from pman.job import MAX_NAME_BYTES, RESERVED_JIDS, parse_request
 
 DEFAULT_URL = "http://127.0.0.1:5010"
 POLL_SECONDS = 0.5
 HTTP_SECONDS = 100  # what pfcon allows
 PATIENCE_SECONDS = 60.0  # how long waiting goes on while no pman answers, as during its restart
+CUT_HEADER = "Pman-Logs-Cut"  # of an answer whose logs are not all of the job's output
+_NOTE = "pman-run.json"
 TIMED_OUT = 124  # as timeout(1)
 UNKNOWN = 125  # what became of the job is not known; docker run says so too
 INTERRUPTED = 130  # as a shell says for SIGINT
+TERMINATED = 143  # and for SIGTERM
+EXIT_CODES = """\
+Exit codes of `pman run` and `pman wait`:
+
+  0        the job succeeded
+  1-255    the job's own exit code
+  128+N    signal N ended the job
+  1        the job failed and has no exit code of its own
+  124      the job reached its time limit
+  125      pman is at fault: it does not answer, or it does not take the request
+  130      Ctrl-C ended the waiting; the job goes on
+  143      SIGTERM ended the waiting; the job goes on
+
+`pman wait` with several jobs ends with the first code that is not 0. The other commands end with 0, with 1 where pman
+or the request is wrong, and with 2 where the command line, a template or a setting is. A reader that closes the pipe,
+such as `head`, is 141."""
 _PASSING = (502, 503, 504)  # pman's own, and what a gateway says while pman restarts
 _FINAL = ("finishedSuccessfully", "finishedWithError")
 _COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}
@@ -51,8 +73,11 @@ class Service:
         self._session = requests.Session()
         self._session.trust_env = not re.search(r"//([^/]*@)?(localhost|127\.|\[::1])", base)  # no proxy leads there
 
-    def call(self, method: str, path: str = "", **kwargs: Any) -> Any:
-        """The decoded answer. Ends the command with the service's own sentence when it is an error."""
+    def call(self, method: str, path: str = "", full: bool = False, **kwargs: Any) -> Any:
+        """The decoded answer, or with `full` the answer with its headers.
+
+        Ends the command with the service's own sentence when it is an error.
+        """
         url, errors = f"{self._base}/{path}", self._requests.exceptions
         try:
             # a POST that is led elsewhere would arrive there as a GET
@@ -67,7 +92,7 @@ class Service:
             sentence = _sentence(answer) or self._no_pman(answer)
             raise (NoAnswer if answer.status_code in _PASSING else click.ClickException)(sentence)
         try:
-            return None if answer.status_code == 204 else answer.json()
+            return answer if full else None if answer.status_code == 204 else answer.json()
         except ValueError:
             raise click.ClickException(self._no_pman(answer)) from None
 
@@ -127,58 +152,115 @@ def _sentence(answer: Any) -> str:
 @click.option("--minutes", "time_limit_minutes", type=int, help="Time limit.")
 @click.option("--partition", help="SLURM partition.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment variable of the job.")
-@click.option("--jid", help="What to call the job; a new name if not given.")
+@click.option("--jid", callback=_jid, help="What to call the job; a new name if not given.")
 @click.option("--keep", is_flag=True, help="Do not delete the job at its end.")
+@click.option("--bare", is_flag=True, help="Do not append the directories to COMMAND.")
 @as_json
 def run(
     image: str, command: tuple[str, ...], incoming: Path | None, outgoing: Path | None, jid: str | None, keep: bool,
-    as_json: bool, **fields: Any,
+    bare: bool, as_json: bool, **fields: Any,
 ) -> None:  # fmt: skip
-    """Run COMMAND in IMAGE, wait, and print its output.
+    """Run COMMAND in IMAGE, print its output as it comes, and wait for its end.
 
-    The command gets /share/incoming (with --in) and /share/outgoing as its last arguments. The directories are used
-    in place where they are below STOREBASE; others are copied into the store and back, and the copies are removed.
-    The job's exit code is passed on: 128 and a signal's number, 124 at its time limit, 1 when there is none, and 125
-    when it cannot be known.
+    With --in or --out, the command gets /share/incoming (with --in) and /share/outgoing as its last arguments, and
+    STOREBASE must name pman's store as this machine sees it. Directories below the store are used in place; others are
+    copied into the store and back. The exit code is the job's own: see `pman help exit-codes`.
     """
-    service, store = Service(), _store()
     jid = jid or f"run-{secrets.token_hex(6)}"
-    copies = store / f"run-{secrets.token_hex(8)}"
     request: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
     request |= {"jid": jid, "image": image, "entrypoint": list(command), "args": [], "auid": _user()}
     request |= {"type": "ds" if incoming else "fs", "env": list(fields["env"])}
-    service.call("GET")  # a pman that is not there is noticed before anything is copied
-    try:
-        request["input_dir"] = _into_store(store, incoming, copies / "incoming")
-        request["output_dir"] = _in_place(store, outgoing, copies / "outgoing")
-    except (click.ClickException, KeyboardInterrupt):
-        shutil.rmtree(copies, ignore_errors=True)
-        raise
     with _watching(jid):
-        _post(service, request, copies)
-        job = _follow(service, jid, with_logs=True)
-        if outgoing and not _below(store, outgoing):
-            _copy(copies / "outgoing", outgoing)
+        service = Service()
+        service.call("GET")  # a pman that is not there is noticed before anything is copied
+        results = Results.prepare(jid, incoming, outgoing, request)
+        request["append_directories"] = results is not None and not bare
+        _post(service, request, results)
+        job = _follow(service, jid, print_logs=not as_json)
+        if as_json:
+            job = service.in_time("GET", _path(jid))
+        if results:
+            results.fetch()
         if not keep:
-            _forget(service, jid, copies)
+            _forget(service, jid, results)
     _finish(job, as_json)
 
 
-def _post(service: Service, request: dict[str, Any], copies: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Where a job's directories are in the store, and where its output goes at the end.
+
+    A file in the store holds that second place, so that `pman wait` can fetch what a `pman run` that was interrupted
+    did not.
+    """
+
+    copies: Path  # a directory of the store that this command made
+    outgoing: Path | None  # where the output is copied at the end; None where it is in place, or not wanted
+
+    @classmethod
+    def prepare(cls, jid: str, incoming: Path | None, outgoing: Path | None, request: dict[str, Any]) -> Results | None:
+        """The directories of a new job, made and named in its request; None without any."""
+        if not incoming and not outgoing:
+            return None
+        store = _store()
+        copied = None if outgoing is None or _below(store, outgoing) else outgoing.resolve()
+        results = cls(_copies(store, jid), copied)
+        try:
+            results.copies.mkdir()
+        except FileExistsError:
+            raise click.ClickException(f"{results.copies} is left of another `pman run --jid {jid}`.") from None
+        except OSError as error:
+            raise click.ClickException(f"{results.copies} cannot be made: {error.strerror}.") from None
+        try:
+            request["input_dir"] = _into_store(store, incoming, results.copies / "incoming")
+            request["output_dir"] = _in_place(store, outgoing, results.copies / "outgoing")
+            (results.copies / _NOTE).write_text(json.dumps({"outgoing": str(copied or "")}), encoding="utf-8")
+        except (click.ClickException, KeyboardInterrupt):
+            results.forget()
+            raise
+        return results
+
+    @classmethod
+    def of(cls, jid: str) -> Results | None:
+        """Those of a job that `pman run` has started from this machine's store."""
+        base = os.environ.get("STOREBASE")
+        copies = _copies(Path(base).resolve(), jid) if base else None
+        try:
+            noted = json.loads((copies / _NOTE).read_bytes())["outgoing"] if copies else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return cls(copies, Path(noted) if noted else None) if copies else None
+
+    def fetch(self) -> None:
+        """Copy the output to where it is wanted."""
+        if self.outgoing:
+            _copy(self.copies / "outgoing", self.outgoing)
+
+    def forget(self) -> None:
+        shutil.rmtree(self.copies, ignore_errors=True)
+
+
+def _copies(store: Path, jid: str) -> Path:
+    name = f"run-{quote(jid.lstrip('/'), safe='')}"
+    return store / (name if len(name) <= MAX_NAME_BYTES else f"run-{hashlib.sha256(jid.encode()).hexdigest()}")
+
+
+def _post(service: Service, request: dict[str, Any], results: Results | None) -> None:
     try:
         service.in_time("POST", json=request)
     except NoAnswer:
         raise  # pman may have the job all the same
-    except click.ClickException as error:
-        shutil.rmtree(copies, ignore_errors=True)
-        error.show()
-        sys.exit(error.exit_code)
+    except click.ClickException:
+        if results:
+            results.forget()
+        raise
 
 
-def _forget(service: Service, jid: str, copies: Path) -> None:
+def _forget(service: Service, jid: str, results: Results | None) -> None:
     try:
         service.in_time("DELETE", _path(jid))
-        shutil.rmtree(copies, ignore_errors=True)
+        if results:
+            results.forget()
     except click.ClickException as error:  # the job's own end counts for more
         error.show()
 
@@ -186,7 +268,9 @@ def _forget(service: Service, jid: str, copies: Path) -> None:
 def _store() -> Path:
     store = os.environ.get("STOREBASE")
     if not store or not Path(store).is_dir():  # made here, it would be another one than pman's
-        raise click.ClickException("set STOREBASE to pman's store, a directory of this machine, or use `pman submit`.")
+        raise click.ClickException(
+            "set STOREBASE to pman's store, a directory of this machine: --in and --out need it."
+        )
     return Path(store).resolve()
 
 
@@ -230,7 +314,6 @@ def _finish(job: dict[str, str], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(job))
     else:
-        sys.stdout.write(job["logs"] if job["logs"].endswith("\n") or not job["logs"] else job["logs"] + "\n")
         _state_line(job)
     sys.exit(exit_code(job))
 
@@ -253,37 +336,81 @@ def _state_line(job: dict[str, str]) -> None:
 
 
 @contextmanager
-def _watching(jid: str) -> Iterator[None]:
-    """What ends the watching (Ctrl-C, an error) does not end the job."""
-    what_goes_on = f"{jid} is not ended by this: `pman wait {jid}` waits for it, `pman delete {jid}` removes it."
+def _watching(*jids: str) -> Iterator[None]:
+    """What ends the watching (Ctrl-C, SIGTERM, an error) does not end the job. Errors are pman's, so they exit 125."""
+
+    def what_goes_on() -> str:
+        words = " ".join(jids)
+        verb = "is" if len(jids) == 1 else "are"
+        said = f"{words} {verb} not ended by this: `pman wait {words}` waits, `pman delete {words}` removes."
+        kept = [results for jid in jids if (results := Results.of(jid)) and results.outgoing]
+        places = (f"The output is in {one.copies}/outgoing; `pman wait` copies it to {one.outgoing}." for one in kept)
+        return "\n".join([said, *places])
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt:
-        click.echo(f"\n{what_goes_on}", err=True)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        click.echo(f"\n{what_goes_on()}", err=True)
+        sys.exit(TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED)
     except click.ClickException as error:
-        click.echo(f"Error: {error.message}", err=True)
+        error.show()
         if isinstance(error, NoAnswer):
-            click.echo(what_goes_on, err=True)
+            click.echo(what_goes_on(), err=True)
         sys.exit(UNKNOWN)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _follow(service: Service, jid: str, with_logs: bool) -> dict[str, str]:
-    """Poll until the job has ended; on a terminal, say how it goes. Logs, which cost the backend more, once."""
-    began = time.monotonic()
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the watching as Ctrl-C does."""
+
+
+def _follow(service: Service, jid: str, print_logs: bool = False) -> dict[str, str]:
+    """Poll until the job has ended, and say how it goes: its output as it comes, or one line on a terminal."""
+    began, output = time.monotonic(), Output()
     while True:
         job: dict[str, str] = service.in_time("GET", _path(jid), params={"tail": 0})
-        if job["status"] in _FINAL:
+        over = job["status"] in _FINAL
+        if print_logs and (over or job["status"] == "started"):
+            output.show(service, jid, over)
+        if over:
             break
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not output.shown:
             seconds = int(time.monotonic() - began)
             line = " ".join(f"{jid}  {job['status']}  {seconds} s  {job['message']}".split())
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             click.echo(f"\r\033[K{line[: columns - 1]}", nl=False, err=True)  # only one row can be cleared
         time.sleep(POLL_SECONDS)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not output.shown:
         click.echo("\r\033[K", nl=False, err=True)
-    return service.in_time("GET", _path(jid)) if with_logs else job
+    return job
+
+
+class Output:
+    """A job's output as it comes: each look prints the lines that the look before did not have."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def show(self, service: Service, jid: str, over: bool, tail: int | None = None) -> str:
+        """Print what is new, and return the job's state as this look saw it."""
+        answer = service.in_time("GET", _path(jid), full=True, params={} if tail is None else {"tail": tail})
+        job = answer.json()
+        lines = re.findall(r"[^\n]*\n|[^\n]+", job["logs"])
+        if not over and job["status"] not in _FINAL and lines and not lines[-1].endswith("\n"):
+            lines.pop()  # until the rest of it is there
+        new = list(_new_lines(self.shown, lines))
+        if len(new) == len(lines) and lines and answer.headers.get(CUT_HEADER):
+            what = "Earlier output is not shown" if not self.shown else "Some output is left out here"
+            click.echo(f"pman: {what}: the service returns only the end of a log (JOB_LOGS_TAIL).", err=True)
+        sys.stdout.writelines(new)
+        sys.stdout.flush()
+        self.shown = lines or self.shown
+        return str(job["status"])
 
 
 @click.command()
@@ -298,12 +425,33 @@ def submit(request_file: IO[bytes], as_json: bool) -> None:
     _show(job, as_json)
 
 
+JIDS = click.argument("jids", metavar="JID...", nargs=-1, required=True, callback=_jid)
+
+
 @click.command()
-@click.argument("jid", callback=_jid)
+@JIDS
 @as_json
-def status(jid: str, as_json: bool) -> None:
-    """Show what became of a job."""
-    _show(Service().call("GET", _path(jid), params={"tail": 0}), as_json)
+def status(jids: tuple[str, ...], as_json: bool) -> None:
+    """Show what became of jobs."""
+    service = Service()
+
+    def show(jid: str) -> None:
+        _show(service.call("GET", _path(jid), params={"tail": 0}), as_json)
+
+    _each(jids, show)
+
+
+def _each(jids: tuple[str, ...], act: Callable[[str], None]) -> None:
+    """`act` on each jid, also when one of them fails; the exit status is then 1."""
+    failed = False
+    for jid in jids:
+        try:
+            act(jid)
+        except click.ClickException as error:
+            failed = True
+            error.show()
+    if failed:
+        sys.exit(1)
 
 
 def _show(job: dict[str, str], as_json: bool) -> None:
@@ -321,23 +469,16 @@ def _show(job: dict[str, str], as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("-n", "--tail", type=click.IntRange(0), help="At most so many lines.")
 def logs(jid: str, follow: bool, tail: int | None) -> None:
-    """Print the end of a job's output; with -f, follow it."""
-    service, shown = Service(), list[str]()
-    job = service.call("GET", _path(jid), params={} if tail is None else {"tail": tail})
+    """Print the end of a job's output; with -f, follow it. Says so where earlier output is left out."""
+    service, output = Service(), Output()
+    if not follow:
+        service.call("GET", _path(jid), params={"tail": 0})  # one try: an error is told at once
+        output.show(service, jid, over=True, tail=tail)
+        return
     with _watching(jid):
-        while True:
-            over = not follow or job["status"] in _FINAL
-            lines = re.findall(r"[^\n]*\n|[^\n]+", job["logs"])
-            if not over and lines and not lines[-1].endswith("\n"):
-                lines.pop()  # until the rest of it is there
-            for line in _new_lines(shown, lines):
-                sys.stdout.write(line)
-            sys.stdout.flush()
-            if over:
-                return
-            shown = lines
+        while output.show(service, jid, over=False, tail=tail) not in _FINAL:
+            tail = None
             time.sleep(POLL_SECONDS)
-            job = service.in_time("GET", _path(jid))
 
 
 def _new_lines(old: list[str], new: list[str]) -> list[str]:
@@ -349,33 +490,36 @@ def _new_lines(old: list[str], new: list[str]) -> list[str]:
 
 
 @click.command()
-@click.argument("jid", callback=_jid)
+@JIDS
 @as_json
-def wait(jid: str, as_json: bool) -> None:
-    """Wait until a job has ended, and pass its exit code on."""
-    service = Service()
-    with _watching(jid):
-        job = _follow(service, jid, with_logs=as_json)
-    if as_json:
-        click.echo(json.dumps(job))
-    else:
-        _state_line(job)
-    sys.exit(exit_code(job))
+def wait(jids: tuple[str, ...], as_json: bool) -> None:
+    """Wait until jobs have ended, fetch what `pman run` left to be fetched, and pass the first bad exit code on."""
+    service, codes = Service(), list[int]()
+    with _watching(*jids):
+        for jid in jids:
+            job = _follow(service, jid)
+            if results := Results.of(jid):
+                results.fetch()
+            if as_json:
+                click.echo(json.dumps(service.in_time("GET", _path(jid))))
+            else:
+                _state_line(job)
+            codes.append(exit_code(job))
+    sys.exit(next((code for code in codes if code), 0))
 
 
 @click.command()
-@click.argument("jids", metavar="JID...", nargs=-1, required=True, callback=_jid)
+@JIDS
 def delete(jids: tuple[str, ...]) -> None:
-    """End jobs where they run, and forget them."""
-    service, failed = Service(), False
-    for jid in jids:
-        try:
-            service.call("DELETE", _path(jid))
-        except click.ClickException as error:
-            failed = True
-            error.show()
-    if failed:
-        sys.exit(1)
+    """End jobs where they run, and forget them, with the copies that `pman run` made of their directories."""
+    service = Service()
+
+    def end(jid: str) -> None:
+        service.call("DELETE", _path(jid))
+        if results := Results.of(jid):
+            results.forget()
+
+    _each(jids, end)
 
 
 @click.command("list")
@@ -389,11 +533,31 @@ def list_jobs(as_json: bool, **params: Any) -> None:
     if as_json:
         click.echo(json.dumps(page))
         return
-    click.echo(f"{'JID':<28} {'STATUS':<21} {'ENDED':<20} {'IMAGE':<40} MESSAGE")
-    for job in page["jobs"]:
-        shown = click.style(f"{job['status']:<21}", fg=_COLORS.get(job["status"], "yellow"))
-        click.echo(f"{job['jid']:<28} {shown} {job['timestamp'][:19]:<20} {job['image']:<40} {job['message']}".rstrip())
+    wide = shutil.get_terminal_size().columns
+    rows = [[j["jid"], j["status"], _age(j.get("posted_at", "")), j["image"], j["message"]] for j in page["jobs"]]
+    for text in _table(["JID", "STATUS", "AGE", "IMAGE", "MESSAGE"], rows, wide if sys.stdout.isatty() else None):
+        click.echo(text)
     if page["next"]:
         click.echo(f"there are more: --after {page['next']}", err=True)
     elif page["truncated"]:
         click.echo("there are older jobs, which are not listed", err=True)
+
+
+def _age(posted_at: str) -> str:
+    """How long ago that was, in the largest unit; "" where it is not known."""
+    if not posted_at:
+        return ""
+    seconds = max(0, int(time.time() - datetime.fromisoformat(posted_at).timestamp()))
+    return next(
+        f"{seconds // size}{unit}"
+        for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+        if seconds >= size or size == 1
+    )
+
+
+def _table(heading: list[str], rows: list[list[str]], columns: int | None) -> Iterator[str]:
+    """Lines of equal columns, cut at `columns` characters where that is given; states are coloured."""
+    widths = [max(len(row[index]) for row in [heading, *rows]) for index in range(len(heading))]
+    for row in [heading, *rows]:
+        line = "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()[:columns]
+        yield line.replace(row[1], click.style(row[1], fg=_COLORS.get(row[1])), 1) if row[1] in _COLORS else line

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import flask
 
 from pman import __version__
-from pman.backends import BACKENDS, Backend
+from pman.backends import BACKENDS, Backend, logs
 from pman.errors import BadRequest, PmanError
 from pman.job import make_job, parse_request
 from pman.service import metrics, openapi
@@ -63,13 +63,17 @@ def submit() -> Reply:
 
 
 @blueprint.get("/api/v1/<jid>/")
-def read(jid: str) -> Reply:
-    """The job with the end of its logs; `?tail=N` asks for fewer lines than JOB_LOGS_TAIL."""
+def read(jid: str) -> tuple[dict[str, str], int, dict[str, str]]:
+    """The job with the end of its logs; `?tail=N` asks for fewer lines than JOB_LOGS_TAIL.
+
+    The header Pman-Logs-Cut is there where the logs are, or may be, not all of the output.
+    """
     s = service()
     flask.g.jid = jid
     lines = _number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
-    status, logs = look(jid, lines)
-    return status.to_json(logs), 200
+    status, text = look(jid, lines + 1 if lines else 0)
+    text, cut = logs.cut(text, lines, s.settings.job_logs_max_kib * 1024)
+    return status.to_json(text), 200, {"Pman-Logs-Cut": "yes"} if cut else {}
 
 
 def look(jid: str, lines: int) -> tuple[JobStatus, str]:
@@ -115,7 +119,9 @@ def listing() -> tuple[dict[str, object], int]:
         raise BadRequest({"after": "is no job that is listed; begin again without it."})
     rest = [job for job in jobs[behind:] if wanted in (None, job.state)]
     page: dict[str, object] = {
-        "jobs": [job.to_json() for job in rest[:limit]],
+        "jobs": [
+            job.to_json() | {"posted_at": job.posted_at.isoformat() if job.posted_at else ""} for job in rest[:limit]
+        ],
         "next": rest[limit - 1].jid if len(rest) > limit else "",
         "truncated": len(found) > MAX_LISTED,
     }

@@ -75,16 +75,18 @@ def document(server_has_users: bool) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     fields = {name: {"type": "string", "description": text} for name, text in _FIELDS.items()}
     status = {"type": "string", "enum": [state.value for state in JobState]}
+    posted_at = {"type": "string", "description": "when it was submitted, ISO 8601, or empty"}
     about = {name: {"type": "string"} for name in ("server_version", "container_env", "storage_type")}
     sentences = {"type": "object", "additionalProperties": {"type": "string"}}
     message = {"oneOf": [{"type": "string"}, sentences], "description": "a sentence, or one for each wrong field"}
     page = {
-        "jobs": {"type": "array", "items": _ref("Job")},
+        "jobs": {"type": "array", "items": _ref("ListedJob")},
         "next": {"type": "string"},
         "truncated": {"type": "boolean"},
     }
     return {
         "Job": _object(fields | {"status": status}),
+        "ListedJob": _object(fields | {"status": status, "posted_at": posted_at}),
         "About": _object(about),
         "Page": _object(page),
         "Error": _object({"message": message}),

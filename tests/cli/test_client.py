@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import click
 import pytest
 import requests
 
@@ -118,21 +119,130 @@ def test_run_leaves_nothing_in_the_store(pman: Pman, rig: Rig, tmp_path: Path) -
     before = sorted(rig.store.iterdir())
     words = ("--in", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--", "true")
     assert pman("run", "localhost/x:1", *words).returncode == 0
-    assert pman("run", "not an image", *words).returncode == 1
+    assert pman("run", "not an image", *words).returncode == 125
     assert sorted(rig.store.iterdir()) == before
 
 
-def test_waiting_reads_the_logs_once(pman: Pman, server: Server) -> None:
-    def counted(operation: str) -> float:
+def test_waiting_reads_no_logs(pman: Pman, server: Server, rig: Rig) -> None:
+    def logs_read() -> float:
         text = requests.get(f"{server.url}/metrics", timeout=30).text
-        found = re.search(rf'pman_backend_seconds_count{{operation="{operation}"}} ([0-9.]+)', text)
+        found = re.search(r'pman_backend_seconds_count{operation="logs"} ([0-9.]+)', text)
         return float(found[1]) if found else 0
 
-    statuses, logs = counted("status"), counted("logs")
-    done = pman("run", "localhost/x:1", "--", "sh", "-c", "sleep 1; echo here")
-    assert (done.returncode, done.stdout) == (0, "here\n")
-    assert counted("status") > statuses + 2
-    assert counted("logs") == logs + 1
+    server.post(rig.request("read-by-nobody", "sleep 1; echo here"))
+    before = logs_read()
+    assert pman("wait", "read-by-nobody").returncode == 0
+    assert logs_read() == before
+
+
+def test_output_comes_while_the_job_runs(pman: Pman, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"echo first; until [ -e {go} ]; do sleep 0.05; done; echo second"
+    command = [sys.executable, "-m", "pman", "run", "localhost/x:1", "--", "sh", "-c", script]
+    with subprocess.Popen(command, env=pman.env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "first\n"
+        go.touch()
+        assert process.stdout.read() == "second\n"
+    assert process.returncode == 0
+
+
+def test_a_command_without_directories_needs_no_store(pman: Pman) -> None:
+    done = pman("run", "localhost/x:1", "--", "echo", "hi", STOREBASE="")
+    assert (done.returncode, done.stdout) == (0, "hi\n"), done.stderr
+
+
+@pytest.mark.parametrize(("flags", "last"), [((), "outgoing\n"), (("--bare",), "hi\n")])
+def test_directories_end_the_command_unless_it_is_bare(
+    pman: Pman, tmp_path: Path, flags: tuple[str, ...], last: str
+) -> None:
+    done = pman("run", "localhost/x:1", "--out", str(tmp_path / "out"), *flags, "--", "echo", "hi")
+    assert done.stdout.endswith(last), done.stdout
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("then", ["wait", "delete"])
+def test_what_an_interrupted_run_has_left_is_fetched_or_removed(
+    pman: Pman, server: Server, rig: Rig, tmp_path: Path, signum: signal.Signals, code: int, then: str
+) -> None:
+    jid, go, before = f"left-{then}-{code}", tmp_path / "go", sorted(rig.store.iterdir())
+    script = f'echo x > "$1/made"; until [ -e {go} ]; do sleep 0.05; done; exit 3'
+    words = ["run", "localhost/x:1", "--jid", jid, "--out", str(tmp_path / "out"), "--", "sh", "-c", script, "sh"]
+    with subprocess.Popen(
+        [*HEEDING_INTERRUPTS, sys.executable, "-m", "pman", *words], env=pman.env, stderr=subprocess.PIPE, text=True
+    ) as process:
+        server.wait_state(jid, "started")
+        process.send_signal(signum)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == code, errors
+    assert f"`pman wait` copies it to {tmp_path / 'out'}" in errors
+    go.touch()
+    if then == "wait":
+        assert pman("wait", jid).returncode == 3
+        assert (tmp_path / "out" / "made").read_text() == "x\n"
+    assert pman("delete", jid).returncode == 0
+    assert sorted(rig.store.iterdir()) == before
+
+
+def test_a_log_that_is_cut_says_so(pman: Pman, server: Server, rig: Rig) -> None:
+    server.post(rig.request("chatty", "seq 1000"))
+    assert pman("wait", "chatty").returncode == 0
+    whole = pman("logs", "chatty")
+    assert (whole.stdout.count("\n"), whole.stderr) == (1000, "")
+    last = pman("logs", "-n", "10", "chatty")
+    assert last.stdout == "".join(f"{number}\n" for number in range(991, 1001))
+    assert "Earlier output is not shown" in last.stderr
+    assert "Pman-Logs-Cut" not in server.get("chatty").headers
+    assert server.get("chatty", tail=999).headers["Pman-Logs-Cut"] == "yes"
+
+
+def test_several_jobs_at_once(pman: Pman, server: Server, rig: Rig) -> None:
+    for number, code in enumerate((0, 4, 5)):
+        server.post(rig.request(f"many-{number}", f"exit {code}"))
+    jids = [f"many-{number}" for number in range(3)]
+    assert pman("wait", *jids).returncode == 4
+    shown = pman("status", *jids, "no-such-job")
+    assert (shown.returncode, shown.stdout.count("jid ")) == (1, 3)
+    assert pman("delete", *jids).returncode == 0
+
+
+def test_a_reader_that_goes_is_no_error(pman: Pman, server: Server, rig: Rig) -> None:
+    server.post(rig.request("listed", "true"))
+    line = f"set -o pipefail; {sys.executable} -m pman list | true"
+    done = subprocess.run(["bash", "-c", line], env=pman.env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (0, 141)  # 0 where the listing was written before its reader had gone
+    assert done.stderr == ""
+
+
+def test_a_table_as_wide_as_the_terminal() -> None:
+    rows = [["a" * 30, "started", "5m", "docker.io/x", "A long sentence. " * 9], ["b", "undefined", "", "y", ""]]
+    lines = [click.unstyle(line) for line in client._table(["JID", "STATUS", "AGE", "IMAGE", "MESSAGE"], rows, 80)]
+    assert max(map(len, lines)) == 80
+    assert {line.find(word) for line, word in zip(lines, ("STATUS", "started", "undefined"), strict=True)} == {32}
+
+
+@pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
+def test_no_color(pman: Pman, no_color: str, colored: bool) -> None:
+    here, there = os.openpty()
+    env = pman.env | {"NO_COLOR": no_color}
+    ended = {"jid": "x", "status": "finishedSuccessfully", "message": "", "logs": ""}
+    with gateway(json_answer(ended)) as found:
+        env["PMAN_URL"] = f"http://127.0.0.1:{found.server_port}"
+        command = [sys.executable, "-m", "pman", "wait", "x"]
+        subprocess.run(command, env=env, stderr=there, timeout=60, check=True)
+    assert (b"\x1b[32m" in os.read(here, 4096)) == colored
+    os.close(here)
+    os.close(there)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(pman: Pman, shell: str) -> None:
+    assert "_PMAN_COMPLETE" in pman("completion", shell).stdout
+
+
+def test_exit_codes_are_explained(pman: Pman) -> None:
+    said = pman("help", "exit-codes").stdout
+    assert all(re.search(rf"(?m)^  {code} ", said) for code in (0, 124, 125, 130, 143))
 
 
 def test_links_of_a_job_are_not_followed(pman: Pman, tmp_path: Path) -> None:
@@ -146,15 +256,16 @@ def test_links_of_a_job_are_not_followed(pman: Pman, tmp_path: Path) -> None:
 
 def test_run_says_what_is_wrong_with_directories(pman: Pman, rig: Rig, tmp_path: Path) -> None:
     holds_the_store = pman("run", "localhost/x:1", "--in", str(rig.store.parent), "--", "true")
-    assert holds_the_store.returncode == 1
+    assert holds_the_store.returncode == 125
     assert "cannot be copied into it" in holds_the_store.stderr
-    nowhere = pman("run", "localhost/x:1", "--", "true", STOREBASE="/proc")
-    assert (nowhere.returncode, "cannot be made" in nowhere.stderr) == (1, True)
-    missing = pman("run", "localhost/x:1", "--", "true", STOREBASE=str(tmp_path / "typo"))
-    assert (missing.returncode, "set STOREBASE" in missing.stderr) == (1, True)
+    out = ("run", "localhost/x:1", "--out", str(tmp_path / "out"), "--", "true")
+    nowhere = pman(*out, STOREBASE="/proc")
+    assert (nowhere.returncode, "cannot be made" in nowhere.stderr) == (125, True)
+    missing = pman(*out, STOREBASE=str(tmp_path / "typo"))
+    assert (missing.returncode, "set STOREBASE" in missing.stderr) == (125, True)
     assert not (tmp_path / "typo").exists()
-    unset = pman("run", "localhost/x:1", "--", "true", STOREBASE="")
-    assert (unset.returncode, "set STOREBASE" in unset.stderr) == (1, True)
+    unset = pman(*out, STOREBASE="")
+    assert (unset.returncode, "set STOREBASE" in unset.stderr) == (125, True)
     typo = pman("run", "--memroy", "5", "localhost/x:1", "--", "true")
     assert (typo.returncode, "--memory" in typo.stderr) == (2, True)
     as_with_docker = pman("run", "localhost/x:1", "ls", "-la")

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from pman import settings
+from pman.backends import BACKENDS
 from pman.service.auth import Users
 from tests.rig import ROOT, wait_for
 from tests.scripts.test_docs import PAGES as ALL_PAGES
@@ -61,7 +62,7 @@ def installs(command: str, checkout: Path) -> None:
     run(f"{sys.executable} -m venv fresh", checkout)
     path = f"{checkout}/fresh/bin:{os.environ['PATH']}"
     run(command, checkout, PATH=path)
-    assert run("pman settings", checkout, PATH=path) == settings.markdown_table()
+    assert run("pman settings", checkout, PATH=path) == settings.markdown_table(BACKENDS)
     rendered = run("pman render examples/copy-and-hash.json --to k8s", checkout, PATH=path, STOREBASE="/data")
     assert "kind: Job" in rendered
 
@@ -147,6 +148,8 @@ def test_other_commands_are_run_where_it_is_said(command: str) -> None:
 OFFLINE = {
     "pman check examples/sites/*/": "",  # exit status 0, and silence
     "pman templates list": "wdl/job.wdl.j2",
+    "pman completion bash": "_PMAN_COMPLETE",
+    "pman help exit-codes": "the job reached its time limit",
     "pman templates show wdl/job.wdl.j2": "workflow ChRISJob",
 }
 # Others -> where they are run, and how they are called there.

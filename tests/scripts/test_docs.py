@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pman.backends import BACKENDS
 from pman.settings import markdown_table
 from tests.backends.test_local import local_rig
 from tests.rig import ROOT, running
@@ -27,7 +28,7 @@ def test_settings_table() -> None:
     """Record again with `python -m tests.scripts.test_docs`, which puts `pman settings` into README.md."""
     table = re.search(r"<!-- settings.*?-->\n(.*)<!-- end of settings -->", (ROOT / "README.md").read_text(), re.S)
     assert table
-    assert table[1] == markdown_table(), "README.md is out of date: run `python -m tests.test_docs`"
+    assert table[1] == markdown_table(BACKENDS), "README.md is out of date: run `python -m tests.scripts.test_docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -71,7 +72,7 @@ def record() -> None:
     readme = ROOT / "README.md"
     begin, end = "<!-- settings: made by `pman settings` -->\n", "<!-- end of settings -->"
     head, _, rest = readme.read_text().partition(begin)
-    readme.write_text(head + begin + markdown_table() + end + rest.partition(end)[2])
+    readme.write_text(head + begin + markdown_table(BACKENDS) + end + rest.partition(end)[2])
 
 
 if __name__ == "__main__":
