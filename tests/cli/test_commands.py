@@ -165,8 +165,9 @@ INLINE = {
     "scripts/engines/swarm start registry": ("tests/live/engine_cases.py", '("start", "registry")'),
     "scripts/engines/podman up": ("scripts/test", 'scripts/engines/"$name" up'),
     "scripts/test --fast": ("tests/cli/test_commands.py", '"scripts/test --fast": collects'),
+    "python -m tests.scripts.test_docs": ("tests/test_new_backend.py", '"-m", "tests.scripts.test_docs"'),
     "pman render request.json --to wdl --templates site --watch": (
-        "tests/checking/test_check.py",
+        "tests/cli/test_templates.py",
         '"--watch", "--templates"',
     ),
     **dict.fromkeys(

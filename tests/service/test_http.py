@@ -399,7 +399,7 @@ def test_the_page_of_a_job_that_is_not_there(server: Server) -> None:
 
 def test_the_playground_renders_what_the_service_submits(server: Server) -> None:
     request = json.loads((ROOT / "examples/hostile-arguments.json").read_text())
-    for target in ("wdl", "k8s", "swarm", "docker", "slurm", "local"):
+    for target in TARGETS:
         body = {"request": json.dumps(request), "target": target}
         answer = requests.post(f"{server.url}/render", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
