@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -10,20 +11,10 @@ import pytest
 
 from tests.rig import ROOT
 
-# Downwards: a module imports from rooms below its own, or from its own room.
-ROOMS = [
-    {"__main__", "wsgi"},
-    {"cli"},
-    {"service"},
-    {"checking", "backends"},
-    {"targets"},
-    {"templating"},
-    {"storage"},
-    {"job", "status"},
-    {"settings"},
-    {"errors"},
-    {"__init__"},
-]
+# The rows of the table of rooms: from the top to the bottom.
+PAGE = (ROOT / "docs" / "developers.md").read_text()
+TABLE = PAGE.partition("| room | what it is for |\n|---|---|\n")[2].partition("\n\n")[0]
+ROOMS = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in TABLE.splitlines()]
 HEAVY = ("flask", "docker", "kubernetes", "cromwell_tools", "WDL", "kubernetes_validate", "waitress", "jsonschema")
 CLIENTS = {"docker": "engine", "kubernetes": "kubernetes", "cromwell_tools": "cromwell"}
 
@@ -50,16 +41,28 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pman").rglob("*.
 
 
 def layer(name: str) -> int:
-    rows = [number for number, row in enumerate(ROOMS) if name in row]
-    assert rows, f"pman/{name} has no place in ROOMS: say here what it stands on"
-    return rows[0]
+    return next(number for number, row in enumerate([*ROOMS, ["__init__"]]) if name in row)
+
+
+def test_the_page_names_every_room() -> None:
+    there = {path.split("/")[1].removesuffix(".py") for path in FILES}
+    assert {room for row in ROOMS for room in row} | {"__init__", "wsgi"} == there | {"wsgi"}
+
+
+@pytest.mark.parametrize("name", [room for row in ROOMS for room in row])
+def test_every_room_says_what_it_is_for(name: str) -> None:
+    place = ROOT / "pman" / name
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if file.is_file():
+        said = ast.get_docstring(ast.parse(file.read_text())) or ""
+        assert len(said.split()) >= (25 if place.is_dir() else 0), f"{file} says too little of what it is for"
 
 
 @pytest.mark.parametrize("path", FILES)
 def test_imports_point_downwards(path: str) -> None:
     own = room(path.removesuffix(".py").replace("/", "."))
-    upwards = {m for m in imports(path) if m.startswith("pman.") and layer(room(m)) < layer(own)}
-    assert upwards == set()
+    others = {room(module) for module in imports(path) if module.split(".")[0] == "pman"} - {own}
+    assert {other for other in others if layer(other) <= layer(own)} == set()
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if not p.startswith(("pman/service/", "pman/cli/"))])

@@ -1,4 +1,8 @@
-"""The seam between the service and the schedulers: one protocol, and one table of who implements it."""
+"""The schedulers: one protocol for all of them, a package for each, and the table that names them.
+
+What is particular to a scheduler stays in its package, its rules about settings too. What several of them do alike
+(retries, the ends of logs, jobs as directories) is in a module beside the packages.
+"""
 
 from __future__ import annotations
 

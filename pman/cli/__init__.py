@@ -1,4 +1,8 @@
-"""The `pman` command. Imports are local to commands: rendering needs neither flask nor a backend's library."""
+"""The `pman` command: `serve`, `settings` and `render` here, what asks a running pman in jobs.py, what helps authors of
+templates in templates.py.
+
+Imports are local to commands where they take long: rendering needs neither flask nor a backend's library.
+"""
 
 from __future__ import annotations
 
