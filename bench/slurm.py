@@ -13,7 +13,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import requests
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.fakes import cromwell_rig
-from tests.live.test_slurm import Slurm, own_slurm, slurm_rig, wrapped
+from tests.live.test_slurm import Slurm, open_directory, ordinary, own_slurm, slurm_rig, wrapped
 from tests.rig import Rig, Server, running
 
 THREADS = 8
@@ -33,9 +32,9 @@ COMPARED = 40
 
 
 def main(rounds: int, queued: int) -> None:
-    with own_slurm() as slurm, tempfile.TemporaryDirectory(prefix="pman-bench-") as directory:
+    with own_slurm() as slurm:
         os.environ["SLURM_CONF"] = slurm.environment["SLURM_CONF"]
-        place = Path(directory)
+        place = open_directory(ordinary(slurm.environment))
         with running(slurm_rig(place, slurm.environment)) as rig:
             beside_cromwell(slurm, rig, place)
             counted = rig.start(PATH=wrapped(place / "bin", "squeue", 'echo x >> "$here/calls"; exec $real "$@"'))
@@ -76,12 +75,12 @@ def many(server: Server, rig: Rig, queued: int) -> None:
         seconds = time.perf_counter() - began
         print(f"{timed} jobs by {THREADS} clients: {seconds:.1f} s, {timed / seconds:.0f} a second")
         list(pool.map(post, range(queued - timed)))
-    waiting = subprocess.run(["squeue", "--me", "-h", "-o", "%A"], check=True, capture_output=True, text=True).stdout
+    waiting = subprocess.run(["squeue", "--all", "-h", "-o", "%A"], check=True, capture_output=True, text=True).stdout
     print(f"in the queue: {len(waiting.splitlines())}")
 
 
 def polls(server: Server, calls: Path, rounds: int) -> None:
-    squeue = ["squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%e|%j|%r"]
+    squeue = ["squeue", "--all", "--noheader", "--states=all", "--format=%A|%T|%e|%j|%r"]
     bare = [milliseconds(lambda: subprocess.run(squeue, check=True, capture_output=True)) for _ in range(10)]
     show("bare squeue of all", bare)
     session = requests.Session()

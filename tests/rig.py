@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,8 @@ class Rig:
     env: pman's environment variables for this backend. store: STOREBASE, as this process sees it. image: an image
     with a POSIX sh. read_only_input: the backend keeps jobs from writing into their input. workers: it runs several
     workers a job. job_seconds: the longest that a job which does next to nothing may take from POST to its end.
+    user: who runs the jobs and owns what is in the store, where that is not this process's user; prefix: a command that
+    runs the command that follows it as that user.
     """
 
     env: dict[str, str]
@@ -104,6 +107,8 @@ class Rig:
     read_only_input: bool = True
     workers: bool = True
     job_seconds: float = 60
+    user: str = ""
+    prefix: tuple[str, ...] = ()
     servers: list[Server] = field(default_factory=list)
 
     def start(self, *prefix: str, **env: str) -> Server:
@@ -113,7 +118,7 @@ class Rig:
         defaults = {"SECRET_KEY": "a secret key for tests", "PORT": "0", "STOREBASE": str(self.store)}
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "pman", "serve"],
+                [*prefix, *self.prefix, sys.executable, "-m", "pman", "serve"],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
                 env={**inherited, "PYTHONPATH": str(ROOT), **defaults, **self.env, **env},
             )  # fmt: skip
@@ -137,6 +142,8 @@ class Rig:
         directories = {name: f"{jid_dir(jid)}/{name}" for name in ("incoming", "outgoing")}
         for path in directories.values():
             (self.store / path).mkdir(parents=True, exist_ok=True)
+            for made in (self.store / path, (self.store / path).parent) if self.user else ():
+                shutil.chown(made, self.user, self.user)
         return {
             "jid": jid, "args": list(args), "args_path_flags": [], "auid": "tester", "number_of_workers": 1,
             "cpu_limit": 100, "memory_limit": 64, "gpu_limit": 0,

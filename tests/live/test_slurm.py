@@ -1,10 +1,12 @@
 """The slurm backend on a real SLURM: the contract, with and without accounting, and what is particular to it.
 
-Tests that drain nodes or stop daemons have a SLURM of their own, which forgets jobs after two seconds.
+As root, pman and its jobs run as an ordinary user, from whom SLURM hides what it does not hide from root. Tests that
+drain nodes or stop daemons have a SLURM of their own, which forgets jobs after two seconds.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
@@ -59,6 +61,7 @@ def run(environment: dict[str, str], *argv: str) -> str:
 def own_slurm(*options: str) -> Iterator[Slurm]:
     """Brought up in a short directory of its own and taken down again."""
     home = tempfile.mkdtemp(prefix="pman-s-", dir="/tmp")
+    os.chmod(home, 0o755)
     slurm = Slurm({**os.environ, "PMAN_DEV_HOME": home}, options)
     try:
         slurm.dev("up", "--min-job-age", "2")
@@ -70,34 +73,63 @@ def own_slurm(*options: str) -> Iterator[Slurm]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def slurm_rig(directory: Path, engine: dict[str, str], **env: str) -> Rig:
-    """pman over the slurm backend, with its store and its state below `directory`."""
+def ordinary(engine: dict[str, str]) -> str:
+    """The user of pman and its jobs where that is not this process's; pytest runs as root in CI."""
+    return engine["PMAN_TEST_USER"] if os.geteuid() == 0 else ""
+
+
+def open_directory(user: str) -> Path:
+    """An empty directory that `user` owns and every user may enter, which pytest's are not; gone at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="pman-t-", dir="/tmp"))
+    directory.chmod(0o755)
+    if user:
+        shutil.chown(directory, user, user)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def slurm_rig(logs: Path, engine: dict[str, str], *options: str, **env: str) -> Rig:
+    """pman over the slurm backend, with its store and its state in a directory of its user's.
+
+    options: of scripts/engines/slurm, which name the instance. env: settings of pman.
+    """
+    user = ordinary(engine)
+    directory = open_directory(user)
     (directory / "store").mkdir()
+    if user:
+        shutil.chown(directory / "store", user, user)
+    passed = ("SLURM_CONF", "SLURM_CONF_SERVER", "PATH", "PMAN_DEV_HOME", "PMAN_TEST_USER")
     settings = {
         "CONTAINER_ENV": "slurm",
         "SLURM_STATE_DIR": str(directory / "state"),
         "SLURM_RUNTIME": "bubblewrap",
-        "SLURM_CONF": engine["SLURM_CONF"],
+        **{name: engine[name] for name in passed if name in engine},
         **env,
     }
-    return Rig(settings, directory / "store", "localhost/none:1", directory)
+    prefix = (SCRIPT, "run", *options, "--")
+    return Rig(settings, directory / "store", "localhost/none:1", logs, user=user, prefix=prefix)
 
 
 def slurm_jobs(rig: Rig, jid: str) -> list[str]:
     """States of the SLURM jobs of all attempts at a jid, as squeue knows them."""
-    text = run({"SLURM_CONF": rig.env["SLURM_CONF"]}, "squeue", "--me", "-h", "-t", "all", "-o", "%j %T")
-    rows = [line.split() for line in text.splitlines()]
-    return [state for name, state in rows if name.rpartition(".")[0] == jid]
+    text = run(rig.env, "squeue", "--all", "-h", "-t", "all", "-o", "%T %j")
+    rows = [line.split(" ", 1) for line in text.splitlines()]
+    return [state for state, name in rows if is_of(name, jid)]
+
+
+def is_of(name: str, jid: str) -> bool:
+    """The name of a SLURM job is the jid and a token, behind what the site puts before it."""
+    return name.removeprefix("site-").rpartition(".")[0] == jid
 
 
 def all_slurm_jobs(rig: Rig, jid: str) -> list[str]:
     """As slurm_jobs, with those that only the accounts know."""
     said = subprocess.run(
-        ["sacct", "-nXP", "-o", "JobName,State"],
-        env=os.environ | {"SLURM_CONF": rig.env["SLURM_CONF"]}, capture_output=True, text=True, check=False,
+        ["sacct", "-anXP", "-o", "JobName,State"],
+        env=os.environ | rig.env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     rows = [line.split("|") for line in said.stdout.splitlines()]
-    return [state for name, state in rows if name.rpartition(".")[0] == jid] or slurm_jobs(rig, jid)
+    return [state for name, state in rows if is_of(name, jid)] or slurm_jobs(rig, jid)
 
 
 def slurm_id(rig: Rig, jid: str) -> str:
@@ -108,10 +140,17 @@ def wrapped(directory: Path, name: str, script: str) -> str:
     """A PATH whose `name` is `script`, a shell script in which $real is the real command."""
     real = shutil.which(name)
     directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o777)  # the script runs as pman's user
     path = directory / name
     path.write_text(f"#!/bin/bash\nreal={real}\nhere={shlex.quote(str(directory))}\n{script}\n")
     path.chmod(0o755)
     return f"{directory}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def tmp_path() -> Path:
+    """One that pman's user may enter."""
+    return open_directory(ordinary(development("slurm")))
 
 
 @pytest.fixture
@@ -139,7 +178,9 @@ class TestSlurmWithAccounting(Contract):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, accounting: Slurm) -> Iterator[Rig]:
-        with running(slurm_rig(tmp_path_factory.mktemp("slurm-acct"), accounting.environment)) as rig:
+        with running(
+            slurm_rig(tmp_path_factory.mktemp("slurm-acct"), accounting.environment, *accounting.options)
+        ) as rig:
             yield rig
 
 
@@ -149,7 +190,9 @@ class TestAccounts:
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, accounting: Slurm) -> Iterator[Rig]:
-        with running(slurm_rig(tmp_path_factory.mktemp("slurm-told"), accounting.environment)) as rig:
+        with running(
+            slurm_rig(tmp_path_factory.mktemp("slurm-told"), accounting.environment, *accounting.options)
+        ) as rig:
             yield rig
 
     @pytest.fixture(scope="class")
@@ -274,7 +317,7 @@ class TestOnTheSharedSlurm:
         jid = f"It's-\"o'dd\\{uuid.uuid4().hex[:6]}$(x)~"
         pman.post(shared.request(jid, "env"))
         assert "hidden" not in pman.wait_final(jid)["logs"]
-        comments = run(shared.env, "squeue", "--me", "-h", "-t", "all", "-o", "%k").splitlines()
+        comments = run(shared.env, "squeue", "--all", "-h", "-t", "all", "-o", "%k").splitlines()
         assert f"org.chrisproject.pman.name={jid}" in comments
 
     def test_charliecloud(self, shared: Rig, tmp_path: Path, jid: str) -> None:
@@ -348,8 +391,8 @@ class TestKilled:
     @classmethod
     def shared(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         plain = request.param == "plain"
-        environment = development("slurm") if plain else request.getfixturevalue("accounting").environment
-        with running(slurm_rig(tmp_path_factory.mktemp("slurm-killed"), environment)) as rig:
+        slurm = Slurm(development("slurm"), ()) if plain else request.getfixturevalue("accounting")
+        with running(slurm_rig(tmp_path_factory.mktemp("slurm-killed"), slurm.environment, *slurm.options)) as rig:
             yield rig
 
     @pytest.fixture(scope="class")
