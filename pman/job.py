@@ -247,6 +247,11 @@ class Job:
         return math.ceil(self.cpu_millicores / 1000)
 
     @property
+    def auid_label(self) -> str:
+        """The ChRIS user as the value of a label: at most 63 of the characters A-Z a-z 0-9 . _ -, others as _."""
+        return re.sub(r"[^A-Za-z0-9._-]", "_", self.auid)[:63].strip("._-")
+
+    @property
     def cmd(self) -> str:
         """The command line, shell-quoted into one string."""
         return shlex.join(self.argv)

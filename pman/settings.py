@@ -52,8 +52,11 @@ def _one_pair(text: str) -> str:
 
 
 def _user(text: str) -> str:
-    if not _USER.fullmatch(text):
+    match = _USER.fullmatch(text)
+    if not match:
         raise ValueError("must be UID:GID, each a number or lo-hi")
+    if any(high and int(low) > int(high) for low, high in (match.group(1, 2), match.group(3, 4))):
+        raise ValueError("must be UID:GID, each a number or lo-hi with the lower number first")
     return text
 
 
@@ -140,13 +143,15 @@ class Settings(BaseSettings):
     securitycontext_run_as_user: int | None = Field(None, ge=0, description="runAsUser of Kubernetes pods.")
     securitycontext_run_as_group: int | None = Field(None, ge=0, description="runAsGroup of Kubernetes pods.")
     gpu_resource_name: str | None = Field(None, description="What a GPU is called: `nvidia.com/gpu` on Kubernetes, `NVIDIA-GPU` on Swarm if unset.")
+    job_ttl_seconds: int = Field(86_400, ge=0, description="How long a Kubernetes Job is kept after its end.")
+    ephemeral_storage_mib: int | None = Field(None, ge=1, description="Request and limit of a Kubernetes job's writes to its node, in MiB.")
     stuck_job_patience_minutes: float = Field(15, ge=0, description="How long a Kubernetes job may be stuck for a reason that cannot heal before it counts as failed.")
 
     docker_host: str | None = Field(None, description="Address of the Docker or Podman engine.")
     docker_tls_verify: bool = Field(False, description="Use TLS with the engine and verify it.")
     docker_cert_path: Path | None = Field(None, description="Directory of ca.pem, cert.pem and key.pem.")
     docker_timeout_seconds: float = Field(20.0, gt=0, le=60, description="Longest wait for an answer of the engine.")
-    pull_policy: PullPolicy = Field("missing", description="When `docker` and `podman` pull a job's image.")
+    pull_policy: PullPolicy | None = Field(None, description="When a job's image is pulled: `always`, `missing` or `never`. Unset: `missing`, and on Kubernetes its own rule.")
 
     # fmt: on
 

@@ -76,9 +76,10 @@ def prepare(job: Job, settings: Settings) -> None:
     bad = {name: _LEAVES for name, path in fields.items() if not _within(base, os.path.join(base, path))}
     if bad:
         raise BadRequest(bad)
-    _make(os.path.join(base, job.output_dir), job, "output_dir")
+    owner = _owner(job, settings)
+    _make(os.path.join(base, job.output_dir), owner, "output_dir")
     if job.kind == "fs":
-        _make(os.path.join(base, job.input_dir), job, "input_dir")
+        _make(os.path.join(base, job.input_dir), owner, "input_dir")
     elif settings.storage_type == "kubernetes_pvc" and not os.path.isdir(os.path.join(base, job.input_dir)):
         raise BadRequest({"input_dir": "does not exist in the store; it must be a directory there."})
 
@@ -90,14 +91,35 @@ def _within(base: str, path: str) -> bool:
     return os.path.realpath(path).startswith(base.rstrip("/") + "/")
 
 
-def _make(path: str, job: Job, name: str) -> None:
-    if os.path.isdir(path):
-        return
+def _owner(job: Job, settings: Settings) -> tuple[int, int]:
+    """User and group that the job runs as, -1 for those of pman itself; the template of Kubernetes takes them alike."""
+    uid, gid = job.uid, job.gid
+    if settings.container_env == "kubernetes":
+        given = settings.securitycontext_run_as_user, settings.securitycontext_run_as_group
+        uid, gid = (own if ask is None else ask for own, ask in zip((uid, gid), given, strict=True))
+    return -1 if uid is None else uid, -1 if gid is None else gid
+
+
+def _make(path: str, owner: tuple[int, int], name: str) -> None:
+    """The directory and those above it that are missing, each owned by the job's user."""
     try:
-        os.makedirs(path, exist_ok=True)
-        if job.uid is not None and os.geteuid() == 0:
-            os.chown(path, job.uid, job.gid if job.gid is not None else -1)
-    except FileExistsError:
-        raise BadRequest({name: "is a file in the store; it must be a directory."}) from None
+        for made in _missing(path):
+            try:
+                os.mkdir(made)
+            except FileExistsError:
+                if os.path.isdir(made):  # another request was quicker
+                    continue
+                raise BadRequest({name: "is or is below a file in the store; it must be a directory."}) from None
+            if owner[0] not in (-1, os.geteuid()) or owner[1] not in (-1, os.getegid()):
+                os.chown(made, *owner)
     except OSError as error:
-        log.warning("cannot make %s: %s", name, error.strerror)
+        log.warning("cannot make %s, or give it to the user %s:%s of the job: %s", name, *owner, error.strerror)
+
+
+def _missing(path: str) -> list[str]:
+    """`path` and its parents that do not exist, from above."""
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
+    return missing

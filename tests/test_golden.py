@@ -40,6 +40,11 @@ EVERYWHERE = tuple(FILES)
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, str]]] = {
     "plain": (EVERYWHERE, {}, HOST),
     "gpus": (EVERYWHERE, {"gpu_limit": 2}, HOST),
+    "image-and-disk": (
+        ("k8s",),
+        {},
+        HOST | {"PULL_POLICY": "always", "EPHEMERAL_STORAGE_MIB": "2048", "JOB_TTL_SECONDS": "600"},
+    ),
     "gpus-by-another-name": (("k8s", "swarm"), {"gpu_limit": 1}, HOST | {"GPU_RESOURCE_NAME": "amd.com/gpu"}),
     "limits-ignored": (EVERYWHERE, {"gpu_limit": 1}, HOST | {"IGNORE_LIMITS": "yes"}),
     "time-limit-and-partition": (EVERYWHERE, {"time_limit_minutes": 90, "partition": "gpu-long"}, HOST),

@@ -45,8 +45,11 @@ class Backend(Protocol):
     def jobs(self, limit: int) -> list[JobStatus]:
         """pman's jobs by its labels, newest first, at most `limit` of them; in one or two calls of the backend."""
 
-    def ping(self) -> None:
-        """Return when the backend can take jobs, else raise with the sentence that says why not."""
+    def ping(self) -> str | None:
+        """Return when the backend can take jobs, else raise with the sentence that says why not.
+
+        What is returned says what does not work although jobs do.
+        """
 
 
 @dataclass(frozen=True, slots=True)

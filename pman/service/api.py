@@ -146,12 +146,12 @@ def healthz() -> Reply:
 
 @blueprint.get("/readyz")
 def readyz() -> Reply:
-    """The backend can take jobs, or 503 and why not."""
+    """The backend can take jobs, or 503 and why not. `message`: what does not work although jobs do."""
     try:
-        metrics.ask_once("ping", service().backend.ping)
+        note = metrics.ask_once("ping", service().backend.ping)
     except PmanError as error:
         return {"message": str(error)}, 503
-    return {"status": "ready"}, 200
+    return {"status": "ready"} | ({"message": note} if note else {}), 200
 
 
 def _number(name: str, default: int, most: int) -> int:

@@ -6,8 +6,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from urllib3 import PoolManager
 
-from pman import settings
+from pman import backends, settings
 from pman.backends import kubernetes, logs, retry
 from pman.backends.kubernetes import api as kubernetes_api
+from pman.backends.kubernetes import podlogs
 from pman.backends.kubernetes.api import Api, Endpoint
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, TemplateError, TooLarge, Unreachable
 from pman.job import Job, make_job, validate
@@ -30,6 +31,8 @@ RECORDINGS = ROOT / "tests" / "recordings" / "kubernetes"
 CONFIG = settings.load({"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv/store", "JOB_NAMESPACE": "rec"})
 Answer = tuple[int, dict[str, str], Any]
 CUT: Answer = (0, {}, None)  # the connection, in place of an answer
+HANG: Answer = (-1, {}, None)  # nothing, for a second
+NO_PODS: Answer = (200, {}, {"items": []})
 
 
 def recorded(name: str) -> Answer:
@@ -39,11 +42,13 @@ def recorded(name: str) -> Answer:
 
 
 class Script:
-    """An HTTP server that gives its answers in order, then none; it notes what it was asked, and when."""
+    """An HTTP server that gives its answers in order, beside those that it always gives; it notes what it was asked."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
+        self.always: dict[str, Answer] = {}  # by a part of the path, in place of one of the answers
         self.asked: list[tuple[str, str, Any]] = []
+        self.before: Callable[[str], object] = lambda _: None
         self.headers: list[Any] = []
         self.moments: list[float] = []
         script = self
@@ -56,8 +61,11 @@ class Script:
                 script.asked.append((self.command, self.path, json.loads(body or b"null")))
                 script.headers.append(self.headers)
                 script.moments.append(time.monotonic())
-                status, headers, answer = script.answers.pop(0)
-                if not status:
+                fixed = next((answer for part, answer in script.always.items() if part in self.path), None)
+                status, headers, answer = fixed or script.answers.pop(0)
+                script.before(self.path)
+                if status <= 0:
+                    time.sleep(-status)
                     self.close_connection = True
                     return
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
@@ -192,9 +200,15 @@ def test_a_job_whose_pods_never_end(
     monkeypatch.setattr(kubernetes, "REPLACE_SECONDS", 0)
     job, spec = job_and_spec()
     old = created(job, spec, deletionTimestamp="2026-11-24T00:00:00Z")
-    script.answers = [recorded("create_duplicate_409"), (200, {}, old)]
-    with pytest.raises(Conflict, match="ok2 has pods that do not end"):
-        backend.submit(job, spec)
+    (pod,) = pods_of(job, (0, "n"))
+    for there, words in (
+        ([pod | {"metadata": pod["metadata"] | {"deletionTimestamp": STARTED_AT}}], "its pods do not end, perhaps on"),
+        ([pod], "controller manager may be down"),
+        ([], "controller manager may be down"),
+    ):
+        script.answers = [recorded("create_duplicate_409"), (200, {}, old), (200, {}, {"items": there})]
+        with pytest.raises(Conflict, match=f"ok2 is still there: .*{words}"):
+            backend.submit(job, spec)
 
 
 def test_jobs_of_others_are_nobodys(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -227,11 +241,11 @@ def finished(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
 
 def test_delete_of_a_job_as_it_was_seen_is_one_call(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec()
-    script.answers = [(200, {}, finished(job, spec)), (200, {}, created(job, spec))]
+    script.answers = [(200, {}, finished(job, spec)), NO_PODS, (200, {}, created(job, spec))]
     backend.status("ok2")
     backend.delete("ok2")
-    assert [asked[0] for asked in script.asked] == ["GET", "DELETE"]
-    assert script.asked[1][2]["preconditions"] == {"uid": "u", "resourceVersion": "7"}
+    assert [asked[0] for asked in script.asked] == ["GET", "GET", "DELETE"]
+    assert script.asked[2][2]["preconditions"] == {"uid": "u", "resourceVersion": "7"}
 
 
 @pytest.mark.parametrize("code", [404, 409])
@@ -242,11 +256,11 @@ def test_delete_of_a_job_that_has_changed_looks_again(
     job, spec = job_and_spec()
     seen: Answer = 200, {}, finished(job, spec)
     changed: Answer = code, {}, FOREIGN_UID
-    script.answers = [seen, changed, (200, {}, created(job, spec, uid="v")), (200, {}, created(job, spec))]
+    script.answers = [seen, NO_PODS, changed, (200, {}, created(job, spec, uid="v")), (200, {}, created(job, spec))]
     backend.status("ok2")
     backend.delete("ok2")
-    assert script.asked[3][2]["preconditions"] == {"uid": "v"}
-    script.answers = [seen, changed, (200, {}, created(job, spec, deletionTimestamp=STARTED_AT))]
+    assert script.asked[4][2]["preconditions"] == {"uid": "v"}
+    script.answers = [seen, NO_PODS, changed, (200, {}, created(job, spec, deletionTimestamp=STARTED_AT))]
     backend.status("ok2")
     with pytest.raises(NotFound):
         backend.delete("ok2")
@@ -259,7 +273,7 @@ def test_delete_whose_answer_is_lost(
 ) -> None:
     """It may have been done: then the Job is ending or gone, which is no reason to say that there is none."""
     job, spec = job_and_spec()
-    script.answers = [(200, {}, finished(job, spec)), CUT, (again, {}, {})]
+    script.answers = [(200, {}, finished(job, spec)), *([NO_PODS] if seen else []), CUT, (again, {}, {})]
     if seen:
         backend.status("ok2")
     retry.call(backend.delete, "ok2")
@@ -278,14 +292,16 @@ def test_what_a_finished_job_costs(script: Script, backend: kubernetes.Kubernete
     """One call more than its logs need: the Job itself."""
     job, spec = job_and_spec()
     pods = recorded("pods_list_running")
+    script.answers = [(200, {}, finished(job, spec)), pods]
     for index, pod in enumerate(reversed(pods[2]["items"])):
         pod["metadata"]["labels"] |= {"batch.kubernetes.io/job-completion-index": str(index)}
-    script.answers = [(200, {}, finished(job, spec)), pods, (200, {}, b"zero\n"), (200, {}, b"one\n")]
+        pod["status"]["phase"] = "Succeeded"
+        script.always[f"/{pod['metadata']['name']}/log"] = 200, {}, (b"zero\n", b"one\n")[index]
     status = backend.status("ok2")
     assert status.state is JobState.SUCCEEDED
     assert backend.logs(status, 100) == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
     assert [path.split("?")[0].rsplit("/", 1)[-1] for _, path, _ in script.asked] == ["ok2", "pods", "log", "log"]
-    assert pods[2]["items"][1]["metadata"]["name"] in script.asked[2][1]
+    assert status.message == ""
 
 
 def test_long_logs_take_little_memory(script: Script) -> None:
@@ -320,18 +336,18 @@ def test_workers_keep_their_numbers_when_pods_are_lost(script: Script, backend: 
     for left in ((1, 2), (2,)):
         pods = {"items": pods_of(job, *((index, "n") for index in left))}
         script.answers = [(200, {}, created(job, spec) | {"status": failed}), (200, {}, pods)]
-        script.answers += [(200, {}, f"I am {index}\n".encode()) for index in left]
+        script.always = {f"/p{index}/log": (200, {}, f"I am {index}\n".encode()) for index in left}
         expected = "".join(f"=== worker {index} ===\nI am {index}\n" for index in left)
         assert backend.logs(backend.status("ok2"), 100) == expected
 
 
 def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernetes.KubernetesBackend) -> None:
-    """Only the first is waited for; pods of other nodes are read."""
+    """They are asked at once, and pods of other nodes are read."""
     job, spec = job_and_spec(number_of_workers=4)
     running = created(job, spec) | {"status": {"active": 4, "ready": 4, "startTime": STARTED_AT}}
     pods = pods_of(job, (0, "dead"), (1, "dead"), (2, "good"), (3, "dead"))
-    script.answers = [(200, {}, running), (200, {}, {"items": pods}), (504, {}, {"message": "no route"})]
-    script.answers.append((200, {}, b"two\n"))
+    script.answers = [(200, {}, running), (200, {}, {"items": pods})]
+    script.always = {"/p2/log": (200, {}, b"two\n"), "/log": (504, {}, {"message": "no route"})}
     assert backend.logs(backend.status("ok2"), 100) == (
         "=== worker 0 ===\n[pman: these logs cannot be read now: no route]\n"
         "=== worker 1 ===\n[pman: these logs cannot be read now: no route]\n"
@@ -406,7 +422,7 @@ def test_a_list_that_took_too_long_is_begun_again(script: Script, backend: kuber
     page = {"items": [finished(job, spec)], "metadata": {"continue": "token"}}
     expired = {"reason": "Expired", "message": "The provided continue parameter is too old"}
     last: dict[str, Any] = {"items": [], "metadata": {}}
-    script.answers = [(200, {}, page), (410, {}, expired), (200, {}, page), (200, {}, last)]
+    script.answers = [(200, {}, page), (410, {}, expired), (200, {}, page), (200, {}, last), (200, {}, last)]
     assert [status.jid for status in retry.call(backend.jobs, 5)] == ["ok2"]
 
 
@@ -439,7 +455,10 @@ def test_events_are_read_only_when_they_are_needed(script: Script, backend: kube
     assert backend.status("ok2").state is JobState.NOT_STARTED
 
 
-@pytest.mark.parametrize(("held", "message"), [("True", "The job is suspended."), ("False", "")])
+SUSPENDED = "The job is suspended: it waits until somebody resumes it."
+
+
+@pytest.mark.parametrize(("held", "message"), [("True", SUSPENDED), ("False", "")])
 def test_a_job_is_suspended_while_the_condition_holds(
     script: Script, backend: kubernetes.KubernetesBackend, held: str, message: str
 ) -> None:
@@ -479,8 +498,9 @@ def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.Kubern
     assert "Evicted" in found[0].message
     assert all("limit=500" in path for _, path, _ in script.asked)
     assert ["continue=t%2F1%3D%3D" in path for _, path, _ in script.asked] == [False, True, False, False]
-    script.answers = [page(pages[0][:1])]
-    assert [status.jid for status in backend.jobs(3)] == ["a"]
+    running = listed("e", 3, {"active": 1, "ready": 1, "startTime": STARTED_AT})
+    script.answers = [page([running])]
+    assert [status.jid for status in backend.jobs(3)] == ["e"]
 
 
 def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -553,3 +573,212 @@ def test_a_file_that_is_no_kubeconfig(text: str, tmp_path: Path, monkeypatch: py
     assert said.startswith("There is no Kubernetes cluster to talk to: ")
     assert said.endswith(". KUBECONFIG must name a kubeconfig file.")
     assert "\n" not in said
+
+
+# ------------------------------------------------------------------------------------------------- what only explains
+
+
+DENIED: Answer = 403, {}, {"message": 'events is forbidden: User "u" cannot list resource "events" in API group ""'}
+
+
+def stuck_pod(job: Job, waiting: dict[str, str], since: str = STARTED_AT) -> Answer:
+    """The list of pods with one whose container waits since then."""
+    (pod,) = pods_of(job, (0, "n"), begun=False)
+    pod["status"]["conditions"][0]["lastTransitionTime"] = since
+    pod["status"]["containerStatuses"] = [{"name": "job", "image": job.image, "state": {"waiting": waiting}}]
+    return 200, {}, {"items": [pod]}
+
+
+def test_events_that_may_not_be_read_cost_the_explanation_alone(
+    script: Script, backend: kubernetes.KubernetesBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pending job is answered, without a repeated call; the log has one line however many jobs wait."""
+    job, spec = job_and_spec(number_of_workers=1)
+    pending = created(job, spec) | {"status": {"active": 1, "ready": 0, "startTime": STARTED_AT}}
+    (pod,) = pods_of(job, (0, "n"), begun=False)
+    script.always = {"/events": DENIED, "/pods": (200, {}, {"items": [pod]}), "/jobs/ok2": (200, {}, pending)}
+    for _ in range(3):
+        assert retry.call(backend.status, "ok2").state is JobState.NOT_STARTED
+    assert len(script.asked) == 9
+    assert caplog.text.count("cannot list resource") == 1
+
+
+def test_patience_acts_without_events(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """From the pod's own conditions: the job of an image that is not there is ended."""
+    job, spec = job_and_spec(number_of_workers=1)
+    pending = created(job, spec) | {"status": {"active": 1, "ready": 0, "startTime": STARTED_AT}}
+    gone = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "i": ErrImagePull: i:1: not found'}
+    script.always = {"/events": DENIED, "/pods": stuck_pod(job, gone), "/jobs/ok2": (200, {}, pending)}
+    assert "cannot be pulled" in backend.status("ok2").message
+    method, _, patch = script.asked[-1]
+    assert (method, patch["spec"]) == ("PATCH", {"activeDeadlineSeconds": 1})
+    assert patch["metadata"]["annotations"][kubernetes.NEVER_RAN] == "true"
+    script.always["/pods"] = stuck_pod(job, gone, datetime.now(UTC).isoformat())
+    backend.status("ok2")
+    assert script.asked[-1][0] == "GET"
+
+
+@pytest.mark.parametrize("answer", [CUT, (500, {}, {"message": "etcdserver: request timed out"})])
+def test_events_that_cannot_be_read_now(script: Script, backend: kubernetes.KubernetesBackend, answer: Answer) -> None:
+    job, spec = job_and_spec(number_of_workers=1)
+    pending = created(job, spec) | {"status": {"active": 1, "ready": 0, "startTime": STARTED_AT}}
+    gone = {"reason": "ErrImagePull", "message": "i:1: not found"}
+    script.always = {"/events": answer, "/pods": stuck_pod(job, gone), "/jobs/ok2": (200, {}, pending)}
+    assert "cannot be pulled" in backend.status("ok2").message
+    assert {asked[0] for asked in script.asked} == {"GET"}
+
+
+def test_a_stuck_job_that_pman_may_not_change_is_shown(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    denied = {"message": 'jobs.batch "ok2" is forbidden: User "u" cannot patch resource "jobs" in API group "batch"'}
+    script.answers = [*running_one_of_two(job, spec), mount_events(15), (403, {}, denied)]
+    assert backend.status("ok2").message == STUCK
+
+
+def granted(*rules: tuple[list[str], list[str], list[str]], incomplete: bool = False) -> Answer:
+    rows = [dict(zip(("verbs", "apiGroups", "resources"), rule, strict=True)) for rule in rules]
+    return 201, {}, {"status": {"resourceRules": rows, "nonResourceRules": [], "incomplete": incomplete}}
+
+
+# The rules of the Role in the public chart pfcon 1.0.0 (FNNDSC/charts).
+PUBLIC_CHART = (
+    (["get", "list", "watch", "create", "update", "patch", "delete"], ["batch"], ["jobs"]),
+    (["get", "list", "watch", "create", "update", "patch", "delete"], [""], ["pods"]),
+    (["get", "list", "watch"], [""], ["pods/log"]),
+)
+VERSION = {"major": "1", "minor": "30+", "gitVersion": "v1.30.4-eks"}
+
+
+def test_ready_says_what_does_not_work_although_jobs_do(
+    script: Script, backend: kubernetes.KubernetesBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In two calls, beside the version, which is asked for once."""
+    script.always = {"selfsubjectrulesreviews": granted(*PUBLIC_CHART), "/jobs?dryRun": (201, {}, {})}
+    script.always["/version"] = 200, {}, VERSION
+    for asked in (3, 5, 7):
+        note = backend.ping()
+        assert note is not None
+        assert "lacks the right to list events in the namespace rec" in note
+        assert "Kubernetes v1.30.4-eks is older than 1.31" in note
+        assert len(script.asked) == asked
+    assert caplog.text.count("older than 1.31") == caplog.text.count("list events") == 1
+
+
+def test_ready_without_a_needed_right(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    script.answers = [granted(*PUBLIC_CHART[:2])]
+    with pytest.raises(BackendError, match="lacks the right to get pods/log in the namespace rec"):
+        backend.ping()
+
+
+@pytest.mark.parametrize(
+    "review",
+    [granted((["*"], ["*"], ["*"])), granted(incomplete=True), granted(*PUBLIC_CHART, (["*"], [""], ["events"]))],
+)
+def test_ready_with_all_rights(script: Script, backend: kubernetes.KubernetesBackend, review: Answer) -> None:
+    """An authorizer that cannot list its rules may grant more than it says."""
+    script.always = {"reviews": review, "/jobs?dryRun": (201, {}, {}), "/version": (200, {}, {"minor": "31"})}
+    assert backend.ping() is None
+
+
+# ------------------------------------------------------------------------------------------------------ jobs of pman 6
+
+
+def of_pman_6(job: Job, status: dict[str, Any], **container: Any) -> Answer:
+    """A Job as the public source of 6.3.1 makes it (pman/kubernetesmgr.py), and as the API server then shows it."""
+    paths = (("/share/incoming", job.input_dir), ("/share/outgoing", job.output_dir))
+    mounts = [{"name": "storebase", "mountPath": path, "subPath": below} for path, below in paths]
+    made = {"name": job.jid, "image": job.image, "command": list(job.argv), "volumeMounts": mounts, **container}
+    spec = {"backoffLimit": 0, "parallelism": job.workers, "completions": job.workers, "completionMode": "NonIndexed"}
+    metadata = {"name": job.jid, "uid": "u", "resourceVersion": "7", "creationTimestamp": STARTED_AT}
+    template = {"template": {"spec": {"restartPolicy": "Never", "containers": [made]}}}
+    return 200, {}, {"metadata": metadata, "spec": spec | template, "status": status}
+
+
+@pytest.mark.parametrize("jid", ["chris-jid-7", "chris-jid-0123456789"])
+def test_jobs_of_pman_6_go_on(script: Script, backend: kubernetes.KubernetesBackend, jid: str) -> None:
+    """Also under a name that pman gives to no job any more."""
+    job, spec = job_and_spec(jid=jid, number_of_workers=1, args=["$$(x)"])
+    (pod,) = pods_of(job, (0, "n"))
+    pod["status"] = {"phase": "Running", "containerStatuses": [{"name": jid, "state": {"running": {}}}]}
+    old = of_pman_6(job, {"active": 1, "ready": 1, "startTime": STARTED_AT})
+    missing = recorded("read_unknown_404")
+    script.always = {"/pods?": (200, {}, {"items": [pod]}), "/log": (200, {}, b"hello\n"), f"/jobs/{jid}": old}
+    script.always |= {f"/jobs/{job.name}": missing} if job.name != jid else {}
+    script.always["/jobs?"] = 409, {}, {}
+    status = backend.status(jid)
+    assert (status.jid, status.state, status.cmd, status.image) == (jid, JobState.STARTED, job.cmd, job.image)
+    assert backend.logs(status, 10) == "hello\n"
+    assert f"container={jid}&" in script.asked[-1][1]
+    assert backend.submit(job, spec).state is JobState.STARTED
+    with pytest.raises(Conflict, match="another job"):
+        backend.submit(*job_and_spec(jid=jid, number_of_workers=1, args=["other"]))
+    backend.delete(jid)
+    assert script.asked[-1][:2] == ("DELETE", f"/apis/batch/v1/namespaces/rec/jobs/{jid}")
+
+
+def test_what_looks_almost_like_a_job_of_pman_6(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """`kubectl create job` names the container after the Job, too."""
+    job, _ = job_and_spec()
+    others: tuple[dict[str, Any], ...] = ({"volumeMounts": []}, {"name": "other"})
+    for container in others:
+        script.answers = [of_pman_6(job, {}, **container)] * 2
+        for call in (backend.status, backend.delete):
+            with pytest.raises(NotFound):
+                call("ok2")
+
+
+# -------------------------------------------------------------------------------------------------------------- nodes
+
+
+def test_a_node_that_keeps_silent_costs_one_get_its_time(
+    script: Script, backend: kubernetes.KubernetesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others say at once why there are no logs, until it is time to ask again."""
+    monkeypatch.setattr(kubernetes_api, "TIMEOUT", 0.2)
+    job, spec = job_and_spec(number_of_workers=1)
+    running = created(job, spec) | {"status": {"active": 1, "ready": 1, "startTime": STARTED_AT}}
+    script.always = {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods_of(job, (0, "n"))})}
+    script.always["/log"] = HANG
+    for _ in range(4):
+        assert "the node does not answer" in backend.logs(backend.status("ok2"), 10)
+    assert sum("/log" in path for _, path, _ in script.asked) == 1
+    monkeypatch.setattr(podlogs, "ASK_AGAIN_SECONDS", 0.0)
+    backend._reader.silent["n"] = ("the node does not answer", 0.0)
+    script.always["/log"] = 200, {}, b"back\n"
+    assert backend.logs(backend.status("ok2"), 10) == "back\n"
+
+
+def test_logs_of_many_workers_take_as_long_as_the_slowest(
+    script: Script, backend: kubernetes.KubernetesBackend
+) -> None:
+    """All thirty are asked before the first has answered."""
+    together = threading.Barrier(30)
+    job, spec = job_and_spec(number_of_workers=30)
+    pods = pods_of(job, *((index, "n") for index in range(30)))
+    running = created(job, spec) | {"status": {"active": 30, "ready": 30, "startTime": STARTED_AT}}
+    script.always = {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods}), "/log": (200, {}, b"x\n")}
+    script.before = lambda path: together.wait(60) if "/log" in path else None
+    assert backend.logs(backend.status("ok2"), 100).count("x\n") == 30
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("JOB_LABELS", "x=a b"), ("JOB_LABELS", "-x=a"), ("JOB_LABELS", f"x={'a' * 64}"),
+        ("JOB_LABELS", "app.kubernetes.io/managed-by=Helm"), ("JOB_LABELS", "org.chrisproject.pman.name=x"),
+        ("NODE_SELECTOR", "disk=a/b"), ("PFCON_SELECTOR", "app=a b"), ("IMAGE_PULL_SECRETS", "A_b"),
+        ("JOB_NAMESPACE", "Chris"), ("GPU_RESOURCE_NAME", "gpu"), ("CONTAINER_USER", "5-1:0"),
+        ("CONTAINER_USER", "4294967295:0"), ("SECURITYCONTEXT_RUN_AS_USER", "4294967295"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_every_job_stops_the_start(variable: str, value: str) -> None:
+    env = {"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv", "SECRET_KEY": "x" * 20}
+    with pytest.raises(Misconfigured, match=variable):
+        backends.check_for_service(settings.load(env | {variable: value}))
+
+
+def test_a_template_without_pmans_label_makes_no_job(backend: kubernetes.KubernetesBackend) -> None:
+    """It would vanish from listings."""
+    job, spec = job_and_spec()
+    with pytest.raises(TemplateError, match="managed-by=pman"):
+        backend.submit(job, Spec("k8s", spec.text.replace("managed-by: pman", "managed-by: Helm")))

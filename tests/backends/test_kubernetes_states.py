@@ -25,6 +25,8 @@ def recorded(name: str) -> Any:
     return json.loads((RECORDINGS / f"{name}.json").read_text())
 
 
+# Its pod is there to show that nothing ever ran, so that no GET may call it started.
+NEVER_RAN = {"pod_command_not_found"}
 SCENARIOS: dict[str, list[Object]] = recorded("job_states")
 
 
@@ -58,12 +60,13 @@ def test_states_never_go_back(name: str) -> None:
             pods.pop(row["name"], None)
         elif row["kind"] == "pod":
             pods[row["name"]] = {"status": row["status"]}
-        seen.append(backend.job_state(job) or backend.pods_state(pods.values()))
+        read = {"metadata": {}, "status": job}
+        seen.append(backend.job_state(job) or backend.pods_state(read, list(pods.values())))
     ranks = [RANK[state] for state in seen]
     assert ranks == sorted(ranks), seen
     if ended := end_of([job]):
         assert seen[-1] is ended
-        assert JobState.STARTED in seen
+        assert (JobState.STARTED in seen) is (name not in NEVER_RAN)
 
 
 def test_conditions_that_nobody_knows() -> None:
@@ -158,7 +161,7 @@ def ago(minutes: float) -> str:
     return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
 
 
-Events = Callable[[str], list[Object]]
+Events = Callable[[str], list[Object] | None]
 
 
 def waiting(pods: list[Object], events: Events, job: Object | None = None) -> reasons.Reason:
@@ -363,7 +366,7 @@ def test_errors(name: str) -> None:
     answer = recorded(name)
     error = to_error(answer["status"], answer["body"])
     kind, words = ERRORS[name]
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert words in str(error)
 
 
@@ -386,3 +389,152 @@ def test_errors_of_quota_and_overload() -> None:
 )
 def test_a_policy_that_says_cannot_is_no_missing_right(said: str) -> None:
     assert type(to_error(403, {"message": said})) is Refused
+
+
+# ------------------------------------------------------------------------------------------- ends, and what they hide
+
+ENDS: dict[str, Any] = recorded("ends")
+FAILED = {
+    "sidecar": "The job ended with exit code 3.",  # beside a native side-car, which kubelet then kills
+    "hungpull": "The job reached its time limit of 0.416667 min before its program had begun: Failed to pull image "
+    '"127.0.0.1:26999/x:1": ',
+    "dl": "The job reached its time limit of 0.166667 min.",
+    "evict143": "Kubernetes ended a pod of the job to have its node or its place (a drain, an eviction, a preemption, "
+    "a lost node), and its logs are gone. The program did not fail: the job may be run again.",
+    "evictnopfp": "A pod of the job was deleted or lost, and its result with it.",  # without podFailurePolicy
+}  # fmt: skip
+
+
+def end(name: str) -> tuple[Object, list[Object]]:
+    """A recorded Job and its pods, in the shape of the API."""
+    return {"metadata": {}} | ENDS[name]["job"], as_pods(ENDS[name]["pods"])
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_why_a_job_ended(name: str) -> None:
+    job, pods = end(name)
+    events = [event for event in ENDS[name]["events"] if event["object"].startswith("Pod/")]
+    assert backend.job_state(job["status"]) is JobState.FAILED
+    assert reasons.failure(job, pods, lambda _: events).startswith(FAILED[name])
+
+
+def test_the_time_limit_names_the_time_before_the_program() -> None:
+    """kubelet counts the pull of the image: 40 s of a minute, say."""
+    job, pods = end("dl")
+    job["spec"]["template"]["spec"]["activeDeadlineSeconds"] = 60
+    pods[0]["status"]["startTime"] = "2026-11-30T10:49:54Z"
+    assert reasons.failure(job, pods) == (
+        "The job reached its time limit of 1 min, which includes 40 s before its program began (for the image, say); "
+        "the program ran for 15 s."
+    )
+
+
+def test_a_failing_container_beside_the_job_is_named() -> None:
+    """An init container: the program has not begun."""
+    job, pods = end("sidecar")
+    status = pods[0]["status"]
+    status["containerStatuses"][0]["state"] = {"waiting": {"reason": "PodInitializing"}}
+    status["initContainerStatuses"][0]["state"]["terminated"] |= {"exitCode": 7}
+    assert reasons.failure(job, pods) == "The container proxy of the job ended with exit code 7."
+    assert backend.pods_state(job | {"status": {"failed": 1}}, pods) is JobState.NOT_STARTED
+
+
+def test_a_child_that_ran_out_of_memory_is_no_success() -> None:
+    """The Job is Complete: its shell ended with 0."""
+    job, pods = end("oom0")
+    job["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "16Mi"}}
+    assert backend.job_state(job["status"]) is JobState.SUCCEEDED
+    failed, said = reasons.flaw(job, pods)
+    assert failed
+    assert said.startswith("A process of the job was ended for lack of memory: its limit is 16Mi. ")
+
+
+def test_a_success_under_eviction_is_marked() -> None:
+    """A program that ends with 0 at SIGTERM; its pod is gone, so it may be that or a pod that was removed later."""
+    job, pods = end("evict0")
+    assert (backend.job_state(job["status"]), pods) == (JobState.SUCCEEDED, [])
+    assert reasons.flaw(job, pods)[1].startswith("Pods of the job are gone (1), with their logs. ")
+    ending = as_pods(ENDS["evictnopfp"]["pods_while_ending"])
+    assert reasons.flaw(job, ending) == (
+        False,
+        "Kubernetes told the job to end because its node is being drained, or somebody evicted it. The program then "
+        "ended with exit code 0: see whether its output is complete.",
+    )
+
+
+@pytest.mark.parametrize("reason", reasons._DISRUPTIONS)
+def test_why_kubernetes_ended_a_pod(reason: str) -> None:
+    job, _ = end("evictnopfp")
+    pods = as_pods(ENDS["evictnopfp"]["pods_while_ending"])
+    pods[0]["status"] |= {"phase": "Failed"}
+    pods[0]["status"]["conditions"][0]["reason"] = reason
+    assert reasons.failure(job, pods) == f"The job was ended by Kubernetes {reasons._DISRUPTIONS[reason]}."
+
+
+MOUNTS = [
+    ("hostPath type check failed: /data/csi.sock is not a directory", False),
+    ("mount failed: exit status 32 ... mounting s:/x failed, reason given by server: No such file or directory", False),
+    ("mount.nfs: access denied by server while mounting s:/x", False),
+    ('secret "s" not found', False),
+    ("driver name d.example.org not found in the list of registered CSI drivers", True),
+    ('volumeattachments.storage.k8s.io "csi-1" not found', True),
+    (
+        'volumeattachments.storage.k8s.io "csi-1" is forbidden: no relationship found between node "n" and this object',
+        True,
+    ),
+    ("rpc error: code = NotFound desc = volume 7 not found", True),
+    ('connection error: desc = "transport: dial unix /plugins/d/csi.sock: connect: no such file or directory"', True),
+    ("failed to sync secret cache: timed out waiting for the condition", True),
+    ("something that nobody knows", True),
+]
+
+
+@pytest.mark.parametrize(("said", "can_heal"), MOUNTS)
+def test_which_mounts_can_heal(said: str, can_heal: bool) -> None:
+    pods = as_pods(recorded("pod_hostPath_missing_ContainerCreating")["pods"])
+    seen = [event("FailedMount", f'MountVolume.SetUp failed for volume "v" : {said}', 40, 20)]
+    reason = waiting(pods, lambda _: seen)
+    assert reason.can_heal is can_heal
+    assert (minutes(reason) == 20) is not can_heal
+
+
+@pytest.mark.parametrize(
+    ("said", "can_heal"),
+    [
+        ("rpc error: code = NotFound desc = failed to pull and unpack image: r/timeout:1: not found", False),
+        ("rpc error: code = NotFound desc = reading manifest latest in r/x: manifest unknown", False),
+        ("failed to prepare extraction snapshot: parent snapshot sha256:7 does not exist: not found", True),
+        ("dial tcp: lookup r.example.org: no such host", True),
+        ("read: connection refused: unauthorized", True),
+    ],
+)
+def test_which_pulls_can_heal(said: str, can_heal: bool) -> None:
+    assert waiting(container_waits("ErrImagePull", said), lambda _: []).can_heal is can_heal
+
+
+def test_a_queue_of_kueue() -> None:
+    """Kueue's events are of its Workload, which is named after the Job."""
+    job = as_job() | {"metadata": {"name": "chris-jid-1", "labels": {"kueue.x-k8s.io/queue-name": "imaging"}}}
+    said = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 3 more needed"
+    seen = [
+        event("Pending", said, 3, 2) | {"involvedObject": {"kind": "Workload", "name": "job-chris-jid-1-ab12c"}},
+        event("Pending", "another", 1, 1) | {"involvedObject": {"kind": "Workload", "name": "job-chris-jid-10-ab12c"}},
+    ]
+    assert (
+        reasons.suspended(job, lambda: seen) == f"The job waits until Kueue admits it from the queue imaging: {said}."
+    )
+    assert reasons.suspended(job, lambda: []) == "The job waits until Kueue admits it from the queue imaging."
+
+
+def test_what_is_said_without_events() -> None:
+    """A wait that is short needs no word; a long one names what pman may not read."""
+    job = as_job()
+    assert waiting([], lambda _: None, job).sentence.startswith(
+        "Kubernetes makes no pod for the job, perhaps by a quota"
+    )
+    job["status"]["startTime"] = ago(0)
+    assert waiting([], lambda _: None, job).sentence == ""
+    pods = as_pods(recorded("pod_hostPath_missing_ContainerCreating")["pods"])
+    reason = waiting(pods, lambda _: None)
+    assert reason.sentence.startswith("The pod waits for a directory of the job, or for its network.")
+    assert reason.can_heal

@@ -63,7 +63,7 @@ class DockerBackend:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine = Engine(settings)
-        self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy), _startable)
+        self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy or "missing"), _startable)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:

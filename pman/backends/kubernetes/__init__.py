@@ -12,39 +12,43 @@ import heapq
 import itertools
 import json
 import logging
+import re
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from pman.backends import documents, logs, retry
+from pman.backends.kubernetes import older, rights
 from pman.backends.kubernetes import reasons as reasons
-from pman.backends.kubernetes.api import Api, Object, connect
-from pman.backends.kubernetes.podlogs import Reader
-from pman.errors import BackendError, BadRequest, Conflict, Refused, TooLarge, jid_taken, no_such_job
+from pman.backends.kubernetes.api import Api, Denied, Object, connect
+from pman.backends.kubernetes.naming import problems as problems
+from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
+from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, merge
+from pman.status import JobState, JobStatus
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 
 # Conditions that are True and counters above zero of a Job's status -> the state; the first row that holds counts.
-# https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/#JobStatus lists them.
+# https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/#JobStatus lists them. None: whether
+# anything has run, only the pods tell.
 STATES: Mapping[str, JobState | None] = {
     "Complete": JobState.SUCCEEDED,
     "Failed": JobState.FAILED,
     "SuccessCriteriaMet": JobState.STARTED,  # all pods ended, they are still being counted
-    "FailureTarget": JobState.STARTED,  # other pods are still being killed and may write until then
+    "FailureTarget": None,  # other pods are still being killed and may write until then
     "Suspended": JobState.NOT_STARTED,
     "ready": JobState.STARTED,
     "succeeded": JobState.STARTED,  # of several workers some
-    "failed": JobState.STARTED,  # and will be tried again, or the condition is about to come
-    "uncountedTerminatedPods": JobState.STARTED,
-    "terminating": JobState.STARTED,
-    "active": None,  # not ready yet or not any more: the pods say which
+    "failed": None,  # and will be tried again, or the condition is about to come
+    "uncountedTerminatedPods": None,
+    "terminating": None,
+    "active": None,  # not ready yet or not any more
     "startTime": JobState.NOT_STARTED,  # no pod could be made yet
     "": JobState.NOT_STARTED,  # nobody has looked at the job yet
 }
@@ -58,19 +62,10 @@ POD_STATES: Mapping[str, JobState] = {
 }
 _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
 
-# What deploy/kubernetes/rbac.yaml grants: verb, API group, resource, subresource.
-RIGHTS = (
-    ("create", "batch", "jobs", ""),
-    ("get", "batch", "jobs", ""),
-    ("list", "batch", "jobs", ""),
-    ("patch", "batch", "jobs", ""),
-    ("delete", "batch", "jobs", ""),
-    ("list", "", "pods", ""),
-    ("get", "", "pods", "log"),
-    ("list", "", "events", ""),
-)
 JID, DIGEST = "org.chrisproject.pman.jid", "org.chrisproject.pman.digest"
-OURS = "app.kubernetes.io/managed-by=pman"
+OURS = ("app.kubernetes.io/managed-by", "pman")  # label of what listings find
+NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
+OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
 # etcd refuses requests above 1.5 MiB, and says so misleadingly (422 "selector not auto-generated", measured).
 MAX_BODY_BYTES = 1_500_000
 REPLACE_SECONDS = 40.0  # how long a POST waits for the pods of a deleted job with the same jid to end
@@ -81,10 +76,10 @@ MOST_SEEN = 10_000  # jobs
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What status() has read: the Job, and its pods where they were needed."""
+    """What status() has read."""
 
     job: Object
-    pods: tuple[Object, ...] | None
+    pods: tuple[Object, ...]
 
 
 class KubernetesBackend:
@@ -97,31 +92,46 @@ class KubernetesBackend:
         self._jobs = f"/apis/batch/v1/namespaces/{self._namespace}/jobs"
         self._patience = timedelta(minutes=settings.stuck_job_patience_minutes)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
+        self._reader = Reader(api, f"{self._core}/pods")
+        self._said: set[str] = set()  # what is missing or old, and is logged once
+        self._age: str | None = None  # what is to be said of the cluster's version; None before it was asked
         self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         body = _body(job, spec)
         deadline = time.monotonic() + REPLACE_SECONDS
         while True:
-            code, created = self._api.call("POST", self._jobs, {"fieldValidation": "Strict"}, body, allow=(409,))
-            if code != 409:
-                return _status(created, JobState.NOT_STARTED)
-            existing = self._read(job.name)
+            existing = self._older(job)
+            if existing is None:
+                code, created = self._api.call("POST", self._jobs, {"fieldValidation": "Strict"}, body, allow=(409,))
+                if code != 409:
+                    return _status(created, JobState.NOT_STARTED)
+                existing = self._read(job.name)
             if existing and "deletionTimestamp" not in existing["metadata"]:
                 _check_same(existing, job)
                 return self._status(existing)
-            if time.monotonic() > deadline:
-                raise Conflict(
-                    f"The deleted job with jid {job.jid} has pods that do not end, perhaps on a node that does not "
-                    "answer; try again when they are gone."
-                )
+            if existing and time.monotonic() > deadline:
+                raise Conflict(f"The deleted job with jid {job.jid} is still there: {self._why_there(existing)}")
             time.sleep(POLL_SECONDS)
+
+    def _older(self, job: Job) -> Object | None:
+        """The Job that pman 6 made of this jid, where it would have another name than pman gives it."""
+        if job.name == job.jid or not older.may_name(job.jid):
+            return None
+        found = self._read(job.jid)
+        return found if found and _is_of(found, job.jid) else None
+
+    def _why_there(self, ending: Object) -> str:
+        pods = self._pods(ending)
+        if not all("deletionTimestamp" in pod["metadata"] for pod in pods) or not pods:
+            return "Kubernetes does not act on that; its controller manager may be down. Try again later."
+        return "its pods do not end, perhaps on a node that does not answer. Try again when they are gone."
 
     def status(self, jid: str) -> JobStatus:
         job = self._find(jid)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
-        self._seen[jid] = {name: job["metadata"][name] for name in ("uid", "resourceVersion")}
+        self._seen[jid] = {name: job["metadata"][name] for name in ("name", "uid", "resourceVersion")}
         return self._status(job)
 
     def _read(self, name: str) -> Object | None:
@@ -129,20 +139,19 @@ class KubernetesBackend:
         return None if code == 404 else job
 
     def _find(self, jid: str) -> Object:
-        job = self._read(backend_name(jid))
-        if job is None or _annotation(job, JID) != jid or "deletionTimestamp" in job["metadata"]:
-            raise no_such_job(jid)
-        return job
+        for name in dict.fromkeys([backend_name(jid), *([jid] if older.may_name(jid) else [])]):
+            job = self._read(name)
+            if job and _is_of(job, jid) and "deletionTimestamp" not in job["metadata"]:
+                return job
+        raise no_such_job(jid)
 
     def _status(self, job: Object) -> JobStatus:
-        state = job_state(job["status"])
-        if state is JobState.SUCCEEDED:
-            return _status(job, state)
         pods = self._pods(job)
-        if state is JobState.FAILED:
-            return _status(job, state, reasons.failure(job, pods), pods)
+        state = job_state(job["status"])
+        if state is not None and state.final:
+            return _ended(job, state, pods, self._events)
         message = reasons.node_silent(pods) or self._waits(job, pods)
-        return _status(job, state or pods_state(pods), message, pods)
+        return _status(job, state or pods_state(job, pods), message, pods)
 
     def _pods(self, job: Object) -> tuple[Object, ...]:
         """The pods of this very object, in index order; of those that tried one index the newest."""
@@ -154,45 +163,71 @@ class KubernetesBackend:
         """Why workers do not start, or "". A job that cannot run whole is ended when patience with that is over."""
         conditions = _held(job["status"])
         if "Suspended" in conditions:
-            return "The job is suspended."
+            return reasons.suspended(job, self._queue_events)
         if conditions or not job["status"].get("startTime"):  # ending already; not looked at yet
             return ""
         ahead = [pod for pod in pods if not _begun(pod) and "deletionTimestamp" not in pod["metadata"]]
         reason = reasons.waiting(job, ahead, _lacks_pods(job, pods), functools.cache(self._events))
         if not reason.can_heal and reason.lasted is not None and reason.lasted >= self._patience:
-            self._give_up(job, reason.sentence)
+            self._give_up(job, reason.sentence, ran=any(map(_begun, pods)))
         return reason.sentence
 
-    def _events(self, uid: str) -> list[Object]:
-        found = self._api.call("GET", f"{self._core}/events", {"fieldSelector": f"involvedObject.uid={uid}"})[1]
-        return list(found["items"])
+    def _events(self, uid: str) -> list[Object] | None:
+        """The events of an object; None where pman may not read any. They only explain: no error of theirs counts."""
+        try:
+            return self._list_events(f"involvedObject.uid={uid}")
+        except Denied as error:
+            self._say_once(f"{error} Jobs are not explained by their events.")
+        except PmanError as error:
+            log.warning("events cannot be read: %s", error)
+            return []
+        return None
 
-    def _give_up(self, job: Object, sentence: str) -> None:
+    def _queue_events(self) -> list[Object]:
+        try:
+            return self._list_events("involvedObject.kind=Workload,reason=Pending")
+        except PmanError as error:
+            self._say_once(f"{error} Why Kueue holds jobs back is not told.")
+            return []
+
+    def _list_events(self, selector: str) -> list[Object]:
+        return list(self._api.call("GET", f"{self._core}/events", {"fieldSelector": selector})[1]["items"])
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            log.warning("%s", sentence)
+
+    def _give_up(self, job: Object, sentence: str, ran: bool) -> None:
         """Have Kubernetes fail the job: its condition Failed makes it final, for every pman alike.
 
         A deadline that has passed does it. It ends workers that run, and takes their logs away, as when one of them
-        fails. Nothing happens when the job has changed since it was read, or when a policy of the cluster forbids it.
+        fails. Nothing happens when the job has changed since it was read, or when pman may not change it.
         """
-        metadata = {"annotations": {reasons.GAVE_UP: sentence}, "resourceVersion": job["metadata"]["resourceVersion"]}
+        notes = {reasons.GAVE_UP: sentence} | ({} if ran else {NEVER_RAN: "true"})
+        metadata = {"annotations": notes, "resourceVersion": job["metadata"]["resourceVersion"]}
         patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
-        with contextlib.suppress(Refused, BadRequest):
-            self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
+        try:
+            with contextlib.suppress(Refused, BadRequest):
+                self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
+        except Denied as error:
+            self._say_once(f"{error} Jobs that cannot start wait for ever.")
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private
         assert isinstance(found, _Found)
         if status.state is JobState.NOT_STARTED or max_lines <= 0:
             return ""
-        pods = self._pods(found.job) if found.pods is None else found.pods
+        pods = found.pods
         share = max(1, max_lines // max(1, len(pods)))
-        reader = Reader(self._api, f"{self._core}/pods", _container(found.job)["name"], share)
+        container = _container(found.job)["name"]
 
         def read(pod: Object, share_bytes: int, seconds: float) -> str:
-            return reader.read(pod, share_bytes, seconds) if _begun(pod) else ""
+            return self._reader.read(pod, container, share, share_bytes, seconds) if _begun(pod) else ""
 
         several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1
         numbers = [reasons.index(pod) for pod in pods] if several else None
-        return logs.of_workers(read, pods, max_lines, self._max_log_bytes, numbers=numbers)
+        return logs.of_workers(read, pods, max_lines, self._max_log_bytes, at_once=AT_ONCE, numbers=numbers)
 
     def delete(self, jid: str) -> None:
         """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them.
@@ -201,21 +236,21 @@ class KubernetesBackend:
         NotFound of one that is ending already.
         """
         seen = self._seen.pop(jid, None)
-        if not (seen and self._end(jid, seen)):
-            self._end(jid, {"uid": self._find(jid)["metadata"]["uid"]})
+        if not (seen and self._end(**seen)):
+            found = self._find(jid)["metadata"]
+            self._end(found["name"], found["uid"])
 
-    def _end(self, jid: str, preconditions: dict[str, str]) -> bool:
-        """Whether this deleted the Job that the preconditions name.
+    def _end(self, name: str, uid: str, **preconditions: str) -> bool:
+        """Whether this deleted the Job that all this names.
 
         When no answer comes, it may have been done: what is repeated goes to the same object whatever became of it.
         """
-        path = f"{self._jobs}/{backend_name(jid)}"
-        each = itertools.chain([preconditions], itertools.repeat({"uid": preconditions["uid"]}))
+        each = itertools.chain([{"uid": uid, **preconditions}], itertools.repeat({"uid": uid}))
 
         def attempt() -> bool:
             wanted = next(each)
             options = {"propagationPolicy": "Foreground", "preconditions": wanted}
-            code, _ = self._api.call("DELETE", path, body=options, allow=(404, 409))
+            code, _ = self._api.call("DELETE", f"{self._jobs}/{name}", body=options, allow=(404, 409))
             return code < 400 or "resourceVersion" not in wanted
 
         return retry.call_last(attempt)  # since a second look could find the Job ending, and call it NotFound
@@ -225,7 +260,8 @@ class KubernetesBackend:
         for page in self._pages(self._jobs):
             more = [job for job in page if _annotation(job, JID) and "deletionTimestamp" not in job["metadata"]]
             ours = heapq.nlargest(limit, ours + more, key=lambda job: str(job["metadata"]["creationTimestamp"]))
-        unclear = (job["metadata"]["uid"] for job in ours if job_state(job["status"]) in (None, JobState.FAILED))
+        waiting = (JobState.NOT_STARTED, JobState.STARTED)
+        unclear = (job["metadata"]["uid"] for job in ours if job_state(job["status"]) not in waiting)
         pods: dict[str, list[Object]] = {uid: [] for uid in unclear}
         for page in self._pages(f"{self._core}/pods") if pods else ():
             for pod in page:
@@ -236,7 +272,7 @@ class KubernetesBackend:
 
     def _pages(self, path: str) -> Iterator[list[Object]]:
         """All of pman's objects of a kind, by name, in pieces of bounded size."""
-        query = {"labelSelector": OURS, "limit": str(PAGE)}
+        query = {"labelSelector": "=".join(OURS), "limit": str(PAGE)}
         while True:
             found = self._api.call("GET", path, query)[1]
             yield found["items"]
@@ -244,22 +280,25 @@ class KubernetesBackend:
                 return
             query["continue"] = token
 
-    def ping(self) -> None:
-        missing = [right for right in RIGHTS if not self._may(*right)]
-        if missing:
-            raise BackendError(" ".join(_missing(*right, self._namespace) for right in missing))
+    def ping(self) -> str | None:
+        answer = self._api.call("POST", rights.REVIEW_PATH, body=rights.review(self._namespace))[1]
+        needed, helpful = rights.missing(answer["status"], self._namespace)
+        if needed:
+            raise BackendError(" ".join(needed))
         with contextlib.suppress(Refused, BadRequest):  # quota or policy: the job is refused, not pman
             # A namespace that does not exist shows in nothing but this.
             self._api.call("POST", self._jobs, {"dryRun": "All"}, _PROBE)
+        notes = [*helpful, *filter(None, [self._version_note()])]
+        for note in notes:
+            self._say_once(note)
+        return " ".join(notes) or None
 
-    def _may(self, verb: str, group: str, resource: str, subresource: str) -> bool:
-        attributes = {"namespace": self._namespace, "verb": verb, "group": group, "resource": resource}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes | {"subresource": subresource}},
-        }  # fmt: skip
-        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        return bool(self._api.call("POST", path, body=review)[1]["status"]["allowed"])
+    def _version_note(self) -> str:
+        """What is to be said of the cluster's version, which is asked for once."""
+        if self._age is None:
+            with contextlib.suppress(PmanError):
+                self._age = _version_note(self._api.call("GET", "/version")[1])
+        return self._age or ""
 
 
 _PROBE = {
@@ -300,16 +339,22 @@ def _lacks_pods(job: Object, pods: Sequence[Object]) -> bool:
     return bool(len(pods) + removed < min(spec.get("completions", 1), spec.get("parallelism", 1)))
 
 
-def pods_state(pods: Iterable[Mapping[str, Any]]) -> JobState:
-    """Whether any of the pods has begun."""
-    return merge(JobState.STARTED if _begun(pod) else JobState.NOT_STARTED for pod in pods)
+def pods_state(job: Object, pods: Sequence[Object]) -> JobState:
+    """Whether anything of the job has run: what is said of pods that are gone is that they may have."""
+    if any(map(_begun, pods)):
+        return JobState.STARTED
+    status = job["status"]
+    uncounted = status.get("uncountedTerminatedPods") or {}
+    ended = sum(status.get(name, 0) for name in ("succeeded", "failed", "terminating")) + sum(
+        map(len, uncounted.values())
+    )
+    never_ran = NEVER_RAN in job["metadata"].get("annotations", {})
+    return JobState.STARTED if ended > len(pods) and not never_ran else JobState.NOT_STARTED
 
 
-def _begun(pod: Mapping[str, Any]) -> bool:
-    status = pod["status"]
-    states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
-    ran = any("running" in state or "terminated" in state for state in states)
-    return ran or POD_STATES.get(status.get("phase", "Pending"), JobState.UNDEFINED) is not JobState.NOT_STARTED
+def _begun(pod: Object) -> bool:
+    phase = POD_STATES.get(pod["status"].get("phase", "Pending"), JobState.UNDEFINED)
+    return reasons.ran(pod) or (phase is not JobState.NOT_STARTED and pod["status"]["phase"] != "Failed")
 
 
 def _counted(value: object) -> bool:
@@ -321,19 +366,33 @@ def _body(job: Job, spec: Spec) -> bytes:
 
     def identity(document: Any) -> tuple[str, str, str]:
         metadata = document["metadata"]
-        return metadata["name"], metadata["annotations"][JID], metadata["annotations"][DIGEST]
+        label = metadata["labels"][OURS[0]]
+        return (
+            metadata["name"],
+            metadata["annotations"][JID],
+            metadata["annotations"][DIGEST] if label == OURS[1] else "",
+        )
 
-    document = documents.load(job, spec, identity, f"metadata.name and the annotations {JID} and {DIGEST}")
+    places = f"metadata.name, the annotations {JID} and {DIGEST}, and the label {'='.join(OURS)}"
+    document = documents.load(job, spec, identity, places)
     body = json.dumps(document).encode()
     if len(body) > MAX_BODY_BYTES:
         raise TooLarge(f"The job is too large for Kubernetes: {len(body)} bytes, of which it takes {MAX_BODY_BYTES}.")
     return body
 
 
+def _is_of(job: Object, jid: str) -> bool:
+    """Whether a Job is pman's, or pman 6's, of that jid."""
+    if given := _annotation(job, JID):
+        return given == jid
+    return bool(job["metadata"]["name"] == jid) and older.is_job(job)
+
+
 def _check_same(existing: Object, job: Job) -> None:
-    if _annotation(existing, JID) != job.jid:
+    if not _is_of(existing, job.jid):
         raise Conflict(f"The name {job.name} is taken in the namespace by a job that is not pman's; use another jid.")
-    if _annotation(existing, DIGEST) != job.digest:
+    digest = _annotation(existing, DIGEST)
+    if digest != job.digest if digest else not older.is_same(existing, job):
         raise jid_taken(job.jid)
 
 
@@ -343,30 +402,44 @@ def _annotation(job: Object, name: str) -> str:
 
 def _container(job: Object) -> Object:
     containers: list[Object] = job["spec"]["template"]["spec"]["containers"]
-    return next((container for container in containers if container["name"] == "job"), containers[0])
+    return next((container for container in containers if container["name"] == reasons.MAIN), containers[0])
 
 
-def _status(job: Object, state: JobState, message: str = "", pods: tuple[Object, ...] | None = None) -> JobStatus:
+def _ended(job: Object, state: JobState, pods: Sequence[Object], events: reasons.Events = lambda _: ()) -> JobStatus:
+    """A final state and what is to be said of it."""
+    if state is JobState.FAILED:
+        return _status(job, state, reasons.failure(job, pods, events), pods)
+    failed, message = reasons.flaw(job, pods)
+    return _status(job, JobState.FAILED if failed else state, message, pods)
+
+
+def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Object] = ()) -> JobStatus:
     container = _container(job)
-    argv = [word.replace("$$", "$") for word in [*container.get("command", []), *container.get("args", [])]]
+    argv = [*container.get("command", []), *container.get("args", [])]
+    jid = _annotation(job, JID)
     return JobStatus(
-        jid=_annotation(job, JID),
+        jid=jid or job["metadata"]["name"],
         image=container["image"],
-        cmd=shlex.join(argv),
+        cmd=shlex.join(word.replace("$$", "$") if jid else word for word in argv),
         state=state,
         message=message,
         finished_at=reasons.finished_at(job["status"]) if state.final else None,
-        private=_Found(job, pods),
+        private=_Found(job, tuple(pods)),
         posted_at=reasons.time(job["metadata"].get("creationTimestamp")),
     )
 
 
 def _listed(job: Object, pods: list[Object]) -> JobStatus:
     state = job_state(job["status"])
-    message = reasons.failure(job, pods) if state is JobState.FAILED else ""
-    return _status(job, state or pods_state(pods), message)
+    found = reasons.in_order(pods, _is_indexed(job))
+    return _ended(job, state, found) if state and state.final else _status(job, state or pods_state(job, found))
 
 
-def _missing(verb: str, group: str, resource: str, subresource: str, namespace: str) -> str:
-    what = f"{resource}/{subresource}" if subresource else f"{resource}.{group}" if group else resource
-    return f"pman lacks the right to {verb} {what} in the namespace {namespace}: see deploy/kubernetes/rbac.yaml."
+def _version_note(version: Object) -> str:
+    minor = re.match(r"[0-9]+", str(version.get("minor")))  # some providers write `31+`
+    if minor is None or int(minor[0]) >= OLDEST_MINOR:
+        return ""
+    return (
+        f"Kubernetes {version.get('gitVersion')} is older than 1.{OLDEST_MINOR}: it calls a job of several workers "
+        "failed while some of them still write output."
+    )

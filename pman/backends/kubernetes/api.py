@@ -44,7 +44,13 @@ Object = dict[str, Any]
 
 
 class LogsUnavailable(Unreachable):
-    """The API server answers, but not the node that has the logs."""
+    """The API server answers, but not the node that has the logs. waited: nobody said so before a time-out."""
+
+    waited = False
+
+
+class Denied(Unreachable):
+    """pman lacks a right. Transient: for a second after its start an API server denies everything (measured, 1.35)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,9 @@ class Api:
                 raise self._error(response, _json(response.read(65536)))
             return _last(response, max_bytes, deadline)
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
-            raise LogsUnavailable("the node does not answer") from error
+            silent = LogsUnavailable("the node does not answer")
+            silent.waited = True
+            raise silent from error
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(f"Kubernetes cut the logs off: {error}.") from error
 
@@ -139,12 +147,10 @@ class Api:
 def to_error(status: int, data: Object, retry_after: str = "") -> PmanError:
     """The error for an answer of `status` whose body is the Kubernetes `Status` object `data`."""
     said = _sentence(data)
-    # Transient: for a second after its start an API server does not know its roles yet, and denies everything in the
-    # same words (measured on 1.35).
     denied = status == 403 and _DENIED.search(said) is not None
     lost_namespace = _details(data).get("kind") == "namespaces"
     rows: list[tuple[bool, type[PmanError], str]] = [
-        (denied, Unreachable, f"pman lacks a right on Kubernetes: {said}."),
+        (denied, Denied, f"pman lacks a right on Kubernetes: {said}."),
         (status == 403, Refused, f"Kubernetes refuses the job: {said}."),
         (status == 404 and lost_namespace, BackendError, f"The namespace of JOB_NAMESPACE does not exist: {said}."),
         (status == 413, TooLarge, f"The job is too large for Kubernetes: {said}."),

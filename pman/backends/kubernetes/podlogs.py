@@ -1,35 +1,44 @@
-"""Log texts of the pods of one job. A node that does not answer takes a read time-out, once."""
+"""Log texts of pods. A node that does not answer costs a read time-out once in a while, not in every GET."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from pman.backends import logs
 from pman.backends.kubernetes.api import Api, LogsUnavailable, Object
 
+ASK_AGAIN_SECONDS = 60.0
+AT_ONCE = 32  # logs of one job's workers; as many connections are kept
+
 
 @dataclass(slots=True)
 class Reader:
-    """Reads at most `max_lines` of each.
+    """The logs of a namespace's pods, for all threads.
 
-    path: of the namespace's pods. container: whose logs. silent: nodes that did not answer, and in which words; their
-    other pods are not asked.
+    path: of the pods. silent: nodes that kept pman waiting in vain: in which words, and until when (time.monotonic())
+    nobody asks them.
     """
 
     api: Api
     path: str
-    container: str
-    max_lines: int
-    silent: dict[str, str] = field(default_factory=dict)
+    silent: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def read(self, pod: Object, max_bytes: int, seconds: float) -> str:
+    def read(self, pod: Object, container: str, max_lines: int, max_bytes: int, seconds: float) -> str:
         """The end of the pod's log, or a line that says why it cannot be read (in that time)."""
         node = pod["spec"].get("nodeName", "")
-        if node not in self.silent:
-            query = {"container": self.container, "tailLines": str(self.max_lines)}
-            path = f"{self.path}/{pod['metadata']['name']}/log"
+        words, until = self.silent.get(node, ("", 0.0))
+        if time.monotonic() >= until:
+            if words:  # one asks, the others need not wait with it
+                self.silent[node] = words, time.monotonic() + ASK_AGAIN_SECONDS
+            query = {"container": container, "tailLines": str(max_lines)}
             try:
-                return logs.clean(self.api.tail(path, query, max_bytes, seconds))
+                text = self.api.tail(f"{self.path}/{pod['metadata']['name']}/log", query, max_bytes, seconds)
             except LogsUnavailable as error:
-                self.silent[node] = str(error)
-        return f"[pman: these logs cannot be read now: {self.silent[node]}]\n"
+                words = str(error)
+                if error.waited:
+                    self.silent[node] = words, time.monotonic() + ASK_AGAIN_SECONDS
+            else:
+                self.silent.pop(node, None)
+                return logs.clean(text)
+        return f"[pman: these logs cannot be read now: {words}]\n"

@@ -16,17 +16,39 @@ from typing import Any
 from pman.status import explain_exit
 
 Object = Mapping[str, Any]
-Events = Callable[[str], Sequence[Object]]  # uid of an object -> its events
+Events = Callable[[str], Sequence[Object] | None]  # uid of an object -> its events; None: pman may not read them
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 GAVE_UP = "org.chrisproject.pman.gave-up"  # annotation: the sentence for which pman ended the job
+MAIN = "job"  # the container of the job's program; every other one serves it
 LOOKED_AT = 16  # pods that have not begun and whose events may be read, each a call, in one GET
 
+# What passes by itself, although it may use the words of what does not -> who says it. This is looked at first.
+_PASSING: Mapping[str, str] = {
+    # The node's part of a storage driver registers itself after a node or the driver has started.
+    r"not found in the list of registered CSI drivers": "kubernetes/pkg/volume/csi/csi_client.go",
+    # The controller that attaches volumes is behind, or the node may not see the attachment yet.
+    r"volumeattachments?\b|no relationship found between node": "kubernetes/pkg/volume/csi/csi_attacher.go",
+    # The socket of a storage driver or of a runtime that is being replaced.
+    r"dial (?:unix|tcp)|connection refused|\.sock": "net.OpError of Go's package net",
+    # A storage driver's own look for its volume, which may lag behind the volume's creation.
+    r"rpc error: code = (?:NotFound|Unavailable|Aborted) desc = (?!failed to (?:pull|resolve)|.*manifest)": "CSI",
+    r"failed to sync (?:secret|configmap) cache": "kubernetes/pkg/kubelet/util/manager/watch_based_manager.go",
+    r"timed out waiting|i/o timeout|handshake timeout|context deadline exceeded|toomanyrequests": "Go, registries",
+    # Layers of an image that the runtime is just removing or unpacking.
+    r"(?:parent|extraction) snapshot|extract layer|content digest sha256": "containerd/core/unpack",
+}
+_PASSES = re.compile("|".join(_PASSING), re.IGNORECASE)
 # What registries, kubelet and runtimes say of something that is not there, or that pman's jobs may not have.
 _ANYTHING = re.compile("")
 _FINAL_PULL = re.compile(r"not found|manifest unknown|denied|unauthorized|no match for platform", re.IGNORECASE)
 _UNSIGNED = re.compile("signature", re.IGNORECASE)
-_FINAL_MOUNT = re.compile(r"hostPath type check failed|no such file or directory|not found", re.IGNORECASE)
+# A directory, an export (mount.nfs of nfs-utils), or what a volume is made of (pkg/volume/secret and configmap).
+_FINAL_MOUNT = re.compile(
+    r"hostPath type check failed|no such file or directory|access denied by server while mounting"
+    r'|(?:secret|configmap) "[^"]*" not found|references non-existent',
+    re.IGNORECASE,
+)
 _FINAL_START = re.compile(r"no such file or directory|not found in \$PATH|no command specified", re.IGNORECASE)
 # Reason of a waiting container -> sentence, and the messages with which it cannot heal without a new job. kubelet's own
 # list: https://github.com/kubernetes/kubernetes/blob/v1.35.4/pkg/kubelet/images/types.go, .../kuberuntime_container.go
@@ -42,7 +64,19 @@ WAITING: Mapping[str, tuple[str, re.Pattern[str]]] = {
     "CreateContainerError": ("The container cannot be made: {message}", _FINAL_START),
     "RunContainerError": ("The container cannot be run: {message}", _FINAL_START),
 }
+# Reasons of an end without a beginning: of the runtime, and of kubelet for a container that it does not find.
+NEVER_RAN = ("StartError", "ContainerCannotRun")
+_UNTOLD = "Why, its events tell, which pman lacks the right to list."
+_SOON = timedelta(seconds=30)  # a wait that needs no word
 _TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedMapVolume")
+# https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
+_DISRUPTIONS: Mapping[str, str] = {
+    "PreemptionByScheduler": "to make room for a pod of higher priority",
+    "DeletionByTaintManager": "because its node was lost or closed to it by a taint",
+    "EvictionByEvictionAPI": "because its node is being drained, or somebody evicted it",
+    "DeletionByPodGC": "because its node is gone",
+    "TerminationByKubelet": "because its node ran short of something or is shut down",
+}
 _LOST_CLAIM = re.compile(r"persistentvolumeclaim.* not found")
 _COMBINED = "(combined from similar events): "  # client-go's record.EventAggregator, from the tenth text on
 # How the API server refuses a pod for good: built-in admission, validation, a webhook. Whatever else it says may pass.
@@ -70,7 +104,7 @@ def waiting(job: Object, pods: Sequence[Object], lacking: bool, events: Events) 
 
     lacking: the job has fewer pods than workers, so its own events may say why.
     """
-    if lacking and (reason := _no_pod(events(job["metadata"]["uid"]))).sentence:
+    if lacking and (reason := _no_pod(job, events(job["metadata"]["uid"]))).sentence:
         return reason
     for pod in pods[:LOOKED_AT]:
         reason = _pod_waits(pod, events)
@@ -80,7 +114,11 @@ def waiting(job: Object, pods: Sequence[Object], lacking: bool, events: Events) 
     return Reason("")
 
 
-def _no_pod(events: Sequence[Object]) -> Reason:
+def _no_pod(job: Object, events: Sequence[Object] | None) -> Reason:
+    if events is None:
+        began = time(job["status"].get("startTime"))
+        soon = began is None or datetime.now(UTC) - began < _SOON
+        return Reason("" if soon else f"Kubernetes makes no pod for the job, perhaps by a quota or a policy. {_UNTOLD}")
     refusals = [event for event in events if event.get("reason") == "FailedCreate"]
     if not refusals:
         return Reason("")
@@ -116,13 +154,13 @@ def _pod_waits(pod: Object, events: Events) -> Reason:
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return _unscheduled(pod, scheduled, events)
-    for status in _containers(pod):
+    for status in containers(pod):
         wait = status.get("state", {}).get("waiting", {})
         if wait.get("reason") in WAITING:
             return _container_waits(pod, status, wait, events)
     # Events outlive what they tell of by an hour; once this condition holds, the volumes are mounted.
     ready = conditions.get("PodReadyToStartContainers", {}).get("status") == "True"
-    return Reason("") if ready or not scheduled else _pod_trouble(events(pod["metadata"]["uid"]))
+    return Reason("") if ready or not scheduled else _pod_trouble(pod, events(pod["metadata"]["uid"]))
 
 
 def _unscheduled(pod: Object, condition: Object, events: Events) -> Reason:
@@ -132,31 +170,45 @@ def _unscheduled(pod: Object, condition: Object, events: Events) -> Reason:
     sentence = one_sentence(f"No node can take the job yet: {said}")
     if not _LOST_CLAIM.search(said):
         return Reason(sentence)
-    return _until_now(sentence, events(pod["metadata"]["uid"]), lambda text: bool(_LOST_CLAIM.search(text)))
+    return _until_now(sentence, pod, events, lambda text: bool(_LOST_CLAIM.search(text)))
 
 
 def _container_waits(pod: Object, status: Object, wait: Object, events: Events) -> Reason:
     form, final = WAITING[wait["reason"]]
     message = wait.get("message", "")
     if wait["reason"] == "ImagePullBackOff" and ": " not in message:  # before 1.32 the cause is in the event alone
-        said = [_message(event) for event in events(pod["metadata"]["uid"]) if event.get("reason") == "Failed"]
-        message = next((text for text in reversed(said) if text.startswith("Failed to pull")), message)
+        message = failed_pull(events(pod["metadata"]["uid"])) or message
     spec = [*pod.get("spec", {}).get("containers", []), *pod.get("spec", {}).get("initContainers", [])]
     image = next((c["image"] for c in spec if c["name"] == status.get("name")), status.get("image", ""))
     cause = message.rsplit("failed to resolve reference ", 1)[-1].removeprefix("failed to do request: ")
     sentence = one_sentence(form.format(image=image, message=cause))
-    if not final.search(message):
+    if not _cannot_heal(final, message):
         return Reason(sentence)
     same = (message or wait["reason"])[:200]
 
     def of_this_cause(text: str) -> bool:  # of a pull, what is said may differ from one attempt to the next
         pull = final is _FINAL_PULL and text.startswith("Failed to pull")
-        return same in text or (pull and bool(final.search(text)))
+        return same in text or (pull and _cannot_heal(final, text))
 
-    return _until_now(sentence, events(pod["metadata"]["uid"]), of_this_cause)
+    return _until_now(sentence, pod, events, of_this_cause)
 
 
-def _pod_trouble(events: Sequence[Object]) -> Reason:
+def failed_pull(events: Sequence[Object] | None) -> str:
+    """What the last attempt to pull an image met, as its event says it; "" for none."""
+    said = [_message(event) for event in events or () if event.get("reason") == "Failed"]
+    return next((text for text in reversed(said) if text.startswith("Failed to pull")), "")
+
+
+def _cannot_heal(final: re.Pattern[str], said: str) -> bool:
+    """What names a directory or a program is not looked through for other words, which the name may hold."""
+    named = final is _FINAL_START or "hostPath type check failed" in said
+    return bool(final.search(said)) and (named or not _PASSES.search(said))
+
+
+def _pod_trouble(pod: Object, events: Sequence[Object] | None) -> Reason:
+    if events is None:
+        soon = datetime.now(UTC) - _since(pod) < _SOON
+        return Reason("" if soon else f"The pod waits for a directory of the job, or for its network. {_UNTOLD}")
     warnings = [e for e in events if e.get("type") == "Warning" and e.get("reason") in _TROUBLE]
     if not warnings:
         return Reason("")
@@ -165,14 +217,25 @@ def _pod_trouble(events: Sequence[Object]) -> Reason:
         return Reason(one_sentence(f"The pod cannot be set up: {_message(last)}"))
     sentence = one_sentence(f"A directory of the job cannot be mounted: {_message(last)}")
     same = [event for event in warnings if event["reason"] == last["reason"]]
-    can_heal = not _FINAL_MOUNT.search(_message(last))
-    return Reason(sentence, can_heal, _lasted(same, lambda text: bool(_FINAL_MOUNT.search(text))))
+    can_heal = not _cannot_heal(_FINAL_MOUNT, _message(last))
+    return Reason(sentence, can_heal, _lasted(same, lambda text: _cannot_heal(_FINAL_MOUNT, text)))
 
 
-def _until_now(sentence: str, events: Sequence[Object], final: Callable[[str], bool]) -> Reason:
-    """A reason that cannot heal and holds now: only its beginning has to be looked up."""
-    began = _began([event for event in events if event.get("type") == "Warning"], final)
+def _until_now(sentence: str, pod: Object, events: Events, final: Callable[[str], bool]) -> Reason:
+    """A reason that cannot heal and holds now: only its beginning has to be looked up.
+
+    Where events may not be read, it began no later than the last change of the pod's conditions.
+    """
+    seen = events(pod["metadata"]["uid"])
+    warnings = [event for event in seen or () if event.get("type") == "Warning"]
+    began = _since(pod) if seen is None else _began(warnings, final)
     return Reason(sentence, can_heal=False, lasted=datetime.now(UTC) - began if began else None)
+
+
+def _since(pod: Object) -> datetime:
+    """When a condition of the pod changed last, as far as that is known."""
+    times = [time(c.get("lastTransitionTime")) for c in pod["status"].get("conditions", [])]
+    return max((moment for moment in times if moment), default=datetime.now(UTC))
 
 
 def _lasted(events: Sequence[Object], final: Callable[[str], bool]) -> timedelta | None:
@@ -208,7 +271,45 @@ def node_silent(pods: Iterable[Object]) -> str:
     return ""
 
 
-def failure(job: Object, pods: Sequence[Object]) -> str:
+def suspended(job: Object, events: Callable[[], Sequence[Object]]) -> str:
+    """Who holds back a suspended job. events: of Kueue's Workloads of the namespace, where pman may read them.
+
+    Kueue (https://kueue.sigs.k8s.io) suspends a Job that names a queue, and says on its Workload why it does so.
+    """
+    queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+    if not queue:
+        return "The job is suspended: it waits until somebody resumes it."
+    workload = re.compile(rf"job-{re.escape(job['metadata']['name'])}-[0-9a-f]{{5}}")
+    ours = [event for event in events() if workload.fullmatch(event.get("involvedObject", {}).get("name", ""))]
+    why = f": {_message(max(ours, key=_last_seen))}" if ours else ""
+    return one_sentence(f"The job waits until Kueue admits it from the queue {queue}{why}")
+
+
+def flaw(job: Object, pods: Sequence[Object]) -> tuple[bool, str]:
+    """Of a job whose pods all ended with 0: whether it failed all the same, and what is wrong with it, or ""."""
+    for pod in pods:
+        worker, status = _worker(job, pod), main_status(pod).get("state", {}).get("terminated", {})
+        if status.get("reason") == "OOMKilled":
+            limit = _memory_limit(job, main_status(pod)["name"])
+            return True, (
+                f"A process of {_lower(worker)} was ended for lack of memory: its limit is {limit}. "
+                "The program ended with exit code 0 all the same, but its output may be incomplete."
+            )
+        if disrupted := _disruption(pod):
+            return False, (
+                f"Kubernetes told {_lower(worker)} to end {disrupted}. The program then ended with exit code 0: "
+                "see whether its output is complete."
+            )
+    removed = job["status"].get("succeeded", 0) - sum(pod["status"].get("phase") == "Succeeded" for pod in pods)
+    if removed <= 0:
+        return False, ""
+    return False, (
+        f"Pods of the job are gone ({removed}), with their logs. If one was removed while its program ran (a drained "
+        "node, an eviction), the program was told to end: see whether its output is complete."
+    )
+
+
+def failure(job: Object, pods: Sequence[Object], events: Events = lambda _: ()) -> str:
     """Why a job with the condition Failed failed. pods: those that are left, in index order."""
     if gave_up := job["metadata"].get("annotations", {}).get(GAVE_UP):
         return str(gave_up)
@@ -216,8 +317,25 @@ def failure(job: Object, pods: Sequence[Object]) -> str:
     if not failed:
         return _without_pod(job)
     pod = min(failed, key=lambda pod: _ended(pod) or datetime.now(UTC))
-    worker = f"Worker {index(pod)}" if job["spec"].get("completions", 1) > 1 else "The job"
-    return one_sentence(_pod_failed(job, pod, worker))
+    return one_sentence(_pod_failed(job, pod, _worker(job, pod), events))
+
+
+def _worker(job: Object, pod: Object) -> str:
+    return f"Worker {index(pod)}" if job["spec"].get("completions", 1) > 1 else "The job"
+
+
+def _lower(worker: str) -> str:
+    return worker[0].lower() + worker[1:]
+
+
+def _disruption(pod: Object) -> str:
+    """For what Kubernetes itself ended the pod, as the end of a sentence; "" where it did not."""
+    held = (c for c in pod["status"].get("conditions", []) if c["type"] == "DisruptionTarget" and c["status"] == "True")
+    condition = next(held, None)
+    if condition is None:
+        return ""
+    reason = condition.get("reason", "")
+    return _DISRUPTIONS.get(reason, f"({reason}: {condition.get('message', '')})")
 
 
 def _without_pod(job: Object) -> str:
@@ -227,33 +345,78 @@ def _without_pod(job: Object) -> str:
         return "The job reached its time limit."
     if condition.get("reason") == "BackoffLimitExceeded":
         return "A pod of the job was deleted or lost, and its result with it."
+    if "DisruptionTarget" in condition.get("message", ""):  # by the template's podFailurePolicy
+        return (
+            "Kubernetes ended a pod of the job to have its node or its place (a drain, an eviction, a preemption, a "
+            "lost node), and its logs are gone. The program did not fail: the job may be run again."
+        )
     return one_sentence(f"Kubernetes ended the job: {condition.get('message') or condition.get('reason', '')}")
 
 
-def _pod_failed(job: Object, pod: Object, worker: str) -> str:
+def _pod_failed(job: Object, pod: Object, worker: str, events: Events) -> str:
     status = pod["status"]
     if status.get("reason") == "DeadlineExceeded":
-        seconds = job["spec"]["template"]["spec"].get("activeDeadlineSeconds", 0)
-        return f"The job reached its time limit of {seconds / 60:g} min"
+        return _time_is_over(job, pod, events)
     if status.get("reason"):  # Evicted, Preempting, NodeShutdown, OutOfmemory, UnexpectedAdmissionError ...
         return f"{worker} was ended by Kubernetes: {status['reason']}: {status.get('message', '')}"
-    for container in _containers(pod):
+    if disrupted := _disruption(pod):
+        return f"{worker} was ended by Kubernetes {disrupted}"
+    for container in containers(pod):
         ended = container.get("state", {}).get("terminated", {})
         if ended.get("exitCode"):
-            return _container_failed(job, container["name"], ended, worker)
+            return _container_failed(job, pod, container["name"], ended, worker)
     return f"{worker} failed: {status.get('message', 'no reason is known')}"
 
 
-def _container_failed(job: Object, name: str, ended: Object, worker: str) -> str:
+def _time_is_over(job: Object, pod: Object, events: Events) -> str:
+    """kubelet counts from when it took the pod: the pull of the image is within the limit."""
+    seconds = job["spec"]["template"]["spec"].get("activeDeadlineSeconds", 0)
+    sentence = f"The job reached its time limit of {seconds / 60:g} min"
+    ended = main_status(pod).get("state", {}).get("terminated", {})
+    took, began, end = time(pod["status"].get("startTime")), time(ended.get("startedAt")), time(ended.get("finishedAt"))
+    if took is None:
+        return sentence
+    if not ran(pod) or began is None or end is None:
+        pull = failed_pull(events(pod["metadata"]["uid"]))
+        why = f": {pull}" if pull else ", perhaps while its image was pulled"
+        return f"{sentence} before its program had begun{why}"
+    waited = (began - took).total_seconds()
+    if waited < max(5.0, seconds / 100):
+        return sentence
+    return (
+        f"{sentence}, which includes {waited:.0f} s before its program began (for the image, say); the program ran for "
+        f"{(end - began).total_seconds():.0f} s"
+    )
+
+
+def _memory_limit(job: Object, name: str) -> str:
+    every = job["spec"]["template"]["spec"]["containers"]
+    found = (c.get("resources", {}).get("limits", {}).get("memory") for c in every if c["name"] == name)
+    return next(found, None) or "the node's"
+
+
+def _container_failed(job: Object, pod: Object, name: str, ended: Object, worker: str) -> str:
     code, reason = ended["exitCode"], ended.get("reason")
+    if name != main_status(pod).get("name", name):
+        worker = f"The container {name} of {_lower(worker)}"
     if reason == "OOMKilled":
-        containers = job["spec"]["template"]["spec"]["containers"]
-        found = (c.get("resources", {}).get("limits", {}).get("memory") for c in containers if c["name"] == name)
-        limit = next(found, None) or "the node's"
-        return f"{worker} ran out of memory: its limit is {limit}"
-    if reason in ("StartError", "ContainerCannotRun"):
+        return f"{worker} ran out of memory: its limit is {_memory_limit(job, name)}"
+    if reason in NEVER_RAN:
         return f"The program could not be started: {ended.get('message', '').rsplit('container process: ', 1)[-1]}"
     return explain_exit(code, worker)
+
+
+def main_status(pod: Object) -> Object:
+    """The status of the container that runs the job's program; {} before kubelet has taken the pod."""
+    every: Sequence[Object] = pod["status"].get("containerStatuses", [])
+    return next((status for status in every if status["name"] == MAIN), every[0] if every else {})
+
+
+def ran(pod: Object) -> bool:
+    """Whether the job's program has begun in this pod."""
+    state = main_status(pod).get("state", {})
+    ended = state.get("terminated", {})
+    return "running" in state or bool(ended.get("startedAt") and ended.get("reason") not in NEVER_RAN)
 
 
 def index(pod: Object) -> int:
@@ -284,11 +447,14 @@ def one_sentence(text: str) -> str:
     return " ".join(text.split())[:999].rstrip(" .:;,") + "."
 
 
-def _containers(pod: Object) -> Iterator[Object]:
-    status = pod["status"]
-    yield from [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+def containers(pod: Object) -> Iterator[Object]:
+    """The states of the pod's containers: first the job's, then those beside it, then init containers and side-cars."""
+    main = main_status(pod)
+    yield from [main] if main else []
+    yield from (status for status in pod["status"].get("containerStatuses", []) if status is not main)
+    yield from pod["status"].get("initContainerStatuses", [])
 
 
 def _ended(pod: Object) -> datetime | None:
-    times = [time(c.get("state", {}).get("terminated", {}).get("finishedAt")) for c in _containers(pod)]
+    times = [time(c.get("state", {}).get("terminated", {}).get("finishedAt")) for c in containers(pod)]
     return min((moment for moment in times if moment), default=None)
