@@ -112,6 +112,10 @@ CHECKS: Mapping[str, Callable[[str, Path], None]] = {
 # command -> the file that runs it, and how it is called there
 ELSEWHERE = {
     "kubectl apply -k deploy/kubernetes": ("tests/live/test_kubernetes.py", '"apply", f"--kustomize='),
+    "helm install chris deploy/helm --set pman.image.repository=registry.example.org/pman --set pman.image.tag=7": (
+        "tests/live/test_kubernetes.py",
+        'cluster.helm("install", *arguments',
+    ),
     "scripts/test": (".ci/run", "scripts/test"),
     "scripts/dev": ("tests/live/test_dev.py", "scripts/dev"),
     "scripts/dev --on slurm": ("tests/live/test_dev.py", '"--on", name'),

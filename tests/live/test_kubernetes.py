@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -28,7 +30,7 @@ import pytest
 import requests
 import yaml
 
-from pman import settings
+from pman import backends, settings
 from pman.job import make_job, validate
 from pman.targets import TARGETS, judge
 from pman.templating.render import Renderer
@@ -42,6 +44,13 @@ pytestmark = pytest.mark.live("kubernetes")
 RBAC = ROOT / "deploy" / "kubernetes" / "rbac.yaml"
 USER = {"kind": "User", "name": "job-runner", "apiGroup": "rbac.authorization.k8s.io"}
 EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
+
+
+@functools.cache
+def helm() -> str:
+    """The path of Helm, which is built where it is not."""
+    command = [str(ROOT / "scripts/engines/kubernetes"), "helm"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,13 @@ class Cluster:
         command = [self.env["KUBECTL"], "--namespace", self.namespace, *arguments]
         env = {**os.environ, **self.env}
         return subprocess.run(command, input=given, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    def helm(self, *arguments: str) -> str:
+        """Helm, as the cluster's administrator."""
+        command = [helm(), "--namespace", self.namespace, *arguments]
+        done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def read(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "--output=json"))
@@ -336,6 +352,117 @@ def test_out_of_memory(server: Server, rig: Rig, jid: str) -> None:
     assert job["message"] == "The job ran out of memory: its limit is 16Mi.", job
 
 
+def test_a_child_that_ran_out_of_memory(server: Server, rig: Rig, jid: str) -> None:
+    """Its shell goes on, and ends with 0: a plugin that runs a program for each file delivers a part of its output."""
+    script = "for i in 1 2 3 4 5; do head -c 200000000 /dev/zero | tail -c 200000000; done; exit 0"
+    server.post(rig.request(jid, script, memory_limit=16))
+    job = server.wait_final(jid)
+    assert (job["status"], "its limit is 16Mi" in job["message"]) == ("finishedWithError", True), job
+    listed = {job["jid"]: job["status"] for job in server.call("GET", "jobs/?limit=1000").json()["jobs"]}
+    assert listed[jid] == "finishedWithError"
+
+
+def test_a_program_that_cannot_be_started_was_never_started(server: Server, rig: Rig, jid: str) -> None:
+    server.post(rig.request(jid, "", entrypoint=["/no/such/program"]))
+    seen = set()
+
+    def ended() -> bool:
+        seen.add(server.get(jid).json()["status"])
+        return "finishedWithError" in seen
+
+    wait_for(ended, 60, "the job to fail", every=0.02)
+    assert "started" not in seen
+
+
+@pytest.mark.parametrize(("script", "status", "words"), [
+    ("sleep 600", "finishedWithError", "Kubernetes ended a pod of the job to have its node or its place"),
+    ("trap 'exit 0' TERM; while :; do sleep 0.1; done", "finishedSuccessfully", "see whether its output is complete"),
+])  # fmt: skip
+def test_an_eviction(
+    cluster: Cluster, server: Server, rig: Rig, jid: str, script: str, status: str, words: str
+) -> None:
+    """As a drained node does it: Kubernetes says what it was; an end with 0 is marked."""
+    server.post(rig.request(jid, f"echo begun; {script}"))
+    wait_for(lambda: "begun" in server.get(jid).json()["logs"], 60, "the first line")
+    evict(cluster, jid)
+    job = server.wait_final(jid)
+    assert (job["status"], words in job["message"]) == (status, True), job
+
+
+def evict(cluster: Cluster, jid: str) -> None:
+    """As a drained node does it."""
+    (pod,) = cluster.read("pods", f"--selector=job-name={jid}")["items"]
+    name = pod["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    path = f"/api/v1/namespaces/{cluster.namespace}/pods/{name}/eviction"
+    cluster.kubectl("create", f"--raw={path}", "--filename=-", given=json.dumps(eviction))
+
+
+def test_the_time_limit_counts_the_image(server: Server, rig: Rig, jid: str) -> None:
+    """A registry that refuses: the reason is in the final sentence, with the limit."""
+    server.post(rig.request(jid, "true", image="127.0.0.1:9/none:1", time_limit_minutes=1))
+    job = server.wait_final(jid, 150)
+    assert job["message"].startswith(
+        "The job reached its time limit of 1 min before its program had begun: Failed to pull"
+    )
+
+
+def older_job(cluster: Cluster, rig: Rig, jid: str, script: str, workers: int = 1) -> dict[str, Any]:
+    """The Job that pman 6.3.1 makes of a request (read from its public source, pman/kubernetesmgr.py)."""
+    request = rig.request(jid, script, number_of_workers=workers)
+    mounts = (("/share/incoming", request["input_dir"]), ("/share/outgoing", request["output_dir"]))
+    container = {
+        "name": jid, "image": rig.image, "env": [], "command": [*request["entrypoint"], "/share/outgoing"],
+        "resources": {"limits": {"memory": "64Mi", "cpu": "100m"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [
+            {"name": "storebase", "mountPath": target, "subPath": source, "readOnly": "incoming" in target}
+            for target, source in mounts
+        ],
+    }  # fmt: skip
+    volume = {"name": "storebase", "hostPath": {"path": str(rig.store)}}  # a claim, there
+    pod = {"restartPolicy": "Never", "containers": [container], "volumes": [volume]}
+    spec = {"parallelism": workers, "completions": workers, "backoffLimit": 0, "ttlSecondsAfterFinished": 86400}
+    cluster.kubectl("create", "--filename=-", given=json.dumps({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": jid},
+        "spec": spec | {"activeDeadlineSeconds": 604800, "template": {"spec": pod}},
+    }))  # fmt: skip
+    return request
+
+
+def test_jobs_of_pman_6_go_on(cluster: Cluster, server: Server, rig: Rig) -> None:
+    """They are read, logged, answered and deleted; a Job of somebody else never is."""
+    running = older_job(cluster, rig, "old-1", COUNTED + "echo begun; sleep 600")
+    older_job(cluster, rig, "old-2", "echo output; exit 4", workers=3)
+    older_job(cluster, rig, "old-3", COUNTED + "echo done")
+    cluster.kubectl("create", "job", "foreign", f"--image={rig.image}", "--", "sleep", "600")
+    wait_for(lambda: server.get("old-1").json()["logs"] == "begun\n", 60, "the first line")
+    job = server.get("old-1").json()
+    assert (job["status"], job["cmd"]) == ("started", shlex.join([*running["entrypoint"], "/share/outgoing"]))
+    assert server.post(running).status_code == 201
+    assert server.post(running | {"args": ["other"]}).status_code == 409
+    failed = server.wait_final("old-2")
+    assert (failed["status"], "exit code 4" in failed["message"]) == ("finishedWithError", True)
+    done = server.wait_final("old-3")
+    assert (done["status"], done["logs"], bool(done["timestamp"])) == ("finishedSuccessfully", "done\n", True)
+    assert rig.executions("old-1") == rig.executions("old-3") == 1
+    assert [server.delete(jid).status_code for jid in ("old-1", "old-2", "old-3")] == [204] * 3
+    assert server.get("old-1").status_code == 404
+    assert (server.get("foreign").status_code, server.delete("foreign").status_code) == (404, 404)
+    assert server.post(rig.request("foreign", "true")).status_code == 409
+    assert cluster.read("job", "foreign")["status"].get("active") == 1
+    assert server.post(running).status_code == 201  # the pods of the deleted one have ended
+    server.wait_state("old-1", "started")
+    assert server.delete("old-1").status_code == 204
+
+
+def test_thirty_workers_are_read_at_once(server: Server, rig: Rig, jid: str) -> None:
+    """Every log within the time of the slowest, which here is next to nothing."""
+    server.post(rig.request(jid, "echo I am $PMAN_WORKER_INDEX", number_of_workers=30, cpu_limit=30))
+    logs = server.wait_final(jid, 240)["logs"]
+    assert logs == "".join(f"=== worker {n} ===\nI am {n}\n" for n in range(30))
+
+
 def test_which_worker_failed(server: Server, rig: Rig, jid: str) -> None:
     server.post(rig.request(jid, '[ "$PMAN_WORKER_INDEX" = 1 ] && exit 7; true', number_of_workers=2))
     assert server.wait_final(jid)["message"] == "Worker 1 ended with exit code 7."
@@ -474,30 +601,110 @@ def test_a_volume_claim(cluster: Cluster, rig: Rig, jid: str) -> None:
     server.stop()
 
 
+# -------------------------------------------------------------------------------------------------------- recipes
+
+PAGE = ROOT / "docs" / "kubernetes.md"
+RECIPES = dict(re.findall(r"^### (.*?)\n.*?^```jinja\n(.*?)^```$", PAGE.read_text(), re.S | re.M))
+
+
+def recipe(directory: Path, name: str, **values: str) -> str:
+    """TEMPLATES_DIR with the recipe of docs/kubernetes.md whose heading begins with `name`."""
+    (text,) = [text for heading, text in RECIPES.items() if heading.startswith(name)]
+    (directory / "recipe/k8s").mkdir(parents=True)
+    (directory / "recipe/k8s/job.yaml.j2").write_text(text)
+    (directory / "recipe/site.yaml").write_text(json.dumps(values))
+    return str(directory / "recipe")
+
+
+OPENSHIFT_USER = "1000650000"
+
+
+@pytest.mark.parametrize(
+    ("name", "user", "uid"), [("A `restricted` namespace", "1234:1234", "1234"), ("OpenShift", "", OPENSHIFT_USER)]
+)
+def test_a_restricted_namespace(tmp_path: Path, name: str, user: str, uid: str) -> None:
+    """Of OpenShift's restricted-v2: pman names no user; the namespace's is put in here, as OpenShift puts it in."""
+    given = {"STORAGE_TYPE": "kubernetes_pvc", "VOLUME_NAME": "store", "TEMPLATES_DIR": recipe(tmp_path, name)}
+    template = tmp_path / "recipe/k8s/job.yaml.j2"
+    if not user:
+        config = settings.load({"CONTAINER_ENV": "kubernetes", **given})
+        sample = make_job(validate(json.loads(EXAMPLES[0].read_text())), config)
+        assert "runAsUser" not in Renderer(config, TARGETS).render(sample, "k8s").text
+        named = f"runAsNonRoot: true\n        runAsUser: {uid}"
+        template.write_text(template.read_text().replace("runAsNonRoot: true", named))
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    with (
+        namespace(labels) as cluster,
+        running(kubernetes_rig(cluster, tmp_path, **given)) as rig,
+        claim(cluster, rig.store, "store"),
+    ):
+        server = rig.start(CONTAINER_USER=user)
+        request = rig.request(
+            "one", 'id -u; echo x >"$1/x"; touch /tmp/x && echo temporary; touch /x || echo read-only'
+        )
+        rig.outgoing("one").chmod(0o777)
+        assert server.post(request).status_code == 201
+        job = server.wait_final("one")
+        assert job["status"] == "finishedSuccessfully", job
+        assert job["logs"].splitlines()[0] == uid
+        assert "temporary" in job["logs"]
+        assert (rig.outgoing("one") / "x").stat().st_uid == int(uid)
+
+
+def test_a_job_that_runs_again_after_an_eviction(tmp_path: Path) -> None:
+    with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
+        server = rig.start(TEMPLATES_DIR=recipe(tmp_path, "Jobs that run again"))
+        server.post(rig.request("again", COUNTED + '[ "$(wc -l <"$out/runs")" = 2 ] || sleep 600'))
+        wait_for(lambda: rig.executions("again") == 1, 60, "the first run")
+        evict(cluster, "again")
+        job = server.wait_final("again", 90)
+        assert (job["status"], rig.executions("again")) == ("finishedSuccessfully", 2), job
+
+
+def test_a_queue(tmp_path: Path) -> None:
+    """Suspended as for Kueue, and resumed as Kueue does it."""
+    with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
+        server = rig.start(TEMPLATES_DIR=recipe(tmp_path, "Kueue", queue="imaging"))
+        server.post(rig.request("queued", COUNTED))
+        wait_message(server, "queued", "The job waits until Kueue admits it from the queue imaging.")
+        workload = {"kind": "Workload", "name": "job-queued-0a1b2", "namespace": cluster.namespace}
+        said = {"reason": "Pending", "message": "insufficient unused quota for cpu", "involvedObject": workload}
+        cluster.apply({"apiVersion": "v1", "kind": "Event", "type": "Warning", "metadata": {"name": "e"}, **said})
+        assert wait_message(server, "queued", "imaging: insufficient unused quota")["status"] == "notstarted"
+        cluster.kubectl("patch", "job", "queued", '--patch={"spec": {"suspend": false}}')
+        assert server.wait_final("queued")["status"] == "finishedSuccessfully"
+        assert rig.executions("queued") == 1
+
+
+def test_a_side_car(tmp_path: Path) -> None:
+    """It neither hides how the job ended nor keeps it from ending."""
+    with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
+        server = rig.start(TEMPLATES_DIR=recipe(tmp_path, "Side-cars"))
+        server.post(rig.request("three", "echo mine; exit 3"))
+        job = server.wait_final("three", 90)
+        assert (job["message"], job["logs"]) == ("The job ended with exit code 3.", "mine\n"), job
+
+
 # --------------------------------------------------------------------------------------------------------- rights
 
 
 def test_every_right_is_needed(tmp_path: Path) -> None:
     """Without any one of them /readyz and the call that needs it name it, as verb and resource."""
     with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
-        server, eager = rig.start(STUCK_JOB_PATIENCE_MINUTES="15"), rig.start(STUCK_JOB_PATIENCE_MINUTES="0")
+        server = rig.start(STUCK_JOB_PATIENCE_MINUTES="15")
         server.post(rig.request("runs", "sleep 600"))
-        server.post(rig.request("stuck", "true", type="ds", input_dir="missing"))
         server.wait_state("runs", "started")
-        wait_message(server, "stuck", "missing")
         uses: dict[tuple[str, str], Callable[[], requests.Response]] = {
             ("create", "jobs"): lambda: server.post(rig.request("new", "true")),
             ("get", "jobs"): lambda: server.get("runs"),
             ("list", "jobs"): lambda: server.call("GET", "jobs/"),
             ("delete", "jobs"): lambda: server.delete("runs"),
-            ("patch", "jobs"): lambda: eager.get("stuck"),
             ("list", "pods"): lambda: server.get("runs"),
             ("get", "pods/log"): lambda: server.get("runs"),
-            ("list", "events"): lambda: server.get("stuck"),
         }
         rules = [rule for document in role() for rule in document.get("rules", [])]
         granted = {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
-        assert granted == set(uses)
+        assert granted == {*uses, *HELPFUL}
         for (verb, resource), use in uses.items():
             cluster.apply(*role(verb, resource))
             wait_for(functools.partial(lacks, server, verb, resource), 30, f"the right to {verb} {resource} to go")
@@ -505,10 +712,59 @@ def test_every_right_is_needed(tmp_path: Path) -> None:
             assert answer.status_code == 503, (verb, resource, answer.text)
             assert f'cannot {verb} resource "{resource}"' in answer.json()["message"]
         late = rig.start()
-        wait_for(lambda: "lacks the right to list events" in late.log.read_text(), 30, "the log to name the right")
+        wait_for(lambda: "lacks the right to get pods/log" in late.log.read_text(), 30, "the log to name the right")
         cluster.apply(*role())
         wait_for(lambda: ready(server).status_code == 200, 30, "all rights")
         assert server.delete("runs").status_code == 204
+
+
+HELPFUL = {("list", "events"), ("patch", "jobs")}
+# The Role of the public chart pfcon 1.0.0 (FNNDSC/charts), by which existing sites run pman.
+PUBLIC_CHART = [
+    {
+        "apiGroups": ["batch"],
+        "resources": ["jobs"],
+        "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"],
+    },
+    {
+        "apiGroups": [""],
+        "resources": ["pods"],
+        "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"],
+    },
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get", "list", "watch"]},
+]
+
+
+def test_the_rights_of_existing_sites_are_enough(tmp_path: Path) -> None:
+    """The Role of the public chart, without events: everything is answered, with fewer words."""
+    with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
+        given = next(document for document in role() if document["kind"] == "Role")
+        cluster.apply(given | {"rules": PUBLIC_CHART})
+        server = rig.start(**IMPATIENT)
+        wait_for(lambda: "list events" in ready(server).json().get("message", ""), 30, "the right to list events to go")
+        assert ready(server).status_code == 200
+        assert server.post(rig.request("runs", COUNTED + "echo hello")).status_code == 201
+        assert server.post(rig.request("gone", COUNTED, image="localhost/nosuch/image:1")).status_code == 201
+        assert server.post(rig.request("lost", COUNTED, type="ds", input_dir="missing")).status_code == 201
+        assert server.wait_final("runs")["logs"] == "hello\n"
+        wait_message(server, "lost", "waits for a directory of the job")
+        assert server.get("lost").json()["status"] == "notstarted"
+        text = server.log.read_text()
+        assert (text.count("lacks the right to list events"), text.count("cannot list resource")) == (1, 1)
+        assert "ERROR" not in text
+        assert {server.delete(jid).status_code for jid in ("runs", "gone", "lost")} == {204}
+
+
+def test_without_the_right_to_change_jobs(tmp_path: Path) -> None:
+    """A job that cannot start is explained, and waits."""
+    with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
+        cluster.apply(*role("patch", "jobs"))
+        server = rig.start(STUCK_JOB_PATIENCE_MINUTES="0")
+        wait_for(lambda: "patch jobs.batch" in ready(server).json().get("message", ""), 30, "the right to go")
+        server.post(rig.request("stuck", "true", type="ds", input_dir="missing"))
+        wait_message(server, "stuck", "cannot be mounted")
+        wait_for(lambda: "Jobs that cannot start wait for ever" in server.log.read_text(), 60, "the log to say so")
+        assert server.get("stuck").json()["status"] == "notstarted"
 
 
 def lacks(server: Server, verb: str, resource: str) -> bool:
@@ -520,7 +776,7 @@ def ready(server: Server) -> requests.Response:
     return server.call("GET", "../../readyz")
 
 
-def lacking(cluster: Cluster, port: int) -> str:
+def lacking(cluster: Cluster, port: int, name: str = "pman", *command: str) -> str:
     """A strategic merge patch that gives pman's pod what this cluster has not: a network, and an image with pman."""
     admin = yaml.safe_load(Path(cluster.env["KUBECONFIG"]).read_text())["clusters"][0]["cluster"]["server"]
     host, api_port = admin.removeprefix("https://").split(":")
@@ -531,13 +787,13 @@ def lacking(cluster: Cluster, port: int) -> str:
     seen = dict.fromkeys(["/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, str(ROOT)])
     paths = [path for path in seen if not any(path.startswith(other + "/") for other in seen)]
     container = {
-        "name": "pman", "command": [sys.executable, "-m", "pman", "serve"], "workingDir": str(ROOT),
+        "name": "pman", "command": list(command or [sys.executable, "-m", "pman", "serve"]), "workingDir": str(ROOT),
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "volumeMounts": [{"name": f"v{i}", "mountPath": path, "readOnly": True} for i, path in enumerate(paths)],
     }  # fmt: skip
     volumes = [{"name": f"v{i}", "hostPath": {"path": os.path.realpath(path)}} for i, path in enumerate(paths)]
     spec = {"hostNetwork": True, "containers": [container], "volumes": volumes}
-    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "pman"}}
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}}
     return json.dumps(deployment | {"spec": {"replicas": 1, "template": {"spec": spec}}})
 
 
@@ -577,9 +833,174 @@ def test_the_shipped_deployment(tmp_path: Path) -> None:
             use_deployment(cluster, rig, f"http://127.0.0.1:{port}")
 
 
-def use_deployment(cluster: Cluster, rig: Rig, url: str) -> None:
-    assert requests.get(f"{url}/readyz", timeout=60).text == '{"status":"ready"}\n'
-    assert "ERROR" not in cluster.kubectl("logs", "deployment/pman")
+# A values file for the public chart pfcon, with its names and none of its texts.
+OF_PFCON: dict[str, Any] = {
+    "replicaCount": 1, "password": "x", "pfcon": {"image": {"repository": "r/pfcon", "tag": "5.2.3"}},
+    "global": {"defaultStorageClass": "fast", "podSecurityContext": {"runAsUser": 2000, "runAsGroup": 3000}},
+    "storage": {"size": "20Gi", "accessModes": ["ReadWriteMany"]}, "service": {"type": "ClusterIP", "port": 5005},
+    "imagePullSecrets": [{"name": "hub"}], "nodeSelector": {"disk": "ssd"}, "podAnnotations": {"a": "b"},
+    "serviceAccount": {"annotations": {"role": "x"}, "name": "runner"},
+    "pman": {
+        "image": {"repository": "r/pman", "pullPolicy": "Always", "tag": "7"}, "containerPort": 5010,
+        "resources": {"limits": {"memory": "1Gi"}}, "secretKey": "a key of twenty letters",
+        "extraEnv": {"JOB_LABELS": "chrisproject.org/job=plugininstance", "IGNORE_LIMITS": "no"},
+    },
+}  # fmt: skip
+EVERY_VALUE = {
+    "serviceMonitor": {"enabled": True}, "networkPolicy": {"closeJobs": True, "from": [{"podSelector": {}}]},
+    "tolerations": [{"key": "x", "operator": "Exists"}], "pman": {"templates": {"k8s/job.yaml.j2": "{% set a = 1 %}"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [{}, OF_PFCON, EVERY_VALUE], ids=["nothing", "pfcon", "everything"])
+def test_what_the_chart_renders(cluster: Cluster, tmp_path: Path, values: dict[str, Any]) -> None:
+    """It is lint-free, the API server takes it, and pman starts with its settings."""
+    (tmp_path / "values.yaml").write_text(json.dumps(values))
+    arguments = (str(ROOT / "deploy/helm"), f"--values={tmp_path}/values.yaml")
+    assert "0 chart(s) failed" in cluster.helm("lint", "--strict", *arguments)
+    documents = list(yaml.safe_load_all(cluster.helm("template", "chris", *arguments)))
+    by_kind = {document["kind"]: document for document in documents if "templates" not in document["metadata"]["name"]}
+    for document in documents:
+        if document["kind"] != "ServiceMonitor":  # its kind comes with an operator
+            cluster.kubectl(
+                "create", "--dry-run=server", "--validate=strict", "--filename=-", given=json.dumps(document)
+            )
+    config = settings.load(by_kind["ConfigMap"]["data"] | {"SECRET_KEY": "x" * 20, "TEMPLATES_DIR": ""})
+    assert backends.check_for_service(config) is not None
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    assert ("ServiceMonitor" in by_kind) is ("serviceMonitor" in values)
+    assert ("PodDisruptionBudget" in by_kind) is (by_kind["Deployment"]["spec"]["replicas"] > 1)
+    if values is OF_PFCON:
+        assert config.container_user == "2000:3000"
+        assert (pod["securityContext"]["runAsUser"], pod["containers"][0]["image"]) == (2000, "r/pman:7")
+        assert (pod["serviceAccountName"], config.port, pod["nodeSelector"]) == ("runner", 5010, {"disk": "ssd"})
+        assert by_kind["PersistentVolumeClaim"]["spec"]["storageClassName"] == "fast"
+
+
+def test_the_chart_on_openshift(cluster: Cluster) -> None:
+    """It names no user there: restricted-v2 would refuse the pods."""
+    api = "--api-versions=security.openshift.io/v1/SecurityContextConstraints"
+    assert "runAsUser" in cluster.helm("template", "chris", str(ROOT / "deploy/helm"))
+    rendered = cluster.helm("template", "chris", str(ROOT / "deploy/helm"), api)
+    assert re.findall(r"runAsUser|runAsGroup|CONTAINER_USER", rendered) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("pman.extraEnv.SECRET_KEY=x", "set pman.secretKey"),
+        ("pman.image.repository=ghcr.io/fnndsc/pman", "that is pman 6"),
+    ],
+)
+def test_values_that_the_chart_refuses(cluster: Cluster, value: str, words: str) -> None:
+    command = [helm(), "template", "chris", str(ROOT / "deploy/helm"), f"--set={value}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+
+
+def test_the_helm_chart(tmp_path: Path) -> None:
+    """Installed by Helm with what only this cluster needs, upgraded with another value, and removed."""
+    with namespace() as cluster:
+        if cluster.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
+            pytest.skip("the pod runs this machine's Python, and has its network")
+        rig, port = kubernetes_rig(cluster, tmp_path), free_port()
+        rig.store.chmod(0o777)
+        image, tag = rig.image.rsplit(":", 1)
+        patch = {"patch": lacking(cluster, port), "target": {"kind": "Deployment"}}
+        (tmp_path / "kustomization.yaml").write_text(json.dumps({"resources": ["all.yaml"], "patches": [patch]}))
+        render = tmp_path / "render"
+        render.write_text(
+            f"#!/bin/sh -e\ncat >{tmp_path}/all.yaml\nexec {cluster.env['KUBECTL']} kustomize {tmp_path}\n"
+        )
+        render.chmod(0o755)
+        values = {
+            "replicaCount": 1, "storage": {"existingClaim": "storebase"}, "podSecurityContext": {"runAsUser": 10001},
+            "pman": {
+                "image": {"repository": image, "tag": tag, "pullPolicy": "Never"}, "containerPort": port,
+                "extraEnv": {"JOB_LABELS": "site=tests"}, "templates": {"site.yaml": "queue: imaging\n"},
+            },
+        }  # fmt: skip
+        (tmp_path / "values.yaml").write_text(json.dumps(values))
+        arguments = (
+            "chris",
+            str(ROOT / "deploy/helm"),
+            f"--values={tmp_path}/values.yaml",
+            f"--post-renderer={render}",
+        )
+        with claim(cluster, rig.store, "storebase"):
+            cluster.helm("install", *arguments, "--wait", "--timeout=3m")
+            key = cluster.read("secret", "chris-pman")["data"]["SECRET_KEY"]
+            use_deployment(cluster, rig, f"http://127.0.0.1:{port}", "chris-pman")
+            assert cluster.read("job", "inside")["metadata"]["labels"]["site"] == "tests"
+            cluster.helm("upgrade", *arguments, "--set=pman.extraEnv.JOB_LABELS=site=other")
+            assert cluster.read("secret", "chris-pman")["data"]["SECRET_KEY"] == key
+            cluster.helm("uninstall", "chris")
+
+
+def public_chart(cluster: Cluster) -> list[dict[str, Any]]:
+    """What the public chart pfcon 1.0.0 (FNNDSC/charts) renders for a release `chris`, as far as it concerns pman."""
+    name, labels = "chris-pfcon", {"app.kubernetes.io/name": "pfcon", "app.kubernetes.io/instance": "chris"}
+    probe = {"httpGet": {"path": "/api/v1/", "port": 5010}, "periodSeconds": 3}
+    source = [{"configMapRef": {"name": "chris-pman"}}, {"secretRef": {"name": "chris-pman"}}]
+    command = ["gunicorn", "-b", "0.0.0.0:5010", "pman.wsgi:application"]
+    pman = {"name": "pman", "image": "ghcr.io/fnndsc/pman:6.1.0", "command": command, "envFrom": source}
+    pfcon: dict[str, Any] = {"name": "pfcon", "image": cluster.env["PMAN_TEST_IMAGE"], "command": ["sleep", "600"]}
+    pfcon["volumeMounts"] = [{"mountPath": "/var/local/storeBase", "name": "storebase"}]
+    claims = [{"name": "storebase", "persistentVolumeClaim": {"claimName": "chris-storebase"}}]
+    pod = {"serviceAccountName": name, "containers": [pfcon, pman | {"readinessProbe": probe}], "volumes": claims}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    settings = {
+        "CONTAINER_ENV": "kubernetes", "STORAGE_TYPE": "kubernetes_pvc", "JOB_NAMESPACE": cluster.namespace,
+        "VOLUME_NAME": "chris-storebase", "JOB_LABELS": "chrisproject.org/job=plugininstance",
+        "ENABLE_HOME_WORKAROUND": "yes", "REMOVE_JOBS": "yes", "IGNORE_LIMITS": "no", "CONTAINER_USER": "1001:0",
+        "GUNICORN_CMD_ARGS": "--workers=4 --timeout=30",
+    }  # fmt: skip
+    creator, named = f"{name}-job-creator", {"name": "chris-pman"}
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": cluster.namespace}
+    rbac, group = "rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}},
+        {"apiVersion": rbac, "kind": "Role", "metadata": {"name": creator}, "rules": PUBLIC_CHART},
+        {"apiVersion": rbac, "kind": "RoleBinding", "metadata": {"name": creator}, "subjects": [subject],
+         "roleRef": {"apiGroup": group, "kind": "Role", "name": creator}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": named, "data": settings},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": named, "stringData": {"SECRET_KEY": "x" * 32}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+         "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}},
+    ]  # fmt: skip
+
+
+def test_from_the_public_chart(tmp_path: Path) -> None:
+    """With the patches of docs/kubernetes.md, pman takes the place of pman 6 beside pfcon, and runs jobs."""
+    with namespace() as cluster:
+        if cluster.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
+            pytest.skip("the pod runs this machine's Python, and has its network")
+        rig, port = kubernetes_rig(cluster, tmp_path), free_port()
+        rig.store.chmod(0o777)
+        everything = {"apiVersion": "v1", "kind": "List", "items": public_chart(cluster)}
+        (tmp_path / "all.yaml").write_text(json.dumps(everything))
+        (page,) = re.findall(r"^```yaml\n(resources:.*?)^```$", PAGE.read_text(), re.S | re.M)
+        image, tag = rig.image.rsplit(":", 1)
+        site = yaml.safe_load(page.replace("registry.example.org/pman", image).replace('"7"', f'"{tag}"'))
+        # This cluster's pods have this machine's network, where port 5010 may be somebody's, and its Python.
+        deployment = yaml.safe_load(site["patches"][0]["patch"])
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        command = [sys.executable, "-m", *container["command"]]
+        site["namespace"] = cluster.namespace
+        site["patches"] += [{"patch": lacking(cluster, port, "chris-pfcon", *command)}]
+        probe = {"name": "pman", "readinessProbe": {"httpGet": {"port": port}}}
+        pod = {"securityContext": {"runAsUser": 1001}, "containers": [probe]}
+        site["patches"] += [{"patch": json.dumps(deployment | {"spec": {"template": {"spec": pod}}})}]
+        (tmp_path / "kustomization.yaml").write_text(json.dumps(site))
+        with claim(cluster, rig.store, "chris-storebase"):
+            cluster.kubectl("apply", f"--kustomize={tmp_path}")
+            cluster.kubectl("rollout", "status", "deployment/chris-pfcon", "--timeout=180s")
+            use_deployment(cluster, rig, f"http://127.0.0.1:{port}", "chris-pfcon", "1001")
+
+
+def use_deployment(cluster: Cluster, rig: Rig, url: str, name: str = "pman", uid: str = "10001") -> None:
+    assert requests.get(f"{url}/readyz", timeout=60).json() == {"status": "ready"}
+    assert "ERROR" not in cluster.kubectl("logs", f"deployment/{name}", "--container=pman")
     request = rig.request("inside", COUNTED + 'cat "$1/in"; id -u', type="ds", output_dir="made/by pman/out")
     (rig.store / request["input_dir"] / "in").write_text("from inside\n")
     answer = requests.post(f"{url}/api/v1/", json=request, timeout=60)
@@ -590,7 +1011,7 @@ def use_deployment(cluster: Cluster, rig: Rig, url: str) -> None:
         return job if job["status"].startswith("finished") else None
 
     job = wait_for(final, rig.job_seconds, "the job to end", every=0.3)
-    assert (job["status"], job["logs"]) == ("finishedSuccessfully", "from inside\n10001\n"), job
+    assert (job["status"], job["logs"]) == ("finishedSuccessfully", f"from inside\n{uid}\n"), job
     assert (rig.store / request["output_dir"] / "runs").read_text() == "run\n"
     missing = rig.request("missing", "true", type="ds", input_dir="no such")
     assert requests.post(f"{url}/api/v1/", json=missing, timeout=60).status_code == 400

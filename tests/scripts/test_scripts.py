@@ -26,6 +26,29 @@ def test_shell_scripts_parse(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+@pytest.mark.parametrize("provider", ["kind", "k3d"])
+def test_nodes_in_containers_see_the_store(tmp_path: Path, provider: str) -> None:
+    """Else a job that mounts a directory of this machine would wait for it in vain. What makes the nodes fails here."""
+    script = f"""#!/bin/sh
+case "${{0##*/}} $*" in *create*) echo "$*" >>{tmp_path}/said ;; k3d*) exit 1 ;; *) exit 0 ;; esac
+case "$*" in *"--config -"*) cat >>{tmp_path}/said ;; esac
+exit 1
+"""
+    (tmp_path / "bin").mkdir()
+    for name in ("kind", "k3d", "docker", "kubectl"):
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PMAN_DEV_HOME": str(tmp_path / "home")}
+    command = [str(ROOT / "scripts/engines/kubernetes"), "up", "--provider", provider]
+    store = {"PMAN_DEV_STORE": "/srv/store:/data"}
+    done = subprocess.run(command, env=env | store, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stderr
+    said = (tmp_path / "said").read_text()
+    for path in ("/srv/store", "/data"):
+        mount = f'hostPath: "{path}", containerPath: "{path}"' if provider == "kind" else f"--volume {path}:{path}@all"
+        assert mount in said
+
+
 @pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
