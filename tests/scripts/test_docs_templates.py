@@ -18,6 +18,7 @@ from pman.templating import render
 from tests.rig import ROOT
 
 TEXT = (ROOT / "docs" / "templates.md").read_text()
+ALL = "\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))  # a target may have its own
 SECTIONS = [section for section in re.split(r"(?m)^##+ ", TEXT) if "```" in section]
 FENCE = re.compile(r"(?ms)^```(\w+)(?: (\S+))?\n(.*?)^```$")
 REQUEST = next(match[3] for match in FENCE.finditer(TEXT) if match[2] == "request.json")
@@ -61,7 +62,7 @@ def test_snippets_do_what_is_said(section: str, tmp_path: Path) -> None:
 
 def test_the_table_of_blocks_is_true() -> None:
     found = overlay.Overlay(render.Renderer(settings.load({}), TARGETS))
-    rows = re.findall(r"(?m)^\| (\w+/[\w.]+\.j2) \| (.+) \|$", TEXT)
+    rows = re.findall(r"(?m)^\| (\w+/[\w.]+\.j2) \| (.+) \|$", ALL)
     for name, blocks in rows:
         known = {block for template in found.chain(name) for block in template.blocks}
         assert set(blocks.split(", ")) == known, name
@@ -71,7 +72,10 @@ def test_the_table_of_blocks_is_true() -> None:
 
 def test_the_table_of_filters_is_true() -> None:
     languages = render.Renderer(settings.load({}), TARGETS).filters.values()
-    assert set(re.findall(r"(?m)^\| `(\w+)` \|", TEXT)) == {name for filters in languages for name in filters}
+    tables = re.findall(r"(?m)^\| filter \|.*\n\|---.*\n((?:\|.*\n)+)", ALL)
+    assert {name for rows in tables for name in re.findall(r"(?m)^\| `(\w+)` \|", rows)} == {
+        name for filters in languages for name in filters
+    }
 
 
 def test_every_command_is_named() -> None:
