@@ -7,6 +7,7 @@ findings are shown in report.py. What one scheduler accepts is not said here but
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from pman.targets.record import Flaw, Judging, Problem, Stuck
 from pman.targets.shell import bash_problems
 from pman.templating.render import Renderer, Spec
 from pman.templating.sandbox import TimedOut
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -102,6 +105,12 @@ class SiteCheck:
             return found
         flaws = proof.flaws(job, mounts(job, attempt.renderer.settings), spec)
         return [*found, *(attempt.caused(flaw) for flaw in flaws)]
+
+
+def log_findings(config: Settings) -> None:
+    """Warn of what can be seen to be wrong in the site's templates without rendering them. Raises TemplateError."""
+    for finding in lint.findings(Overlay(Renderer(config, TARGETS))):
+        log.warning("%s", finding)
 
 
 def judged(renderer: Renderer, job: Job, spec: Spec) -> list[Finding]:

@@ -74,9 +74,13 @@ def serve() -> None:
 
     Everything is set by environment variables, which `pman settings` lists.
     """
-    from pman.service import server
+    from pman import checking
+    from pman.service import app, server
 
-    server.serve(settings.load())
+    config = settings.load()
+    app.set_up_logging(config)
+    checking.log_findings(config)
+    server.serve(config)
 
 
 @main.command("help")

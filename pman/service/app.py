@@ -19,8 +19,6 @@ import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from pman import backends, settings
-from pman.checking import lint
-from pman.checking.overlay import Overlay
 from pman.errors import PmanError, Refused
 from pman.job import MAX_BODY_BYTES
 from pman.service import metrics, pages
@@ -40,8 +38,6 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     renderer = Renderer(config, TARGETS)
     with contextlib.suppress(Refused):  # a site's policy may well have no place for the sample
         renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
-    for finding in lint.findings(Overlay(renderer)):
-        log.warning("%s", finding)
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
