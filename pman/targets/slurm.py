@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pman.job import Job
+from pman.targets import sbatch as sbatch_lines
 from pman.targets import shell
 from pman.targets.record import Delivered, Directives, Judging, Problem, Target
 from pman.templating.quote import Filter, Unwritable, bare, text_of
@@ -31,6 +32,7 @@ def sbatch(value: Any) -> str:
 def _judge(text: str, how: Judging) -> Iterator[Problem]:
     if not text.startswith("#!"):
         yield Problem("sbatch takes no script that does not begin with #!", 1)
+    yield from sbatch_lines.problems(text)
     yield from shell.bash_problems(text, how.shellcheck)
 
 
