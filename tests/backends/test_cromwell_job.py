@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,13 @@ from pman.templating.render import Renderer
 from tests.deliver import cromwell_script
 from tests.rig import wait_for
 
-# What BusyBox 1.30 and 1.31 say to -k, and what those before say to seconds without -t.
-OLD_TIMEOUT = "#!/bin/sh\necho 'timeout: invalid option' >&2\nexit 1\n"
+# timeout(1) as images have it. The template must need none of them; BusyBox hands on the command's own exit code.
+TIMEOUTS = {
+    "busybox-1.29": '[ "$1" = -t ] || { echo "timeout: invalid option" >&2; exit 1; }; shift 2; exec "$@"',
+    "busybox-1.31": '[ "$1" != -k ] || { echo "timeout: invalid option" >&2; exit 1; }; shift; exec "$@"',
+    "none": "exit 127",
+}
+SHELLS = ("dash", "bash", "busybox")
 
 
 def script(path: Path, *entrypoint: str, **fields: Any) -> Path:
@@ -36,18 +42,86 @@ def script(path: Path, *entrypoint: str, **fields: Any) -> Path:
 
 
 def run(path: Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["sh", str(path)], cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False)
+    command, env = ["sh", str(path)], os.environ | env
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_an_image_whose_timeout_knows_no_k(tmp_path: Path) -> None:
-    """The job runs, without an end of its own: SLURM's limit is left."""
-    (tmp_path / "bin").mkdir()
-    old = tmp_path / "bin" / "timeout"
-    old.write_text(OLD_TIMEOUT)
-    old.chmod(0o755)
-    job = script(tmp_path / "script", "sh", "-c", 'echo "ran with $X"; exit 7', env=["X=y"])
-    done = run(job, tmp_path, PATH=f"{old.parent}:{os.environ['PATH']}")
-    assert (done.returncode, done.stdout, done.stderr) == (7, "ran with y\n", "")
+def shell_of_an_image(directory: Path, shell: str) -> dict[str, str]:
+    """The environment of an image whose sh is that shell."""
+    found = shutil.which(shell)
+    if not found:
+        assert os.environ.get("CI") != "true"
+        pytest.skip(f"no {shell} here")
+    directory.mkdir(exist_ok=True)
+    (directory / "sh").symlink_to(found)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def with_limit(path: Path, seconds: int) -> Path:
+    """The script with a limit of some seconds, in place of its minutes."""
+    text = path.read_text()
+    assert text.count("limit_seconds=300\n") == 1
+    path.write_text(text.replace("limit_seconds=300\n", f"limit_seconds={seconds}\n"))
+    return path
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("timeout", ["", *TIMEOUTS])
+@pytest.mark.parametrize("answer", ["exit 0", "exit 1", ":", ""])
+def test_the_limit_decides_what_the_end_is(tmp_path: Path, shell: str, timeout: str, answer: str) -> None:
+    """Whatever the command makes of the signal, and whatever timeout(1) there is, it was cut off."""
+    env = shell_of_an_image(tmp_path / "bin", shell)
+    if timeout:
+        program = tmp_path / "bin" / "timeout"
+        program.write_text(f"#!/bin/sh\n{TIMEOUTS[timeout]}\n")
+        program.chmod(0o755)
+    trap = f"trap '{answer}' TERM; " if answer else ""
+    loop = "while [ ! -e enough ]; do sleep 0.1; done"  # `:` goes on after the signal, until the KILL
+    work = with_limit(script(tmp_path / "script", "sh", "-c", f"{trap}echo partial > out; {loop}"), 1)
+    if answer == ":":
+        work.write_text(work.read_text().replace("sleep 10 &", "sleep 1 &"))
+    done = run(work, tmp_path, **env)
+    said = done.stderr.splitlines()[-1:]  # before it, some shells tell of the signal that ended their own child
+    assert (done.returncode, said) == (124, ["pman: ended by the time limit of 5 min"])
+    assert (tmp_path / "out").read_text() == "partial\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("code", [0, 7, 124, 143])
+def test_an_exit_before_the_limit_is_the_commands_own(tmp_path: Path, shell: str, code: int) -> None:
+    """Nothing of the watch is left behind, which would hold the container or the SLURM job up."""
+    env = shell_of_an_image(tmp_path / "bin", shell)
+    job = script(tmp_path / "script", "sh", "-c", f'echo "ran with $X"; exit {code}', env=["X=y"])
+    done = run(job, tmp_path, **env, PMAN_TEST_MARK=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (code, "ran with y\n", "")
+    wait_for(lambda: not processes_with(f"PMAN_TEST_MARK={tmp_path}"), 10, "the watch to be gone")
+
+
+def test_a_sleep_that_somebody_ends_is_not_the_limit(tmp_path: Path) -> None:
+    """Such as a job that ends all programs of that name: it goes on, and SLURM's own limit is left."""
+    job = script(tmp_path / "script", "sh", "-c", "until [ -e end ]; do sleep 0.05; done")
+    mark = f"PMAN_TEST_MARK={tmp_path}"
+
+    def naps() -> list[str]:
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in processes_with(mark)}
+        return [pid for pid, line in lines.items() if line.exists() and line.read_bytes() == b"sleep\x00300\x00"]
+
+    with running(job, tmp_path, PMAN_TEST_MARK=str(tmp_path)):
+        (nap,) = wait_for(naps, 20, "the watch to sleep")
+        os.kill(int(nap), signal.SIGTERM)
+        wait_for(lambda: not naps(), 20, "it to end")
+
+
+def processes_with(variable: str) -> list[str]:
+    """Processes that have this variable in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+        except OSError:  # ended meanwhile, or somebody else's
+            continue
+    return found
 
 
 def test_a_job_with_a_path_of_its_own(tmp_path: Path) -> None:
@@ -55,19 +129,12 @@ def test_a_job_with_a_path_of_its_own(tmp_path: Path) -> None:
     assert run(job, tmp_path).stdout == "/opt/tool/bin\n"
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_what_a_command_leaves_behind_is_ended(tmp_path: Path, shell: str) -> None:
     """ChRIS fetches the output as soon as the command has ended. In each shell that an image may have as its sh."""
-    (tmp_path / "bin").mkdir()
-    found = shutil.which(shell)
-    if not found:
-        assert os.environ.get("CI") != "true"
-        pytest.skip(f"no {shell} here")
-    (tmp_path / "bin" / "sh").symlink_to(found)
+    env = shell_of_an_image(tmp_path / "bin", shell)
     job = script(tmp_path / "script", "/bin/sh", "-c", "sleep 600 > sink 2>&1 & echo $!")
-    done = subprocess.run(
-        [tmp_path / "bin" / "sh", str(job)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run(job, tmp_path, **env)
     assert (done.returncode, done.stderr) == (0, "")
     wait_for(lambda: not alive(int(done.stdout)), 10, "the process to be gone")
 
@@ -80,8 +147,8 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(path: Path, cwd: Path) -> Iterator[None]:
-    process = subprocess.Popen(["sh", str(path)], cwd=cwd)
+def running(path: Path, cwd: Path, **env: str) -> Iterator[None]:
+    process = subprocess.Popen(["sh", str(path)], cwd=cwd, env=os.environ | env)
     try:
         yield
     finally:

@@ -13,29 +13,37 @@ worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=4
 set -- 'sh' '-c' "$(printf 'echo "worker \044PMAN_WORKER_INDEX of \044PMAN_WORKER_COUNT" | tee "\0441/worker-\044PMAN_WORKER_INDEX.txt"')" 'four-workers' '/share/outgoing'
-limit_seconds=
-if timeout -k 10 9 true > /dev/null 2>&1; then
 limit_seconds=300
-set -- "$(command -v timeout)" -k 10 "$limit_seconds" "$@"
+detach=
+group=
+if command -v setsid > /dev/null 2>&1; then
+detach=setsid
+group=-
 fi
-if [ -n "$limit_seconds" ]; then
-began=$(date +%s)
-if command -v setsid > /dev/null; then
-setsid "$@" &
+$detach "$@" &
 pid=$!
-wait "$pid"
+(
+trap 'kill "$!"; exit 0' TERM
+sleep "$limit_seconds" &
+wait "$!" || exit 0
+trap 'kill "$!"; exit 124' TERM
+kill -TERM "$group$pid"
+sleep 10 &
+wait "$!"
+kill -KILL "$group$pid"
+exit 124
+) > /dev/null 2>&1 &
+watch=$!
+wait "$pid" 2> /dev/null
 code=$?
-kill -KILL "-$pid" 2> /dev/null
-else
-"$@"
-code=$?
-fi
-if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge "$limit_seconds" ]; then
+[ -z "$group" ] || kill -KILL "-$pid" 2> /dev/null
+kill -TERM "$watch" 2> /dev/null
+wait "$watch" 2> /dev/null
+if [ "$?" = 124 ]; then
 echo 'pman: ended by the time limit of 5 min' 1>&2
 code=124
 fi
 exit "$code"
-fi
 exec "$@"
   >>>
 

@@ -13,30 +13,38 @@ worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
 set -- 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
-limit_seconds=
-if timeout -k 10 9 true > /dev/null 2>&1; then
-limit_seconds=600
-set -- "$(command -v timeout)" -k 10 "$limit_seconds" "$@"
-fi
 set -- env 'GREETING=hello' "$@"
-if [ -n "$limit_seconds" ]; then
-began=$(date +%s)
-if command -v setsid > /dev/null; then
-setsid "$@" &
-pid=$!
-wait "$pid"
-code=$?
-kill -KILL "-$pid" 2> /dev/null
-else
-"$@"
-code=$?
+limit_seconds=600
+detach=
+group=
+if command -v setsid > /dev/null 2>&1; then
+detach=setsid
+group=-
 fi
-if [ "$code" -gt 123 ] && [ "$(expr "$(date +%s)" - "$began")" -ge "$limit_seconds" ]; then
+$detach "$@" &
+pid=$!
+(
+trap 'kill "$!"; exit 0' TERM
+sleep "$limit_seconds" &
+wait "$!" || exit 0
+trap 'kill "$!"; exit 124' TERM
+kill -TERM "$group$pid"
+sleep 10 &
+wait "$!"
+kill -KILL "$group$pid"
+exit 124
+) > /dev/null 2>&1 &
+watch=$!
+wait "$pid" 2> /dev/null
+code=$?
+[ -z "$group" ] || kill -KILL "-$pid" 2> /dev/null
+kill -TERM "$watch" 2> /dev/null
+wait "$watch" 2> /dev/null
+if [ "$?" = 124 ]; then
 echo 'pman: ended by the time limit of 10 min' 1>&2
 code=124
 fi
 exit "$code"
-fi
 exec "$@"
   >>>
 
