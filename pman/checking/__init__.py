@@ -100,7 +100,9 @@ class SiteCheck:
     def _judge(self, attempt: _Attempt, job: Job) -> list[Finding]:
         """All about one request; `attempt` renders its marked job."""
         spec = attempt.renderer.render(attempt.job, attempt.target)
-        found = attempt.judged(spec, replace(self.how, shellcheck=attempt.case == "plain"))
+        backend = attempt.renderer.settings.cromwell_backend or ""
+        how = replace(self.how, shellcheck=attempt.case == "plain", cromwell_backend=backend)
+        found = attempt.judged(spec, how)
         if any(finding.rule == "invalid" for finding in found):
             return found
         flaws = proof.flaws(job, mounts(job, attempt.renderer.settings), spec)

@@ -62,7 +62,7 @@ def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("directories", metavar="[DIR]...", type=_SITES, nargs=-1)
 @click.option("--to", "targets", type=click.Choice(list(TARGETS)), multiple=True, help="Only this target; repeatable.")
 @click.option("--requests", type=_SITES, help="Directory of request files (*.json) to check as well.")
-@click.option("--cromwell-conf", type=_FILE, help="Cromwell's configuration: finds runtime attributes it ignores.")
+@click.option("--cromwell-conf", type=_FILE, help="Cromwell's configuration, to judge runtime attributes by.")
 @click.option("--kubernetes-version", default=None, help="Version of the Kubernetes API to judge by, such as 1.31.")
 @click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
 @click.option("--env-file", type=_FILE, help="Settings as NAME=VALUE lines.")

@@ -20,12 +20,14 @@ CANARY = "pman-check-injected"
 @dataclass(frozen=True, slots=True)
 class Judging:
     """How to judge. shellcheck: ask that, too, where it is installed. kubernetes: the API's version, "" for the
-    target's own choice. cromwell_conf: the configuration of the Cromwell that is to run the job.
+    target's own choice. cromwell_conf: the configuration of the Cromwell that is to run the job; cromwell_backend:
+    which of its backends, "" for its default.
     """
 
     shellcheck: bool = False
     kubernetes: str = ""
     cromwell_conf: Path | None = None
+    cromwell_backend: str = ""
 
 
 @dataclass(frozen=True, slots=True)

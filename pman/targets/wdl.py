@@ -6,11 +6,10 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pman.job import Job
-from pman.targets import shell
+from pman.targets import cromwell_conf, shell
 from pman.targets.documents import need
 from pman.targets.record import Delivered, Judging, Problem, Starter, Target
 from pman.templating.quote import Filter, Unwritable, bare, text_of
@@ -20,8 +19,9 @@ _CROMWELL_WORD = re.compile(rb"(SCRIPT|DOCKER|INSTANTIATED|ENVIRONMENT)_")
 # Printable ASCII but ' (shell), \ (shell and WDL), ~ > < $ (which open or close something in WDL) and `.
 _PLAIN = re.compile(rb"[ !\"#%&()*+,./0-9:;=?@A-Z\[\]^_a-z{|}-]*")
 _WDL_SPECIAL = re.compile(r"[^A-Za-z0-9 ./:@,=+_-]")
-# Attributes that every Cromwell backend knows.
-_ALWAYS = frozenset({"docker", "maxRetries", "continueOnReturnCode", "failOnStderr", "preemptible"})
+# https://github.com/openwdl/wdl: draft-2 has no such line. Cromwell (up to 93) takes no 1.2; 1.1 from version 89 on.
+_VERSION = re.compile(r"(?m)^version[ \t]+(\S+)")
+_VERSIONS = ("draft-3", "1.0", "1.1", "development", "development-1.1")
 
 
 def wdl_command(value: Any) -> str:
@@ -126,23 +126,32 @@ def _judge(text: str, how: Judging) -> Iterator[Problem]:
         yield from (
             Problem(p.message, p.line and p.line + first - 1) for p in shell.bash_problems(script, how.shellcheck)
         )
-        if how.cromwell_conf:
-            yield from _undeclared(text, how.cromwell_conf)
+        yield from _refused_by_cromwell(text, how)
 
 
-def _undeclared(text: str, conf: Path) -> Iterator[Problem]:
-    """Runtime attributes that Cromwell's configuration does not declare: it ignores them."""
-    for name in set(runtime_of(text)) - declared_attributes(conf):
-        line = next(n for n, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*{name}\s*:", line))
-        said = f"Cromwell ignores the runtime attribute {name}: {conf} does not declare it"
-        yield Problem(said, line, rule="undeclared-attribute")
+def _refused_by_cromwell(text: str, how: Judging) -> Iterator[Problem]:
+    """What miniwdl takes and Cromwell does not."""
+    version = _VERSION.search(text)
+    if version and version[1] not in _VERSIONS:
+        said = f"no Cromwell takes WDL of version {version[1]}; write `version 1.0`"
+        yield Problem(said, text[: version.start()].count("\n") + 1)
+    places = _attribute_lines(text)
+    for name, lines in places.items():
+        if len(lines) > 1:
+            yield Problem(f"the runtime attribute {name} is given twice, here and in line {lines[0]}", lines[1])
+    if how.cromwell_conf:
+        backend = cromwell_conf.provider(how.cromwell_conf, how.cromwell_backend)
+        for name, rule, said in backend.complaints(runtime_of(text)):
+            yield Problem(said, places.get(name, [None])[0], rule=rule)
 
 
-def declared_attributes(conf: Path) -> frozenset[str]:
-    """The names in the runtime-attributes of a Cromwell configuration file; `memory` for memory_mb and the like."""
-    blocks = re.findall(r'(?s)runtime-attributes\s*[=:]\s*"""(.*?)"""', conf.read_text(encoding="utf-8"))
-    names = {name for block in blocks for name in re.findall(r"(?m)^\s*[A-Z]\w*(?:\[\w+\])?[?+]*\s+(\w+)", block)}
-    return frozenset({"memory" if name.startswith("memory_") else name for name in names}) | _ALWAYS
+def _attribute_lines(text: str) -> dict[str, list[int]]:
+    """Name -> the lines in which the last runtime section of the text gives that attribute."""
+    *_, begin = re.finditer(r"(?m)^[ \t]*runtime[ \t]*\{", text)
+    found: dict[str, list[int]] = {}
+    for match in re.finditer(r"(?m)^[ \t]*(\w+)[ \t]*:", text[begin.end() :]):
+        found.setdefault(match[1], []).append(text[: begin.end() + match.start(1)].count("\n") + 1)
+    return found
 
 
 def _read(job: Job, text: str) -> Delivered:

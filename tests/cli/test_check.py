@@ -10,7 +10,6 @@ import pytest
 
 from pman.checking import corpus
 from pman.errors import BadRequest
-from pman.targets import wdl as targets_wdl
 from pman.templating import render
 from tests.checking.overlays import (
     SLURM,
@@ -112,7 +111,6 @@ def test_attributes_that_cromwell_does_not_declare(tmp_path: Path) -> None:
     result = run("check", place, "--cromwell-conf", conf)
     assert result.exit_code == 1
     assert f"{place}/{WDL}:3: error: Cromwell ignores the runtime attribute scratch" in result.stdout
-    assert {"cpu", "memory", "timelimit", "incoming", "outgoing", "image"} <= targets_wdl.declared_attributes(conf)
     assert run("check", "--cromwell-conf", conf, "--to", "wdl").exit_code == 0
 
 
