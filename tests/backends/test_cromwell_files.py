@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pman.backends.cromwell.files import Files, explain
+from pman.backends.cromwell.files import Files, explain, progress
 from pman.backends.logs import tail_file
 from pman.errors import Misconfigured
+from pman.status import JobState
 from tests.rig import ROOT
 
 CLUSTER = "/cluster/cromwell-executions"
@@ -83,6 +84,9 @@ def test_words_of_the_container_runtime_for_a_command_that_never_began(execution
         "FATAL: no such image\npman: the job script ended without a result (exit 255)\n"
     )
     assert files.output(call(), 100, 10_000) == (execution / "slurm.err").read_text()
+    assert explain("Failed", {}, call(returnCode=255), files) == (
+        "The job failed: the job script ended without a result (exit 255): FATAL: no such image."
+    )
     (execution / "stdout").write_text("begun\n")
     assert "FATAL" not in files.output(call(), 100, 10_000)
     (execution / "stdout").unlink()
@@ -230,17 +234,45 @@ def test_whether_a_job_has_begun(execution: Path, files: Files) -> None:
     assert files.has_begun(call(stdout=f"{CLUSTER}/late/execution/stdout")) is False
 
 
+@pytest.mark.parametrize("status", ["Running", "Done", "Failed", "Aborted"])
+def test_what_a_job_that_waits_is_said_to_do(execution: Path, files: Files, status: str) -> None:
+    """Until something has begun it is never `started`, whatever Cromwell says of its call."""
+    wait = JobState.NOT_STARTED
+    unsent = {key: value for key, value in call(executionStatus=status).items() if key != "jobId"}
+    assert progress(unsent, files) == (wait, "Being submitted to SLURM.")
+    away = call(executionStatus=status, jobId="0")
+    assert progress(away, files) == (wait, "Waiting to be submitted: SLURM did not answer.")
+    (execution / "slurm.reason").write_text("SLURM does not answer: sbatch: error: no\n")
+    assert progress(away, files) == (wait, "Waiting to be submitted: SLURM does not answer: sbatch: error: no.")
+    (execution / "slurm.id").write_text("8\n")
+    (execution / "slurm.reason").write_text("PartitionTimeLimit\n")
+    assert progress(away, files) == (wait, "Queued in SLURM as job 8: PartitionTimeLimit.")
+    (execution / "slurm.reason").write_text("None\n")
+    assert progress(away, files) == (wait, "Queued in SLURM as job 8.")
+    (execution / "slurm.job").symlink_to("refused")
+    (execution / "slurm.out").touch()
+    assert progress(away, files) == (wait, "Queued in SLURM as job 8.")
+    (execution / "slurm.job").unlink()
+    (execution / "slurm.job").symlink_to("9")
+    assert progress(away, files) == (JobState.STARTED, "Running as SLURM job 9.")
+
+
 def test_cromwells_database_is_out_of_pmans_sight() -> None:
     services = yaml.safe_load((ROOT / "deploy/compose.slurm.yml").read_text())["services"]
     ((database, more),) = re.findall(
         r"jdbc:hsqldb:file:([^;\"]+);([^\"]+)", (ROOT / "deploy/cromwell/main.conf").read_text()
     )
     assert "hsqldb.write_delay=false" in more.split(";")  # what was accepted is on the disk
+    assert "hsqldb.lob_file_scale=1" in more.split(";")  # else each job takes 3 MB of it
     assert services["cromwell"]["user"].startswith("${PMAN_SLURM_USER:?")  # or jobs would run as root
     assert services["pman"]["user"] == "${PMAN_SLURM_USER}"  # it makes the output directories
     places = {name: [mount["target"] for mount in service["volumes"]] for name, service in services.items()}
     assert str(Path(database).parent) in places["cromwell"]
     assert str(Path(database).parent) not in places["pman"]
+
+
+def test_the_database_of_the_engine_for_developers_stays_small() -> None:
+    assert ";hsqldb.lob_file_scale=1;" in (ROOT / "scripts/engines/slurm").read_text()
 
 
 @pytest.mark.parametrize("wrong", ["/a", "a=/b", "/a=b", "=", "/a="])

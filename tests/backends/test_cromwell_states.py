@@ -315,7 +315,7 @@ SENTENCES = {
     "33-timelimit-exit-code-timeout": "SLURM lost the job: ",
     "41-abort-submitted": "The job was aborted, ",
     "43-abort-running-no-docker-attr": "The job was aborted, ",
-    "71-docker-bug-timeline": "The job failed: No coercion defined from",
+    "71-docker-bug-timeline": "This Cromwell cannot run jobs with the attribute `docker`, which",
     "32-case-maxRetries1": "The job ended with exit code ",
 }
 

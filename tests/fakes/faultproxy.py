@@ -38,6 +38,7 @@ class FaultProxy:
         self.replaced = 0
         self._replacement = (b"", b"")
         self._armed: list[tuple[bytes, str]] = []
+        self._skip = 0
         self._delivered = threading.Event()
         self._chance = 0.0
         self._random = random.Random(0)
@@ -62,9 +63,19 @@ class FaultProxy:
         """Once: when a client's block of bytes holds `match`, cut its connection and forward nothing of the block."""
         self._armed.append((match, "cut before"))
 
-    def cut_after(self, match: bytes) -> None:
-        """Once: forward the block that holds `match`, and cut when the target answers, instead of passing that on."""
+    def cut_after(self, match: bytes, skip: int = 0) -> None:
+        """Once: forward the block that holds `match`, and cut when the target answers, instead of passing that on.
+
+        skip: how many such blocks, of whatever connection, are passed on whole before it.
+        """
+        self._skip = skip
         self._armed.append((match, "cut after"))
+
+    def disarm(self) -> bool:
+        """Forget what was armed and has not come; False when there was nothing of that."""
+        with self._lock:
+            left, self._armed = self._armed, []
+        return bool(left)
 
     def hold(self, match: bytes) -> None:
         """Once: keep a request (one block) that holds `match` on the way until `deliver()`, whoever gives it up."""
@@ -156,6 +167,9 @@ class FaultProxy:
         with self._lock:
             for fault in self._armed:
                 if fault[0] in block:
+                    if self._skip:
+                        self._skip -= 1
+                        return ""
                     self._armed.remove(fault)
                     return fault[1]
         return ""

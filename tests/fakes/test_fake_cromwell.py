@@ -62,7 +62,7 @@ def jobs() -> list[str]:
 
 def loaded(conf: Path) -> Config:
     """A configuration, read once for each value of what tests set differently of the environment that it looks at."""
-    return _loaded(conf, os.environ.get("PMAN_RC_WAIT"), os.environ.get("PMAN_CONTAINER"))
+    return _loaded(conf, *map(os.environ.get, ("PMAN_RC_WAIT", "PMAN_ALIVE_CHECK", "PMAN_CONTAINER")))
 
 
 @cache
@@ -544,6 +544,7 @@ def test_project_configuration_notes_a_job_that_left_no_code(
     project_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PMAN_RC_WAIT", "1")
+    monkeypatch.setenv("PMAN_ALIVE_CHECK", "1")
     with serving(tmp_path, conf=project_conf) as target:
         workflow = submit(target, "echo begin; sleep 300")
         job = wait_for(lambda: target.job_id(workflow), TIMEOUT_SECONDS, "job")

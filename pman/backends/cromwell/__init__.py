@@ -232,9 +232,11 @@ class CromwellBackend:
         last = calls[-1] if calls else {}
         if state is JobState.FAILED:
             return state, cromwell_files.explain(status, meta, last, self._files)
-        if status == "Running" and state is JobState.STARTED and len(calls) == 1:
-            return cromwell_files.progress(last, self._files)
-        return state, _WAITING.get((status, state), "")
+        if state is not JobState.STARTED or not calls:
+            return state, _WAITING.get((status, state), "")
+        seen = [cromwell_files.progress(call, self._files) for call in calls]
+        state = JobState.STARTED if any(word is JobState.STARTED for word, _ in seen) else JobState.NOT_STARTED
+        return state, _WAITING.get((status, JobState.STARTED), seen[-1][1])
 
     # -- the rest --------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,13 @@ class CromwellBackend:
             found = self._await_shown(jid, attempt, WINDOW_SECONDS)  # an abort before that would mix two workflows up
             if not found:
                 raise Unreachable("Cromwell does not show the job yet; it may have been restarted.")
+        retry.call_last(
+            self._remove, jid, found
+        )  # since a second look would find what this one has labelled as deleted
+
+    def _remove(self, jid: str, found: Workflow | None) -> None:
+        """End this workflow and label it as deleted; then the jid's others of the same life, or of one before."""
+        assert found is not None
         last = found.attempt  # what is posted meanwhile is another life
         while found and not found.dead and found.attempt <= last:
             self._end(found)

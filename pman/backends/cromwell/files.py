@@ -17,7 +17,11 @@ Call = Mapping[str, Any]
 NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own, or sbatch's words
 MAX_WORKERS = 1024  # as many as a request may ask for
 _NOTE = "pman: "  # begins what the job template and the reference configuration write to stderr
+_NO_RESULT = "the job script ended without a result"
+_FIRST = ("stdout", "worker-0/stdout")  # what Cromwell's script makes first
+_NO_NUMBER = "0"  # what the reference configuration tells Cromwell while SLURM does not answer
 _NOT_STARTED = "Unable to start job"  # Cromwell's words when the submit command failed
+_BROKEN_DOCKER = "No coercion defined from"  # recorded of Cromwell 93: tests/recordings/cromwell/71
 _LOST = 79  # what Cromwell writes as exit code when the job is gone and left none
 
 # Exit codes that stand for an end from outside: Cromwell's own, and those of the reference configuration.
@@ -66,8 +70,23 @@ class Files:
         """
         if self.local(call.get("stdout")) is None:
             return None
-        directory, first = self.execution(call), ("stdout", "slurm.out", "worker-0/stdout")
-        return directory is not None and any(os.path.lexists(directory / name) for name in first)
+        directory = self.execution(call)
+        begun = _link(directory).isdecimal() or any(self._is_there(directory, name) for name in _FIRST)
+        return directory is not None and begun
+
+    def _is_there(self, directory: Path | None, name: str) -> bool:
+        return directory is not None and os.path.lexists(directory / name)
+
+    def job_number(self, call: Call) -> str:
+        """SLURM's number of the job; "" while the reference configuration could not submit it."""
+        directory = self.execution(call)
+        known = _link(directory), self.tail(directory, "slurm.id", 1, 32).strip(), str(call.get("jobId", ""))
+        return next((number for number in known if number.isdecimal() and number != _NO_NUMBER), "")
+
+    def reason(self, call: Call) -> str:
+        """Why the job waits, as the reference configuration noted it: SLURM's word, or that SLURM does not answer."""
+        text = self.tail(self.execution(call), "slurm.reason", 1, NOTE_BYTES).strip()
+        return "" if text in ("None", "(null)") else text.rstrip(".")
 
     def tail(self, directory: Path | None, name: str, max_lines: int, max_bytes: int) -> str:
         """The end of a file of an execution directory; "" when pman does not see it."""
@@ -79,9 +98,20 @@ class Files:
             return f"pman cannot read {name}: {error.strerror}\n"
 
     def note(self, call: Call) -> str:
-        """What the job template or the reference configuration wrote last to stderr, without its prefix."""
-        text = self.tail(self.execution(call), "stderr", 1, NOTE_BYTES)
-        return text.removeprefix(_NOTE).strip() if text.startswith(_NOTE) else ""
+        """What the job template or the reference configuration wrote last to stderr, without its prefix.
+
+        With the last words of the container runtime, where the job script never ran: no image, or no container.
+        """
+        directory = self.execution(call)
+        text = self.tail(directory, "stderr", 1, NOTE_BYTES)
+        note = text.removeprefix(_NOTE).strip() if text.startswith(_NOTE) else ""
+        if note.startswith(_NO_RESULT):
+            lines = self.tail(directory, "slurm.err", 20, NOTE_BYTES).splitlines()
+            words = [
+                " ".join(line.split()).rstrip(".") for line in lines if line.strip() and not line.startswith(_NOTE)
+            ]
+            return ": ".join([note, *words[-1:]])
+        return note
 
     def exit_code(self, call: Call) -> int | None:
         """The exit code; where Cromwell hides it (130, 137, 143) that in the file `rc`."""
@@ -126,19 +156,26 @@ def _workers(directory: Path) -> list[str]:
     return list(itertools.takewhile(lambda place: os.path.isfile(directory / place / "script"), places))
 
 
+def _link(directory: Path | None) -> str:
+    """Where the link slurm.job of the reference configuration points: the number of the job that has begun."""
+    try:
+        return os.readlink(directory / "slurm.job") if directory else ""
+    except OSError:
+        return ""
+
+
 def progress(call: Call, files: Files) -> tuple[JobState, str]:
-    """What Cromwell calls Running: being submitted, pending in SLURM, or running."""
-    job = call.get("jobId")
-    if call.get("executionStatus") != "Running":
-        return JobState.STARTED, ""
-    if job is None:
+    """What Cromwell calls Running or Aborting: being submitted, pending in SLURM, running, or just ended."""
+    if "jobId" not in call:
         return JobState.NOT_STARTED, "Being submitted to SLURM."
-    begun = files.has_begun(call)
-    if begun is None:
-        return JobState.STARTED, f"Submitted to SLURM as job {job}; queued or running."
+    job, reason, begun = files.job_number(call), files.reason(call), files.has_begun(call)
     if begun:
         return JobState.STARTED, f"Running as SLURM job {job}."
-    return JobState.NOT_STARTED, f"Queued in SLURM as job {job}."
+    if not job:
+        return JobState.NOT_STARTED, f"Waiting to be submitted: {reason or 'SLURM did not answer'}."
+    if begun is None:
+        return JobState.STARTED, f"Submitted to SLURM as job {job}; queued or running."
+    return JobState.NOT_STARTED, f"Queued in SLURM as job {job}{': ' if reason else ''}{reason}."
 
 
 def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> str:
@@ -150,6 +187,11 @@ def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> s
         return f"SLURM refused the job: {files.refusal(call).rstrip('.')}."
     if not call:
         return f"Cromwell refused the workflow: {_short(reasons)}"
+    if any(_BROKEN_DOCKER in reason for reason in reasons):
+        return (
+            "This Cromwell cannot run jobs with the attribute `docker`, which its configuration declares (its issue "
+            "7846): declare `String image` in place of it, as deploy/cromwell/slurm.conf does."
+        )
     return _ending(files.note(call), files.exit_code(call)) or f"The job failed: {_short(reasons)}"
 
 
