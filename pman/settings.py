@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     gpu_resource_name: str | None = Field(None, description="What a GPU is called: `nvidia.com/gpu` on Kubernetes, `NVIDIA-GPU` on Swarm if unset.")
     job_ttl_seconds: int = Field(86_400, ge=0, description="How long a Kubernetes Job is kept after its end.")
     ephemeral_storage_mib: int | None = Field(None, ge=1, description="Request and limit of a Kubernetes job's writes to its node, in MiB.")
-    stuck_job_patience_minutes: float = Field(15, ge=0, description="How long a Kubernetes job may be stuck for a reason that cannot heal before it counts as failed.")
+    stuck_job_patience_minutes: float = Field(15, ge=0, description="How long a job on Kubernetes or SLURM may wait for a reason that cannot heal before it counts as failed.")
 
     docker_host: str | None = Field(None, description="Address of the Docker or Podman engine.")
     docker_tls_verify: bool = Field(False, description="Use TLS with the engine and verify it.")

@@ -19,7 +19,7 @@ import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from pman import backends, settings
-from pman.errors import PmanError, Refused
+from pman.errors import PmanError, Refused, Unreachable
 from pman.job import MAX_BODY_BYTES
 from pman.service import metrics, pages
 from pman.service.api import Service, blueprint
@@ -168,7 +168,10 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
         level = logging.ERROR if error.http_status >= 500 else logging.INFO
         log.log(level, "%s", error, extra={"fields": {"detail": error.detail[:4096]}})
         page = flask.request.blueprint == pages.blueprint.name and flask.request.method == "GET"
-        return pages.problem(error) if page else flask.jsonify(message=error.message), error.http_status
+        response = pages.problem(error) if page else flask.jsonify(message=error.message)
+        if isinstance(error, Unreachable):
+            response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+        return response, error.http_status
     if isinstance(error, RequestEntityTooLarge):
         return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
     if isinstance(error, HTTPException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -24,8 +25,9 @@ from pman import job, settings
 from pman.backends import directories, slurm
 from pman.backends.slurm import commands as slurm_commands
 from pman.backends.slurm import state as slurm_state
-from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable
-from pman.status import JobState
+from pman.backends.slurm import verdict, words
+from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, TemplateError, Unreachable
+from pman.status import JobState, JobStatus
 from pman.targets import TARGETS
 from pman.targets import slurm as targets_slurm
 from pman.templating import quote, render
@@ -98,8 +100,8 @@ def test_no_value_makes_a_directive(request: dict[str, object]) -> None:
 
 
 def test_every_documented_state_is_in_the_table() -> None:
-    assert set(slurm.STATES) == set(DOCUMENTED.split())
-    good = {name for name, (state, _) in slurm.STATES.items() if state is JobState.SUCCEEDED}
+    assert set(verdict.STATES) == set(DOCUMENTED.split())
+    good = {name for name, (state, _) in verdict.STATES.items() if state is JobState.SUCCEEDED}
     assert good == {"COMPLETED"}
 
 
@@ -110,46 +112,123 @@ def fake(directory: Path, name: str, script: str) -> str:
     return str(path)
 
 
-def test_rows_of_squeue_and_sacct(tmp_path: Path) -> None:
-    made = directories.create(tmp_path, render.sample_job(CONFIG), render.Spec("slurm", ""))
-    assert made
-    name = slurm_state.slurm_name(made)
+def test_rows_of_squeue_and_sacct() -> None:
+    token = "0123456789abcdef"
     rows = (
-        f"812|CANCELLED by 0|1795482846|{name}|None",
-        f"813|PENDING|N/A|{name}|Nodes required for job are DOWN, DRAINED|x",
-        "814|RUNNING|N/A|somebody else's|None",
-        f"815|COMPLETED|1795482846|{name}",
+        f"812|CANCELLED by 0|1795482840|1795482846|None|chris-jid-1.{token}",
+        f"813|PENDING|N/A|N/A|Nodes required for job are DOWN, DRAINED|site_{token}.x-job.{token}_chris|y",
+        "814|RUNNING|1795482840|N/A|None|somebody else's",
+        f"815|COMPLETED|1795482840|1795482846|chris-jid-1.{token}",
+        "Welcome to the cluster | please read the news",
     )
     found = list(slurm_commands.parse_rows("\n".join(rows)))
-    assert [(j.id, j.state, j.reason) for j in found] == [
-        ("812", "CANCELLED", "None"),
-        ("813", "PENDING", "Nodes required for job are DOWN, DRAINED|x"),
-        ("815", "COMPLETED", ""),
+    assert [(j.id, j.state, j.reason, j.token) for j in found] == [
+        ("812", "CANCELLED", "None", token),
+        ("813", "PENDING", "Nodes required for job are DOWN, DRAINED", token),
+        ("814", "RUNNING", "None", ""),
+        ("815", "COMPLETED", "", token),
     ]
     assert found[0].ended_at is not None
     assert found[1].ended_at is None
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "error"),
-    [
-        ("sbatch: error: Batch job submission failed: Invalid partition name specified", 1, BadRequest),
-        ("sbatch: error: Unable to contact slurm controller (connect failure)", 1, Unreachable),
-        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", 1, Unreachable),
-        ("ssh: connect to host login1 port 22: No route to host", 255, Unreachable),
-        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", 1, BadRequest),
-        ("sbatch: error: Batch job submission failed: Slurm backup controller in standby mode", 1, Unreachable),
-        ("sbatch: error: If munged is up, restart it\nsbatch: error: Munge encode failed: x", 1, Unreachable),
-        ("sacct: error: Problem talking to the database: Connection refused", 1, Unreachable),
-        ("sbatch: fatal: Could not establish a configuration source", 1, Unreachable),
-        ("sbatch: error: invalid partition specified: standby", 1, BadRequest),
-        ("sbatch: error: invalid partition specified: munge-communication", 1, BadRequest),
-    ],
-)  # fmt: skip
-def test_refusals_and_silence(tmp_path: Path, words: str, status: int, error: type[Exception]) -> None:
-    prefix = fake(tmp_path, "prefix", f"echo {quote.sh(words)} >&2; exit {status}")
-    with pytest.raises(error, match=re.escape(words.rpartition(": ")[2])):
+# Words of sbatch, its exit status, the error. Those of status 255 and most others: SLURM 22.05.8.
+SUBMITTING = "sbatch: error: Batch job submission failed: "
+REFUSED: list[tuple[str, int, type[Exception]]] = [
+    (SUBMITTING + "Invalid partition name specified", 1, BadRequest),
+    ("sbatch: error: invalid partition specified: standby", 1, BadRequest),
+    ("sbatch: error: invalid partition specified: munge-communication", 1, BadRequest),
+    (SUBMITTING + "Requested node configuration is not available", 1, BadRequest),
+    (SUBMITTING + "Invalid account or account/partition combination specified", 1, BadRequest),
+    ("sbatch: error: AssocMaxCpuPerJobLimit\n" + SUBMITTING + "Job violates accounting/QOS policy (job submit limit, "
+     "user's size and/or time limits)", 1, BadRequest),
+    ("sbatch: error: a rule of this site that nobody has written down", 1, BadRequest),
+    ("sbatch: error: Unable to contact slurm controller (connect failure)", 1, Unreachable),
+    (SUBMITTING + "Socket timed out on send/recv operation", 1, Unreachable),
+    (SUBMITTING + "Slurm backup controller in standby mode", 1, Unreachable),
+    ("sbatch: error: If munged is up, restart it\nsbatch: error: Munge encode failed: x", 1, Unreachable),
+    ("sbatch: error: Problem talking to the database: Connection refused", 1, Unreachable),
+    ("sbatch: fatal: Could not establish a configuration source", 1, Unreachable),
+    (SUBMITTING + "Unable to connect to database", 1, Unreachable),
+    (SUBMITTING + "Transport endpoint is not connected", 1, Unreachable),
+    (SUBMITTING + "I/O error writing script/environment to file", 1, Unreachable),
+    (SUBMITTING + "No route to host", 1, Unreachable),
+    (SUBMITTING + "Required partition not available (inactive or drain)", 1, Unreachable),
+    ("sbatch: error: AssocMaxSubmitJobLimit\n" + SUBMITTING + "Job violates accounting/QOS policy (job submit limit, "
+     "user's size and/or time limits)", 1, Unreachable),
+    ("sbatch: error: QOSMaxSubmitJobPerUserLimit\n" + SUBMITTING + "Job violates accounting policy", 1, Unreachable),
+    ("sbatch: unrecognized option '--acount=x'\nTry \"sbatch --help\" for more information", 255, TemplateError),
+    ("sbatch: error: Invalid --mem specification", 255, TemplateError),
+    ('sbatch: error: "a" is not a valid node count', 255, TemplateError),
+    ("sbatch: error: Invalid directive found in batch script: account", 255, TemplateError),
+    ("sbatch: error: something that only a later version says", 255, TemplateError),
+    ("sbatch: fatal: --mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.", 1, TemplateError),
+    (SUBMITTING + "Invalid feature specification", 1, TemplateError),
+    (SUBMITTING + "Requested reservation is invalid", 1, TemplateError),
+    (SUBMITTING + "Invalid license specification", 1, TemplateError),
+    ("env: 'sbatch': No such file or directory", 127, BackendError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "code", "error"), REFUSED)
+@pytest.mark.parametrize("program", ["sudo", "ssh"])
+def test_whose_fault_a_refusal_is(tmp_path: Path, program: str, said: str, code: int, error: type[Exception]) -> None:
+    """ssh hands on the exit status of its command, so that one of 255 tells nothing by itself."""
+    prefix = fake(tmp_path, program, f"echo {quote.sh(said)} >&2; exit {code}")
+    with pytest.raises(error, match=re.escape(said.splitlines()[0].rpartition(": ")[2])):
         slurm_commands.Commands([prefix], 5).sbatch("#!/bin/sh\n")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ssh: connect to host login1 port 22: No route to host",
+        "kex_exchange_identification: Connection closed by remote host",
+        "chris@login1: Permission denied (publickey).",
+        "Host key verification failed.",
+        "Connection closed by 10.0.0.7 port 22",
+        "client_loop: send disconnect: Broken pipe",
+        "",
+    ],
+)
+def test_a_connection_of_ssh_that_fails(tmp_path: Path, said: str) -> None:
+    prefix = fake(tmp_path, "ssh", f"echo {quote.sh(said)} >&2; exit 255")
+    with pytest.raises(Unreachable):
+        slurm_commands.Commands([prefix], 5).sbatch("#!/bin/sh\n")
+
+
+def test_a_limit_of_jobs_is_tried_again_later(tmp_path: Path) -> None:
+    prefix = fake(tmp_path, "prefix", "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1")
+    with pytest.raises(Unreachable) as caught:
+        slurm_commands.Commands([prefix], 5).sbatch("#!/bin/sh\n")
+    assert caught.value.retry_after_seconds > 1
+
+
+def test_every_row_of_the_refusals_names_its_source() -> None:
+    assert {fault for _, fault, _ in words.REFUSALS} == {words.Fault.PASSING, words.Fault.TEMPLATE}
+    assert all(source for _, _, source in words.REFUSALS)
+
+
+@pytest.mark.parametrize("option", ["--clusters=a,b", "--comment=x --cluster=b", "-M a"])
+def test_another_cluster_is_refused_before_it_gets_the_job(tmp_path: Path, option: str) -> None:
+    prefix = fake(tmp_path, "prefix", f"touch {tmp_path}/called; echo '10;b'")
+    with pytest.raises(TemplateError, match="a pman for each cluster"):
+        slurm_commands.Commands([prefix], 5).sbatch(f"#!/bin/bash\n#SBATCH {option}\ntrue\n")
+    assert not (tmp_path / "called").exists()
+
+
+def test_what_the_commands_know_of_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script drops again what is for the commands alone."""
+    given = {name: f"value of {name}" for name in (*slurm_commands.COMMANDS_ONLY, "SLURM_CONF")}
+    for name, value in (given | {"SBATCH_PARTITION": "x", "SECRET_KEY": "x"}).items():
+        monkeypatch.setenv(name, value)
+    text = slurm_commands.Commands([fake(tmp_path, "prefix", "env")], 5).run("squeue")
+    found = dict(line.split("=", 1) for line in text.splitlines())
+    assert given.items() <= found.items()
+    assert not {"SBATCH_PARTITION", "SECRET_KEY"} & set(found)
+    script = RENDERER.render(render.sample_job(CONFIG), "slurm").text
+    dropped = [line.split()[1:] for line in script.splitlines() if line.strip().startswith("unset SLURM_JWT")]
+    assert [set(slurm_commands.COMMANDS_ONLY) <= set(names) for names in dropped] == [True]
 
 
 def test_a_command_that_hangs_or_is_missing(tmp_path: Path) -> None:
@@ -167,7 +246,7 @@ def test_what_a_command_leaves_behind(tmp_path: Path) -> None:
         tmp_path, "prefix", f"sleep 600 & echo $! >> {tmp_path}/pids; echo said; echo refused >&2; exit $CODE"
     )
     try:
-        with pytest.raises(BadRequest, match="SLURM refused: refused"):
+        with pytest.raises(slurm_commands.Failed, match="squeue failed: refused"):
             slurm_commands.Commands(["env", "CODE=1", prefix], 20).run("squeue")
         assert slurm_commands.Commands(["env", "CODE=0", prefix], 20).run("squeue") == "said\n"
     finally:
@@ -193,20 +272,40 @@ class Fake:
         self.root = directory / "state"
         fake(directory, "prefix", f'here={directory}; cd $here; shift 2; exec "$here/$@"')
         self.say("squeue")
-        self.say("scancel")
+        self.say("scancel", "shift; echo $* >> cancelled")
         self.say("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
         self.say("sbatch", "echo x >> submitted; echo 10")
-        self.backend = slurm.SlurmBackend(self.root, slurm_commands.Commands([str(directory / "prefix")], 20), 1024)
+        self.backend = self.make()
+
+    def make(self, timeout_seconds: float = 20, patience_seconds: float = 900) -> slurm.SlurmBackend:
+        commands = slurm_commands.Commands([str(self.here / "prefix")], timeout_seconds)
+        return slurm.SlurmBackend(self.root, commands, 1024, patience_seconds)
 
     def say(self, name: str, script: str = "") -> None:
+        """squeue answers as slurmctld does when it is asked for a job of a number that `script` does not show."""
+        if name == "squeue":
+            unknown = "slurm_load_jobs error: Invalid job id specified"  # SLURM 22.05.8, exit status 1
+            script = (
+                f'said=$({script or ":"}); case "$*" in *--jobs=*) n=${{*##*--jobs=}}; n=${{n%% *}}; '
+                f'said=$(grep "^$n|" <<<"$said") || {{ echo "{unknown}" >&2; exit 1; }} ;; esac; '
+                '[ -z "$said" ] || echo "$said"'
+            )
         fake(self.here, name, script)
 
-    def row(self, number: int, state: str, record: directories.Record) -> str:
-        """A line of squeue or sacct, as a command for the shell."""
-        return f"echo '{number}|{state}|N/A|{slurm_state.slurm_name(record)}|None'"
+    def row(
+        self,
+        number: int,
+        state: str,
+        record: directories.Record,
+        reason: str = "None",
+        name: str = "",
+        start: str = "N/A",
+    ) -> str:
+        """A line of squeue, or of sacct, whose lines have no reason, as a command for the shell."""
+        return f"echo '{number}|{state}|{start}|N/A|{reason}|{name or slurm_state.slurm_name(record)}'"
 
-    def submit(self, jid: str = "chris-jid-1") -> directories.Record:
-        self.backend.submit(named(jid), render.Spec("slurm", "#!/bin/bash\n"))
+    def submit(self, jid: str = "chris-jid-1", script: str = "#!/bin/bash\n") -> directories.Record:
+        self.backend.submit(named(jid), render.Spec("slurm", script))
         return directories.find(self.root, jid)
 
     def submitted(self) -> int:
@@ -256,7 +355,7 @@ def test_an_owner_that_only_the_accounts_know(engine: Fake) -> None:
 def test_refused_because_an_earlier_sbatch_got_through(engine: Fake, retry: str) -> None:
     assert slurm_state.create_directory(engine.root, named("j"), render.Spec("slurm", ""))
     made = directories.find(engine.root, "j")
-    engine.say("sbatch", f"{claim(made, '77')}; echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    engine.say("sbatch", f"{claim(made, '77')}; echo 'sbatch: error: invalid partition' >&2; exit 1")
     engine.say("squeue", f"[ ! -e {made.directory}/claim.77 ] || {engine.row(77, 'RUNNING', made)}")
     if retry == "POST":
         engine.submit("j")
@@ -267,8 +366,8 @@ def test_refused_because_an_earlier_sbatch_got_through(engine: Fake, retry: str)
 
 
 def test_refused_for_good(engine: Fake) -> None:
-    engine.say("sbatch", "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
-    with pytest.raises(BadRequest, match="QOSMaxSubmit"):
+    engine.say("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    with pytest.raises(BadRequest, match="invalid partition"):
         engine.submit("j")
     with pytest.raises(NotFound):
         engine.backend.status("j")
@@ -281,29 +380,268 @@ def test_a_directory_without_a_job(engine: Fake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
-    [("Slurm accounting storage is disabled", None), ("sacct: error: Unknown cluster", Unreachable)],
+    ("script", "lasts"),
+    [
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", True),
+        ("echo 'sacct: error: Operation not permitted' >&2; exit 1", True),
+        ("echo 'sh: 1: sacct: not found: No such file or directory' >&2; exit 127", True),
+        ("echo 'sacct: error: Unknown cluster' >&2; exit 1", False),
+        ("echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1", False),
+        ("exec sleep 30", False),
+    ],
 )
-def test_accounts_that_do_not_answer(engine: Fake, words: str, error: type[Exception] | None) -> None:
-    """Nothing is judged by what the accounts could not say."""
+def test_accounts_that_do_not_answer(engine: Fake, caplog: pytest.LogCaptureFixture, script: str, lasts: bool) -> None:
+    """Nothing is judged by what the accounts could not say now; where there are none, that is said once."""
+    first, second = engine.submit("first"), engine.submit("second")
+    for record in (first, second):
+        run_shell(claim(record, "10"))
+    engine.say("sacct", script)
+    engine.backend = engine.make(timeout_seconds=3)
+    if not lasts:
+        with pytest.raises(Unreachable):
+            engine.backend.status("first")
+        assert [status.state for status in engine.backend.jobs(10)] == [JobState.STARTED] * 2
+        return
+    assert engine.backend.status("first").state is JobState.FAILED
+    assert [status.state for status in engine.backend.jobs(10)] == [JobState.FAILED] * 2
+    assert len([message for message in caplog.messages if "without SLURM's accounts" in message]) == 1
+
+
+def test_accounts_whose_command_is_not_there(engine: Fake) -> None:
     record = engine.submit()
     run_shell(claim(record, "10"))
-    engine.say("sacct", f"echo '{words}' >&2; exit 1")
-    if error:
-        with pytest.raises(error, match="Unknown cluster"):
-            engine.backend.status(record.jid)
-    else:
-        assert engine.backend.status(record.jid).state is JobState.FAILED
+    (engine.here / "sacct").unlink()
+    assert engine.backend.status(record.jid).state is JobState.FAILED
 
 
 @pytest.mark.parametrize(("age_seconds", "state"), [(60, JobState.STARTED), (7200, JobState.FAILED)])
 def test_a_runaway_record_of_the_accounts(engine: Fake, age_seconds: float, state: JobState) -> None:
     record = engine.submit()
     run_shell(claim(record, "10"))
-    path = record.directory / "job.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": time.time() - age_seconds}))
+    make_older(record, age_seconds)
     engine.say("sacct", engine.row(10, "RUNNING", record))
     assert engine.backend.status(record.jid).state is state
+
+
+def make_older(record: directories.Record, age_seconds: float) -> None:
+    path = record.directory / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": time.time() - age_seconds}))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("age_seconds", [0, 7200])
+@pytest.mark.parametrize("accounts", ["RUNNING", ""])
+def test_an_empty_answer_proves_nothing(engine: Fake, begun: bool, age_seconds: float, accounts: str) -> None:
+    """squeue says nothing with exit status 0, as SLURM 22.05 does for a user who does not see the partition."""
+    record = engine.submit()
+    if begun:
+        run_shell(claim(record, "10"))
+    make_older(record, age_seconds)
+    if accounts:
+        engine.say("sacct", engine.row(10, accounts, record))
+    fake(engine.here, "squeue", "exit 0")
+    with pytest.raises(Unreachable, match="SLURM does not say what has become of its job 10"):
+        engine.backend.status(record.jid)
+    listed = engine.backend.jobs(10)
+    assert [status.state for status in listed] == [JobState.STARTED if begun else JobState.NOT_STARTED]
+    assert "job 10" in listed[0].message
+    with pytest.raises(Unreachable):
+        engine.backend.delete(record.jid)
+    engine.say("squeue", engine.row(10, "CANCELLED", record))
+    engine.backend.delete(record.jid)
+    with pytest.raises(NotFound):
+        engine.backend.status(record.jid)
+
+
+@pytest.mark.parametrize("name", ["site-{}", "{}@site", "another-name"])
+def test_a_job_is_found_by_its_number(engine: Fake, name: str) -> None:
+    """Whatever a plug-in has made of its name, and also where the list of all jobs lacks it."""
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    running = engine.row(10, "RUNNING", record, name=name.format(slurm_state.slurm_name(record)))
+    engine.say("squeue", running)
+    assert engine.backend.status(record.jid).state is JobState.STARTED
+    fake(engine.here, "squeue", f'case "$*" in *--jobs=10*) {running} ;; esac')
+    assert engine.backend.status(record.jid).state is JobState.STARTED
+    assert [status.state for status in engine.backend.jobs(10)] == [JobState.STARTED]
+
+
+def test_the_commands_that_look_for_jobs_see_hidden_partitions(engine: Fake) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    fake(engine.here, "squeue", f'case "$*" in *--all*) {engine.row(10, "RUNNING", record)} ;; esac')
+    assert engine.backend.status(record.jid).state is JobState.STARTED
+
+
+@pytest.mark.slow
+def test_a_delete_waits_for_the_end_of_the_number(engine: Fake) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    running = engine.row(10, "RUNNING", record, name="renamed")
+    fake(engine.here, "squeue", f'case "$*" in *--jobs=10*) {running} ;; esac')
+    with pytest.raises(Unreachable, match="has not ended job 10"):
+        engine.backend.delete(record.jid)
+    assert (engine.here / "cancelled").read_text() == "10\n"
+    assert engine.backend.status(record.jid).state is JobState.STARTED
+    engine.say("squeue")
+    engine.backend.delete(record.jid)
+    assert list(engine.root.iterdir()) == []
+
+
+def test_one_that_cannot_be_judged_does_not_spoil_the_listing(engine: Fake) -> None:
+    good, bad = engine.submit("good"), engine.submit("bad")
+    run_shell(claim(good, "10"))
+    run_shell(claim(bad, "11"))
+    shown = engine.row(10, "RUNNING", good)
+    fake(engine.here, "squeue", f'case "$*" in *--jobs=*) echo oh no >&2; exit 1 ;; esac; {shown}')
+    found = {status.jid: status for status in engine.backend.jobs(10)}
+    assert [found[jid].state for jid in ("good", "bad")] == [JobState.STARTED, JobState.STARTED]
+    assert "oh no" in found["bad"].message
+
+
+@pytest.mark.slow
+def test_a_listing_asks_for_few_jobs_by_their_numbers(engine: Fake) -> None:
+    for number in range(22):
+        record = engine.submit(f"j{number}")
+        run_shell(claim(record, str(100 + number)))
+    engine.say("squeue", f"echo $* >> {engine.here}/asked")
+    states = [status.state for status in engine.backend.jobs(100)]
+    assert states.count(JobState.FAILED) == 20
+    assert states.count(JobState.STARTED) == 2
+    assert (engine.here / "asked").read_text().count("--jobs=") == 20
+    assert {status.state for status in engine.backend.jobs(100)} == {JobState.FAILED}
+
+
+@pytest.mark.parametrize(("age_seconds", "state"), [(0, JobState.STARTED), (6, JobState.SUCCEEDED)])
+def test_an_epilog_that_takes_its_time(engine: Fake, age_seconds: float, state: JobState) -> None:
+    """The script has ended, and SLURM has ended what the script left: the node's epilog writes no output."""
+    record = engine.submit()
+    run_shell(f"{claim(record, '10')}; echo 0 > {record.directory}/rc")
+    os.utime(record.directory / "rc", (time.time() - age_seconds,) * 2)
+    engine.say("squeue", engine.row(10, "COMPLETING", record))
+    assert engine.backend.status(record.jid).state is state
+    engine.backend.delete(record.jid)
+    assert list(engine.root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "reason", ["PartitionTimeLimit", "BadConstraints", "QOSMaxMemoryPerJob", "AssocMaxCpuPerJobLimit"]
+)
+def test_a_job_that_waits_in_vain(engine: Fake, reason: str) -> None:
+    record = engine.submit()
+    engine.say("squeue", engine.row(10, "PENDING", record, reason))
+    status = engine.backend.status(record.jid)
+    assert (status.state, status.message) == (JobState.NOT_STARTED, f"Waiting in SLURM's queue: {reason}.")
+    engine.say("squeue", engine.row(10, "PENDING", record, "Priority"))
+    wait_for(lambda: "Priority" in engine.backend.status(record.jid).message, 10, "the next list")
+    assert not (record.directory / "stuck").exists()  # patience begins anew
+    engine.say("squeue", engine.row(10, "PENDING", record, reason))
+    wait_for(lambda: reason in engine.backend.status(record.jid).message, 10, "the next list")
+    os.utime(record.directory / "stuck", (time.time() - 901,) * 2)
+    status = engine.backend.status(record.jid)
+    assert (status.state, status.message) == (
+        JobState.FAILED,
+        f"SLURM cannot start the job: {reason}. pman gave it up after 15 min.",
+    )
+    assert (engine.here / "cancelled").read_text() == "10\n"
+    assert engine.backend.status(record.jid) == status
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["JobHeldAdmin", "launch_failed_requeued_held", "PartitionNodeLimit", "Resources", "QOSMaxCpuPerUserLimit"],
+)
+def test_a_reason_that_somebody_or_time_may_heal(engine: Fake, reason: str) -> None:
+    engine.backend = engine.make(patience_seconds=0)
+    record = engine.submit()
+    engine.say("squeue", engine.row(10, "PENDING", record, reason))
+    status = engine.backend.status(record.jid)
+    assert (status.state, reason in status.message) == (JobState.NOT_STARTED, True)
+    assert ("Somebody has to release it." in status.message) == (reason in words.BY_HAND)
+
+
+REQUEUING = "#!/bin/bash\n#SBATCH --requeue\n"
+
+
+def test_a_job_that_slurm_begins_again(engine: Fake) -> None:
+    """Back in the queue it is not started, whatever its first start has left; then the second start counts."""
+    record = engine.submit(script=REQUEUING)
+    run_shell(f"{claim(record, '10')}; echo '143 ended by a signal' > {record.directory}/rc")
+    os.utime(record.directory / "rc", (time.time() - 600,) * 2)
+    fake(engine.here, "squeue", "exit 0")
+    with pytest.raises(Unreachable):
+        engine.backend.status(record.jid)
+    engine.say("squeue", engine.row(10, "PENDING", record, "BeginTime"))
+    status = wait_for(lambda: suppressed(engine, record), 10, "the next list")
+    assert (status.state, status.message) == (JobState.NOT_STARTED, verdict.REQUEUED)
+    engine.say("squeue", engine.row(10, "RUNNING", record, start=str(int(time.time()))))
+    wait_for(lambda: engine.backend.status(record.jid).state is JobState.STARTED, 10, "the next list")
+    run_shell(f"echo '0 ' > {record.directory}/rc")
+    engine.say("squeue", engine.row(10, "COMPLETED", record))
+    wait_for(lambda: engine.backend.status(record.jid).state is JobState.SUCCEEDED, 10, "the next list")
+
+
+def suppressed(engine: Fake, record: directories.Record) -> JobStatus | None:
+    with contextlib.suppress(Unreachable):
+        return engine.backend.status(record.jid)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "log"),
+    [
+        ("OUT_OF_MEMORY", "0 ", ""),  # a child was killed, and the shell went on: SLURM's accounting knows
+        ("OUT_OF_MEMORY", "137 ", ""),
+        ("COMPLETED", "0 ", "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=10.batch. Some of your "
+         "processes may have been killed by the cgroup out-of-memory handler."),
+        ("COMPLETED", "0 ", "slurmstepd: error: Detected 1 oom_kill event in StepId=10.0. Some of the step tasks have "
+         "been OOM Killed."),
+        ("FAILED", "137 ", "slurmstepd-localhost: error: Exceeded job memory limit\nsrun: error: localhost: tasks 0-1: "
+         "Killed"),  # SLURM 22.05.8, two workers
+        ("FAILED", "137 ", "srun: error: n1: task 0: Out Of Memory"),
+        ("FAILED", "", "slurmstepd-localhost: error: Exceeded job memory limit"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_one_sentence_for_too_much_memory(engine: Fake, state: str, result: str, log: str, forgotten: bool) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    (record.directory / "slurm-10.log").write_text(f"a line of the script\n{log}\n")
+    if result:
+        (record.directory / "rc").write_text(f"{result}\n")
+    engine.say("sacct" if forgotten else "squeue", engine.row(10, state, record))
+    status = engine.backend.status(record.jid)
+    assert (status.state, status.message) == (JobState.FAILED, "The job used more memory than its limit.")
+
+
+@pytest.mark.parametrize("log", ["slurmstepd: error: *** JOB 10 CANCELLED ***", "I ran out of memory\n", ""])
+def test_no_word_of_memory(engine: Fake, log: str) -> None:
+    record = engine.submit()
+    run_shell(claim(record, "10"))
+    (record.directory / "slurm-10.log").write_text(log)
+    (record.directory / "rc").write_text("0 \n")
+    engine.say("squeue", engine.row(10, "COMPLETED", record))
+    assert engine.backend.status(record.jid).state is JobState.SUCCEEDED
+
+
+def test_a_mended_template_is_used_for_what_slurm_never_took(engine: Fake) -> None:
+    engine.say("sbatch", "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1")
+    with pytest.raises(Unreachable):
+        engine.submit("j", script="#!/bin/bash\necho old\n")
+    engine.say("sbatch", f"cat > {engine.here}/script; echo 10")
+    engine.submit("j", script="#!/bin/bash\necho mended\n")
+    assert (engine.here / "script").read_text() == "#!/bin/bash\necho mended\n"
+    assert (directories.find(engine.root, "j").directory / "job.sh").read_text() == "#!/bin/bash\necho mended\n"
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_template_that_sbatch_refuses_leaves_nothing(engine: Fake, method: str) -> None:
+    if method == "GET":
+        assert slurm_state.create_directory(engine.root, named("j"), render.Spec("slurm", ""))
+    engine.say("sbatch", "echo \"sbatch: unrecognized option '--acount=x'\" >&2; exit 255")
+    with pytest.raises(TemplateError, match=r"slurm/job\.sh\.j2: .*unrecognized option '--acount=x'"):
+        engine.submit("j") if method == "POST" else engine.backend.status("j")
+    assert list(engine.root.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -430,9 +768,9 @@ run_shell(f"{claim(record, '10')}; echo 0 > {record.directory}/rc")
 with pytest.raises(OSError):
     for number in range(1000):
         (engine.here / f"fill{number}").touch()
-for call in (lambda: engine.backend.status(record.jid), lambda: engine.submit("other")):
-    with pytest.raises(Unreachable, match="cannot be written: No space left on device"):
-        call()
+assert engine.backend.status(record.jid).state == "finishedSuccessfully"
+with pytest.raises(Unreachable, match="cannot be written: No space left on device"):
+    engine.submit("other")
 engine.backend.delete(record.jid)
 with pytest.raises(NotFound):
     engine.backend.status(record.jid)
@@ -442,7 +780,7 @@ assert list(engine.root.iterdir()) == []
 
 @pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
-    """Said as what it is, and a DELETE makes room."""
+    """An end that is known is answered, what cannot be written is said as what it is, and a DELETE makes room."""
     line = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*line, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")

@@ -1,7 +1,8 @@
 """SLURM without anything in between: sbatch, squeue, sacct and scancel, and a directory for each job.
 
 sbatch may run twice for one attempt at a job (pman killed at the wrong moment): the job's own claim lets one of the two
-run. slurm_state.py says what a job's directory holds, slurm_commands.py how SLURM is asked.
+run. state.py says what a job's directory holds, commands.py how SLURM is asked, words.py what its words mean,
+sources.py which answer may be believed for what, verdict.py what becomes of the job.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, take_away
-from pman.backends.slurm.commands import QUEUE_AGE_SECONDS, Commands, Queue, SlurmJob
+from pman.backends.slurm.commands import Commands, SlurmJob
+from pman.backends.slurm.sources import Seen, Sources, owner
 from pman.backends.slurm.state import (
     DELETED,
     LOST,
@@ -26,70 +26,61 @@ from pman.backends.slurm.state import (
     close,
     create_directory,
     locked,
+    may_begin_again,
     read_files,
     require_locks,
     settle,
     slurm_name,
+    stuck_since,
     write,
 )
-from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
+from pman.backends.slurm.verdict import (
+    HELD,
+    REQUEUED,
+    by_absence,
+    by_result,
+    by_slurm,
+    ended,
+    over,
+    recent,
+    slurm_logs,
+    state_of,
+    waits,
+)
+from pman.backends.slurm.words import BY_HAND, cannot_heal
+from pman.errors import (
+    BackendError,
+    BadRequest,
+    Misconfigured,
+    NotFound,
+    TemplateError,
+    Unreachable,
+    jid_taken,
+    no_such_job,
+)
 from pman.job import Job
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, explain_exit
+from pman.status import JobState, JobStatus
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 
-# Every state of https://slurm.schedmd.com/job_state_codes.html (base states and flags, as squeue and sacct write
-# them) -> pman's state, and what its user reads.
-STATES: dict[str, tuple[JobState, str]] = {
-    "BOOT_FAIL": (JobState.FAILED, "The node of the job did not boot."),
-    "CANCELLED": (JobState.FAILED, "The job was cancelled in SLURM."),
-    "COMPLETED": (JobState.SUCCEEDED, ""),
-    "COMPLETING": (JobState.STARTED, "SLURM is cleaning up after the job."),  # processes may still be there
-    "CONFIGURING": (JobState.NOT_STARTED, "The node of the job is booting."),
-    "DEADLINE": (JobState.FAILED, "The job could not end before its deadline in SLURM."),
-    "EXPEDITING": (JobState.NOT_STARTED, "SLURM is about to run the job again."),
-    "FAILED": (JobState.FAILED, ""),
-    "LAUNCH_FAILED": (JobState.FAILED, "SLURM could not launch the job."),
-    "NODE_FAIL": (JobState.FAILED, "A node of the job failed."),
-    "OUT_OF_MEMORY": (JobState.FAILED, "The job used more memory than its limit."),
-    "PENDING": (JobState.NOT_STARTED, ""),
-    "POWER_UP_NODE": (JobState.NOT_STARTED, "The node of the job is booting."),
-    "PREEMPTED": (JobState.FAILED, "The job was preempted by another one in SLURM."),
-    "RECONFIG_FAIL": (JobState.FAILED, "The node of the job could not be configured."),
-    "REQUEUED": (JobState.NOT_STARTED, "The job was requeued in SLURM."),
-    "REQUEUE_FED": (JobState.NOT_STARTED, "The job was requeued in SLURM's federation."),
-    "REQUEUE_HOLD": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
-    "RESIZING": (JobState.STARTED, ""),
-    "RESV_DEL_HOLD": (JobState.NOT_STARTED, "The job is held: its reservation was deleted."),
-    "REVOKED": (JobState.UNDEFINED, "Another cluster of SLURM's federation runs the job."),  # and may write output
-    "RUNNING": (JobState.STARTED, ""),
-    "SIGNALING": (JobState.STARTED, ""),
-    "SPECIAL_EXIT": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
-    "STAGE_OUT": (JobState.STARTED, "SLURM is staging files out."),  # output may still be on its way
-    "STOPPED": (JobState.STARTED, "The job was stopped in SLURM and keeps its CPUs."),
-    "SUSPENDED": (JobState.STARTED, "The job is suspended in SLURM."),
-    "TIMEOUT": (JobState.FAILED, "The job was ended by its time limit."),
-    "UPDATE_DB": (JobState.STARTED, ""),
-}
-# States that a job which has run cannot leave again: its script would end with exit code 75.
-HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
 END_SECONDS = 20.0  # the script allows its processes 10 s between TERM and KILL
-RESULT_SETTLES_SECONDS = 60.0  # SLURM knows within this time that the script has ended
-ACCOUNTS_LAG_SECONDS = 3600.0  # the accounts know within this time of a job's submission what squeue has forgotten
 SUBMIT_TRIES = 100  # each but the last one met a DELETE
-_UNCLAIMED = "Its script did not begin: does every node see SLURM_STATE_DIR under the same path?"
 
 
 class SlurmBackend:
-    """Runs jobs on SLURM. Any number of pman processes may share one state directory."""
+    """Runs jobs on SLURM. Any number of pman processes may share one state directory.
 
-    def __init__(self, root: Path, commands: Commands, max_log_bytes: int) -> None:
+    patience_seconds: how long a job may wait for what cannot come before it is ended.
+    """
+
+    def __init__(self, root: Path, commands: Commands, max_log_bytes: int, patience_seconds: float = 900.0) -> None:
         self._root = root
         self._commands = commands
-        self._queue = Queue(commands)
+        self._sources = Sources(commands)
         self._max_log_bytes = max_log_bytes
+        self._patience_seconds = patience_seconds
         try:
             directories.open_root(root)
             require_locks(root)
@@ -100,10 +91,10 @@ class SlurmBackend:
         for _ in range(SUBMIT_TRIES):
             fresh = not (self._root / job.name).is_dir() and create_directory(self._root, job, spec)
             with contextlib.suppress(NotFound):  # deleted since
-                return self._submit(find(self._root, job.jid), job.digest, fresh)
+                return self._submit(find(self._root, job.jid), job.digest, None if fresh else spec)
         raise BackendError(f"{self._root / job.name} is in the way of a job; remove it.")
 
-    def _submit(self, record: Record, digest: str, fresh: bool) -> JobStatus:
+    def _submit(self, record: Record, digest: str, again: Spec | None) -> JobStatus:
         if (files := read_files(record)).closed == DELETED:  # by a pman that is at it, or was killed before it was done
             self._delete(record)
             raise NotFound("The job was deleted.")
@@ -112,28 +103,27 @@ class SlurmBackend:
         if files.slurm_id is None:
             with locked(record, wait_seconds=2 * END_SECONDS) as trash:
                 try:
-                    if self._hand_over(record, look=not fresh):
+                    if self._hand_over(record, again, first=again is None):
                         return make_status(record, JobState.NOT_STARTED)
-                except BadRequest:
+                except (BadRequest, TemplateError):
                     trash.append(take_away(record))
                     raise
         return self.status(record.jid)
 
-    def _hand_over(self, record: Record, look: bool) -> bool:
-        """sbatch, unless that was done; `look` for a SLURM job of an earlier try. False when there was one.
+    def _hand_over(self, record: Record, again: Spec | None, *, first: bool) -> bool:
+        """sbatch, unless that was done; False when there is a SLURM job of an earlier try, for which not `first` looks.
 
-        Holds the lock. What a look cannot see, an sbatch that is still on its way, the claim keeps from running.
+        again: the script of another try, from templates that may have been mended since. Holds the lock. What a look
+        cannot see, an sbatch that is still on its way, the claim keeps from running.
         """
         files = read_files(record)
         if files.slurm_id or files.closed:
             return False
-        fresh = False
-        known = files.claim
-        if look and not known:
-            known = next((job.id for job in self._ask([(record, files)])[slurm_name(record)]), None)
-        if not known:
-            known, fresh = self._sbatch(record)
-        write(record.directory / "slurm_id", known)
+        known = files.claim or (None if first else self._sources.earlier(record, files))
+        if not known and again:
+            write(record.directory / "job.sh", again.text)
+        number, fresh = (known, False) if known else self._sbatch(record)
+        write(record.directory / "slurm_id", number)
         return fresh
 
     def _sbatch(self, record: Record) -> tuple[str, bool]:
@@ -142,24 +132,10 @@ class SlurmBackend:
         options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}", "--ignore-pbs")
         try:
             return self._commands.sbatch(script, *options), True
-        except BadRequest:  # also for the limit of jobs, which an earlier sbatch that got through may have used up
+        except (BadRequest, TemplateError):  # an earlier sbatch may have got through all the same
             if earlier := close(record, LOST):
                 return earlier, False
             raise
-
-    def _ask(self, asked: Sequence[tuple[Record, Files]]) -> dict[str, list[SlurmJob]]:
-        """The SLURM jobs of each attempt by its name: from squeue, also from sacct where it has forgotten the owner."""
-        now, jobs = time.monotonic(), {}
-        for record, files in asked:
-            name = slurm_name(record)
-            seen = self._queue.jobs(name, now - QUEUE_AGE_SECONDS)
-            jobs[name] = seen if _owner(files, seen) else self._queue.jobs(name, now)
-        forgotten = {slurm_name(r): r for r, files in asked if not _owner(files, jobs[slurm_name(r)])}
-        if forgotten:
-            for job in self._commands.sacct(list(forgotten), min(record.created_at for record in forgotten.values())):
-                if _ended(job) or time.time() - forgotten[job.name].created_at < ACCOUNTS_LAG_SECONDS:
-                    jobs[job.name] = [*jobs[job.name], job]
-        return jobs
 
     def status(self, jid: str) -> JobStatus:
         record = find(self._root, jid)
@@ -168,17 +144,13 @@ class SlurmBackend:
             raise no_such_job(jid)
         if files.final:
             return files.final
-        if files.result and not files.result[0]:
-            return self._ended_well(record, files)
         if files.unknown_to_slurm:
             return self._catch_up(record)
         try:
-            jobs = self._ask([(record, files)])[slurm_name(record)]
-        except Unreachable:
-            if files.result is None or _recent(files.result[2]):
-                raise
-            jobs = []
-        return self._judge(record, files, jobs)
+            seen = self._sources.look([(record, files)])[record.token]
+        except Unreachable as error:
+            seen = Seen(error=str(error))
+        return self._judge(record, files, seen)
 
     def jobs(self, limit: int) -> list[JobStatus]:
         found = []
@@ -186,52 +158,87 @@ class SlurmBackend:
             with contextlib.suppress(NotFound):
                 if (files := read_files(record)).closed != DELETED:
                     found.append((record, files))
-        jobs = self._ask([entry for entry in found if not (entry[1].final or entry[1].unknown_to_slurm)])
+        seen = self._sources.look([entry for entry in found if not (entry[1].final or entry[1].unknown_to_slurm)])
         statuses = []
         for record, files in found:
             with contextlib.suppress(NotFound):  # deleted meanwhile
-                if files.final:
-                    statuses.append(files.final)
-                elif files.unknown_to_slurm:
-                    statuses.append(make_status(record, JobState.NOT_STARTED))
-                else:
-                    statuses.append(self._judge(record, files, jobs[slurm_name(record)]))
+                statuses.append(files.final or self._listed(record, files, seen.get(record.token)))
         return statuses
 
+    def _listed(self, record: Record, files: Files, seen: Seen | None) -> JobStatus:
+        """The job in a listing, which one that cannot be judged now does not spoil."""
+        message = ""
+        if seen:
+            try:
+                return self._judge(record, files, seen)
+            except Unreachable as error:
+                message = str(error)
+        return make_status(record, JobState.STARTED if files.claim else JobState.NOT_STARTED, message)
+
     def _catch_up(self, record: Record) -> JobStatus:
-        """Submit a job whose pman was killed before it did."""
+        """Submit a job whose pman was killed before it did. Where the template is at fault, the jid is free again."""
         try:
-            with locked(record, wait_seconds=0):
-                self._hand_over(record, look=True)
+            with locked(record, wait_seconds=0) as trash:
+                try:
+                    self._hand_over(record, None, first=False)
+                except TemplateError:
+                    trash.append(take_away(record))
+                    raise
         except Busy:
             pass  # another thread or process is at it
         except BadRequest as error:
             return settle(make_status(record, JobState.FAILED, str(error)))
         return make_status(record, JobState.NOT_STARTED)
 
-    def _ended_well(self, record: Record, files: Files) -> JobStatus:
-        assert files.result
-        with contextlib.suppress(Unreachable):  # the result is there all the same
-            jobs = self._queue.jobs(slurm_name(record), time.monotonic() - QUEUE_AGE_SECONDS)
-            if any(job.id == files.claim and not _ended(job) for job in jobs) and _recent(files.result[2]):
-                return make_status(record, JobState.STARTED)  # the script is just leaving
-        return settle(make_status(record, JobState.SUCCEEDED, "", files.result[2]))
-
-    def _judge(self, record: Record, asked: Files, jobs: list[SlurmJob]) -> JobStatus:
-        """What becomes of the job whose directory said `asked`, whereupon SLURM said `jobs`."""
+    def _judge(self, record: Record, asked: Files, seen: Seen) -> JobStatus:
+        """What becomes of the job whose directory said `asked`, whereupon SLURM said `seen`. Raises Unreachable."""
         files = read_files(record)  # again: SLURM was asked before, so what it saw end has left its files
         if files.claim != asked.claim:  # perhaps by a SLURM job that is younger than SLURM's answer
-            return self._judge(record, files, self._ask([(record, files)])[slurm_name(record)])
-        job = _owner(files, jobs)
-        if files.result and (job is None or _ended(job) or not _recent(files.result[2])):
-            code, reason, ended_at = files.result
-            state = JobState.FAILED if code else JobState.SUCCEEDED
-            return settle(make_status(record, state, _explain(code, reason, job), ended_at))
-        if files.claim is None and (job is None or _ended(job)) and close(record, LOST):
+            return self._judge(record, files, self._sources.look([(record, files)])[record.token])
+        job = owner(files, seen.jobs)
+        if files.result and (over(files, job) if job else _stands(record, files, seen)):
+            return settle(make_status(record, *by_result(record, files, job), files.result[2]))
+        if job is None and not seen.gone:
+            raise Unreachable(seen.error or "SLURM does not say what has become of the job.")
+        if files.claim is None and (job is None or ended(job)) and close(record, LOST):
             return make_status(record, JobState.STARTED)  # by a second SLURM job, at this moment
         if job is None:
-            return settle(make_status(record, JobState.FAILED, _lost(record, files)))
-        return _by_slurm(record, files, job)
+            return settle(make_status(record, JobState.FAILED, by_absence(record, files)))
+        if ended(job):
+            return settle(make_status(record, *by_slurm(record, files, job), job.ended_at))
+        return self._active(record, files, job)
+
+    def _active(self, record: Record, files: Files, job: SlurmJob) -> JobStatus:
+        """The state of a job that SLURM still has to do with."""
+        state, message = state_of(job)
+        if state is JobState.UNDEFINED:
+            log.warning("job %s is %s in SLURM", record.jid, job.state)
+        if not waits(job):
+            return make_status(record, state, message)
+        if files.claim == job.id:
+            if job.state in HELD and not may_begin_again(record):
+                return settle(make_status(record, JobState.FAILED, message))
+            message = f"{REQUEUED} {message}".strip()
+        elif job.state == "PENDING" and job.reason not in ("", "None"):
+            return self._pending(record, job)
+        return make_status(record, state, message)
+
+    def _pending(self, record: Record, job: SlurmJob) -> JobStatus:
+        """A job that has not begun, with SLURM's reason. One that waits in vain is ended when patience is over."""
+        vain = cannot_heal(job.reason)
+        waited_seconds = time.time() - stuck_since(record, job.reason if vain else "")
+        if not vain or waited_seconds < self._patience_seconds:
+            held = " Somebody has to release it." if job.reason in BY_HAND else ""
+            return make_status(record, JobState.NOT_STARTED, f"Waiting in SLURM's queue: {job.reason}.{held}")
+        try:
+            with locked(record, wait_seconds=0):
+                if close(record, LOST):
+                    return make_status(record, JobState.STARTED)
+                self._commands.run("scancel", "--quiet", job.id)
+        except Busy:
+            return make_status(record, JobState.NOT_STARTED)
+        sentence = f"SLURM cannot start the job: {job.reason}. pman gave it up after {waited_seconds / 60:.0f} min."
+        return settle(make_status(record, JobState.FAILED, sentence))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         record = status.private
@@ -239,7 +246,7 @@ class SlurmBackend:
         text = logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
         if status.state is not JobState.FAILED:
             return text
-        said = _slurm_logs(record, max_lines, self._max_log_bytes)
+        said = slurm_logs(record, max_lines, self._max_log_bytes)
         return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
@@ -247,30 +254,41 @@ class SlurmBackend:
 
     def _delete(self, record: Record) -> None:
         with locked(record, wait_seconds=2 * END_SECONDS) as trash:
-            if not read_files(record).final:
+            if (files := read_files(record)).final:
+                self._cancel_others(record, files)
+            else:
                 self._end(record)
             trash.append(take_away(record))
 
-    def _end(self, record: Record) -> None:
-        """Nothing of the job starts any more, and what runs of it ends."""
-        close(record, DELETED)
-        cancelled = set[str]()
+    def _cancel_others(self, record: Record, files: Files) -> None:
+        """Take jobs out of the queue that carry an attempt which another one has run: they could only end at once."""
+        with contextlib.suppress(Unreachable):
+            jobs = self._sources.listed(record, files, fresh=False)
+            if others := sorted(job.id for job in jobs if not ended(job) and job.id != files.claim):
+                self._commands.run("scancel", "--quiet", *others)
 
-        def ended() -> bool:
-            jobs = self._queue.jobs(slurm_name(record), time.monotonic())
-            active = {job.id for job in jobs if not _ended(job)}
-            if new := sorted(active - cancelled):
+    def _end(self, record: Record) -> None:
+        """Nothing of the job starts any more, and what runs of it ends: SLURM says so of each of its numbers."""
+        close(record, DELETED)
+        cancelled, past, left, looks = set[str](), set[str](), list[str](), 0
+
+        def ended_all() -> bool:
+            nonlocal looks
+            files = read_files(record)
+            left[:] = [job.id for job in self._sources.active(record, files, past) if not over(files, job)]
+            if new := sorted(set(left) - cancelled):
                 self._commands.run("scancel", "--quiet", *new)
                 cancelled.update(new)
-            return not active
+            looks += 1
+            return not left and (bool(files.numbers) or looks > 1)  # without a number two lists have to agree
 
-        if not retry.wait_until(ended, END_SECONDS):
-            raise Unreachable(f"SLURM has not ended job {' '.join(sorted(cancelled))} yet.")
+        if not retry.wait_until(ended_all, END_SECONDS):
+            raise Unreachable(f"SLURM has not ended job {' '.join(left)} yet.")
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
             raise Unreachable(f"The state directory {self._root} cannot be written.")
-        self._queue.jobs("", time.monotonic() - QUEUE_AGE_SECONDS)
+        self._sources.ping()
 
 
 def problems(settings: Settings) -> Iterator[str]:
@@ -292,67 +310,17 @@ def create(settings: Settings) -> SlurmBackend:
     """The backend over SLURM_STATE_DIR."""
     assert settings.slurm_state_dir  # settings.check_for_service
     commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
-    return SlurmBackend(Path(settings.slurm_state_dir), commands, settings.job_logs_max_kib * 1024)
+    commands.note_accounts()
+    patience_seconds = settings.stuck_job_patience_minutes * 60
+    return SlurmBackend(Path(settings.slurm_state_dir), commands, settings.job_logs_max_kib * 1024, patience_seconds)
 
 
-def _recent(when: datetime) -> bool:
-    return abs((datetime.now(UTC) - when).total_seconds()) < RESULT_SETTLES_SECONDS
+def _stands(record: Record, files: Files, seen: Seen) -> bool:
+    """Whether the script's result counts for a job that SLURM does not show.
 
-
-def _ended(job: SlurmJob) -> bool:
-    return STATES.get(job.state, (JobState.UNDEFINED, ""))[0].final
-
-
-def _owner(files: Files, jobs: list[SlurmJob]) -> SlurmJob | None:
-    """Of the SLURM jobs of one attempt, the one that counts: it has the claim, or may still take it."""
-    if files.claim:
-        return next((job for job in jobs if job.id == files.claim), None)
-    return next((job for job in jobs if not _ended(job)), jobs[-1] if jobs else None)
-
-
-def _by_slurm(record: Record, files: Files, job: SlurmJob) -> JobStatus:
-    """What SLURM says, for a job that has left no result of its own."""
-    state, message = STATES.get(job.state, (JobState.UNDEFINED, f"SLURM says {job.state}."))
-    if state is JobState.UNDEFINED:
-        log.warning("job %s is %s in SLURM", record.jid, job.state)
-    if files.claim == job.id and job.state in HELD:
-        return settle(make_status(record, JobState.FAILED, message))
-    if not _ended(job):
-        if state is JobState.NOT_STARTED and files.claim == job.id:
-            state, message = JobState.STARTED, ""  # squeue is a moment behind
-        elif job.state == "PENDING" and job.reason not in ("", "None"):
-            message = f"Waiting in SLURM's queue: {job.reason}."
-        return make_status(record, state, message)
-    if files.claim is None and state is JobState.SUCCEEDED:
-        state = JobState.FAILED
-    if state is JobState.FAILED and not message:
-        message = (
-            f"SLURM says {job.state} ({job.reason}). {_UNCLAIMED if files.claim is None else _said(record)}".strip()
-        )
-    return settle(make_status(record, state, message, job.ended_at))
-
-
-def _said(record: Record) -> str:
-    """What slurmstepd last complained of, such as the memory limit, where it killed the script with the rest."""
-    text = "".join(_slurm_logs(record, 20, 4096))
-    return next(iter(re.findall(r"^slurmstepd\S* error: (?!\*\*\*)(.+)", text, re.MULTILINE)[::-1]), "")
-
-
-def _slurm_logs(record: Record, max_lines: int, max_bytes: int) -> Iterator[str]:
-    for path in sorted(record.directory.glob("slurm-*.log")):
-        yield logs.tail_file(path, max_lines, max_bytes, within=record.directory.resolve())
-
-
-def _explain(code: int, reason: str, job: SlurmJob | None) -> str:
-    """SLURM knows better than the script why a signal came; the script knows its own exit code."""
-    said = STATES[job.state][1] if code and job and _ended(job) else ""
-    return said or reason or explain_exit(code)
-
-
-def _lost(record: Record, files: Files) -> str:
-    if files.claim is None:
-        return "SLURM no longer knows the job, and it never began: it was cancelled while it was waiting."
-    try:
-        return (record.directory / "ending").read_text(errors="replace").strip().partition(" ")[2]
-    except FileNotFoundError:
-        return "The job ended without a result, and SLURM no longer knows it: it was killed, or its node failed."
+    While SLURM does not answer at all, a failure that is recent waits for SLURM's explanation.
+    """
+    assert files.result
+    if seen.gone:
+        return True
+    return not may_begin_again(record) and not (seen.error and files.result[0] and recent(files.result[2]))

@@ -1,14 +1,16 @@
-"""SLURM's commands as argument vectors, and one squeue for all who ask at the same time."""
+"""SLURM's commands as argument vectors, what their answers mean, and one squeue for all who ask at the same time."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,35 +18,51 @@ from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 from pman.backends.directories import TOKEN_DIGITS
-from pman.errors import BackendError, BadRequest, Unreachable
+from pman.backends.slurm import words
+from pman.backends.slurm.words import Fault
+from pman.errors import BackendError, BadRequest, TemplateError, Unreachable
 
-# What SLURM's commands say when the same call may succeed later; anything else is a refusal. All of it is of several
-# words: SLURM repeats what it refuses, and a partition may be called "standby".
-_TRANSIENT = re.compile(
-    r"unable to contact|contacting slurm|in standby mode|temporarily un(able|available)|zero bytes were"
-    r"|(timed out|connection refused|connection reset) |(timed out|connection refused|connection reset)$"
-    r"|(connection|connect|shutdown|send|receive) failure|protocol authentication error|authentication credential"
-    r"|munge (encode|decode) failed|persistent connection|problem talking to the database|configuration source",
-    re.IGNORECASE | re.MULTILINE,
-)
+log = logging.getLogger(__name__)
+
 QUEUE_AGE_SECONDS = 1.0
-# pman's own environment holds secrets, and SBATCH_* would outweigh the template. The script drops the last two.
-_PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT", "SSH_AUTH_SOCK")
-_QUEUE_FIELDS = "%A|%T|%e|%j|%r"
-_ACCOUNT_FIELDS = "JobIDRaw,State,End,JobName"
-_NAME = rf"[a-z0-9-]+\.[0-9a-f]{{{TOKEN_DIGITS}}}"  # slurm_state.slurm_name()
-_ROW = re.compile(rf"(\d+)\|([A-Z_]+)[^|]*\|([^|]*)\|({_NAME})(?:\|(.*))?")
+LIMIT_RETRY_SECONDS = 5.0  # SLURM's limits on jobs in the queue heal as jobs end
+# Variables that the commands get. pman's own environment holds secrets, and SBATCH_* would outweigh the template. Those
+# of COMMANDS_ONLY are not for the job: its script drops them before the command runs (templates/slurm/job.sh.j2).
+COMMANDS_ONLY = ("SLURM_JWT", "SLURM_CONF_SERVER", "SLURM_SACK_SOCKET", "SSH_AUTH_SOCK")
+_PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SLURM_CONF", *COMMANDS_ONLY)
+# The name stands last: it may hold any character, and a plug-in of the site may have changed it.
+_QUEUE_FIELDS = "%A|%T|%S|%e|%r|%j"
+_ACCOUNT_FIELDS = "JobIDRaw,State,Start,End,JobName"
+# The token of an attempt in the name of its SLURM job, before or behind which a plug-in may have put something.
+_TOKEN = re.compile(rf"\.([0-9a-f]{{{TOKEN_DIGITS}}})(?![0-9a-f])")
+_ROW = re.compile(r"(\d+)\|([A-Z_]+)[^|]*\|([^|]*)\|([^|]*)\|(?:([^|]*)\|)?(.*)")
+_OTHER_CLUSTERS = re.compile(r"^#SBATCH\s+(?:.*\s)?(--clusters?\b|-M)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """What SLURM says of one of its jobs. ended_at is an estimate while the job runs."""
+    """What SLURM says of one of its jobs. started_at and ended_at are estimates before they have come.
+
+    token: of the attempt, from the job's name; "" where that has none.
+    """
 
     id: str
-    name: str
+    token: str
     state: str
     reason: str
+    started_at: datetime | None
     ended_at: datetime | None
+
+
+class Failed(Unreachable):
+    """A command failed with words of which none says that it will pass. transient, since a look may be repeated.
+
+    detail: the words. code: the exit status.
+    """
+
+    def __init__(self, name: str, said: str, code: int) -> None:
+        super().__init__(f"{name} failed: {_short(said)}", detail=said)
+        self.code = code
 
 
 class Commands:
@@ -53,11 +71,13 @@ class Commands:
     def __init__(self, prefix: Sequence[str], timeout_seconds: float) -> None:
         self._prefix = list(prefix)
         self._timeout_seconds = timeout_seconds
+        self._without_accounts = False  # said in the log already
+        self._ssh = bool(prefix) and Path(prefix[0]).name == "ssh"
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         self._environment = {"LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s", **passed}
 
     def run(self, *argv: str, text: str = "") -> str:
-        """Standard output. Raises Unreachable when SLURM does not answer, BadRequest with its words when it refuses."""
+        """Standard output. Raises Unreachable when SLURM does not answer, Failed with other words."""
         # Not pipes: what a command leaves behind (an ssh with ControlPersist) may hold them open for minutes.
         with open(os.memfd_create("stdout"), "w+b") as out, open(os.memfd_create("stderr"), "w+b") as err:
             try:
@@ -70,54 +90,116 @@ class Commands:
                     f"SLURM does not answer: {argv[0]} took longer than {self._timeout_seconds:g} s."
                 ) from None
             except OSError as error:
-                raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.") from error
-            said, words = (_whole(file) for file in (out, err))
-        if code == 0:
-            return said
-        words = words.strip()
-        if _TRANSIENT.search(words) or code == 255 or code < 0:  # 255: ssh could not connect; < 0: killed by a signal
-            raise Unreachable(f"SLURM does not answer: {_short(words)}", detail=words)
-        raise BadRequest(f"SLURM refused: {_short(words)}", detail=words)
+                raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.", detail=str(error.strerror)) from error
+            said, complaint = (_whole(file) for file in (out, err))
+        if code:
+            raise self._failure(argv[0], complaint.strip(), code)
+        return said
+
+    def _failure(self, name: str, said: str, code: int) -> BackendError | Unreachable:
+        """code < 0: ended by a signal. 255: ssh's own, and also sbatch's for an option that it does not know."""
+        fault = words.fault_of(said)
+        if code < 0 or fault is Fault.PASSING or (code == 255 and self._ssh and words.says_ssh(said) and not fault):
+            error = Unreachable(f"SLURM does not answer: {_short(said)}", detail=said)
+            if "Submit" in said:
+                error.retry_after_seconds = LIMIT_RETRY_SECONDS
+            return error
+        if code in (126, 127):  # of env, of a shell
+            return BackendError(f"{name} cannot be run: {_short(said)}", detail=said)
+        return Failed(name, said, code)
 
     def sbatch(self, script: str, *options: str) -> str:
-        """The number of the new job. After Unreachable there may be one."""
-        text = self.run("sbatch", "--parsable", *options, text=script)
+        """The number of the new job. After Unreachable there may be one.
+
+        Raises BadRequest where the request asks for what SLURM refuses, TemplateError where the script is at fault.
+        """
+        if found := _OTHER_CLUSTERS.search(script):
+            raise TemplateError(
+                f"slurm/job.sh.j2: take {found[1]} out: pman looks for its jobs on the cluster of slurm.conf alone. "
+                "Run a pman for each cluster."
+            )
+        try:
+            text = self.run("sbatch", "--parsable", *options, text=script)
+        except Failed as error:
+            fault = words.fault_of(error.detail) or (Fault.TEMPLATE if error.code == 255 else Fault.REQUEST)
+            if fault is Fault.TEMPLATE:
+                raise TemplateError(
+                    f"slurm/job.sh.j2: sbatch refuses the script that this template makes: {_short(error.detail)}",
+                    detail=error.detail,
+                ) from None
+            raise BadRequest(f"SLURM refused: {_short(error.detail)}", detail=error.detail) from None
         if found := re.search(r"^(\d+)(;.*)?$", text, re.MULTILINE):
             return found[1]
         raise Unreachable("sbatch did not say the number of the job.", detail=text)
 
-    def sacct(self, names: Sequence[str], since: float) -> list[SlurmJob]:
-        """The jobs of those names in the accounts, [] also where SLURM keeps none. since: seconds since the epoch.
+    def squeue(self, *options: str) -> list[SlurmJob]:
+        """Jobs in all partitions, also in those that are hidden from this user, and also those that have ended."""
+        text = self.run("squeue", "--all", "--noheader", "--states=all", *options, f"--format={_QUEUE_FIELDS}")
+        return list(parse_rows(text))
 
-        Raises Unreachable whenever the accounts do not answer, since what is not in them counts as lost.
+    def squeue_number(self, number: str) -> SlurmJob | None:
+        """The job of that number; None where slurmctld says that it knows none of that number.
+
+        Raises Unreachable where the answer says neither.
+        """
+        try:
+            found = self.squeue(f"--jobs={number}")
+        except Failed as error:
+            if words.UNKNOWN_NUMBER in error.detail:
+                return None
+            raise
+        if job := next((job for job in found if job.id == number), None):
+            return job
+        raise Unreachable(f"SLURM does not say what has become of its job {number}.")
+
+    def sacct(self, numbers: Sequence[str], name: str, since: float) -> list[SlurmJob]:
+        """The jobs of those numbers in the accounts, or without numbers those of that name; [] where none are kept.
+
+        since: seconds since the epoch. Raises Unreachable when the accounts do not answer now.
         """
         days = int(time.time() - since) // 86400 + 2  # a margin for clocks that differ
+        who = f"--jobs={','.join(numbers)}" if numbers else f"--name={name}"
         try:
             text = self.run(
-                "sacct", "--allocations", "--noheader", "--parsable2", f"--name={','.join(names)}",
-                f"--starttime=now-{days}days", f"--format={_ACCOUNT_FIELDS}",
+                "sacct", "--allocations", "--noheader", "--parsable2", who, f"--starttime=now-{days}days",
+                f"--format={_ACCOUNT_FIELDS}",
             )  # fmt: skip
-        except BadRequest as error:
-            if "accounting storage is disabled" in error.detail:
-                return []
-            raise Unreachable(f"SLURM's accounts do not answer: {error}", detail=error.detail) from None
-        return [job for job in parse_rows(text) if job.name in names]
+        except (Failed, BackendError) as error:
+            if not words.no_accounts(error.detail):
+                raise Unreachable(f"SLURM's accounts do not answer: {error}", detail=error.detail) from None
+            self._say_without_accounts(error.detail)
+            return []
+        return list(parse_rows(text))
+
+    def note_accounts(self) -> None:
+        """Say in the log, without anybody waiting for it, where there are no accounts to be had."""
+
+        def ask() -> None:
+            with contextlib.suppress(Unreachable):  # then the first job that needs them asks again
+                self.sacct(["1"], "", time.time())
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    def _say_without_accounts(self, said: str) -> None:
+        if not self._without_accounts:
+            log.warning("pman judges jobs without SLURM's accounts, because sacct says: %s", _short(said))
+        self._without_accounts = True
 
     def line(self, argv: Sequence[str]) -> list[str]:
         """The argument vector that is run for `argv`, with the prefix."""
         if not self._prefix:
             return list(argv)
         line = ["env", "SLURM_TIME_FORMAT=%s", *argv]
-        if Path(self._prefix[0]).name == "ssh":  # sshd hands what it gets to a shell
+        if self._ssh:  # sshd hands what it gets to a shell
             line = [shlex.join(line)]
         return [*self._prefix, *line]
 
 
 class _Seen(NamedTuple):
-    """What one call of squeue said, or why it did not. begun_at: of time.monotonic()."""
+    """What one call of squeue said, or why it did not. begun_at: of time.monotonic(). jobs: by number and by token."""
 
     begun_at: float
-    jobs: Mapping[str, list[SlurmJob]] = MappingProxyType({})
+    jobs: Mapping[str, Sequence[SlurmJob]] = MappingProxyType({})
     error: str = ""
 
 
@@ -129,8 +211,8 @@ class Queue:
         self._lock = threading.Lock()  # held while squeue runs; who waits for the next call does so without it
         self._seen = _Seen(-QUEUE_AGE_SECONDS)
 
-    def jobs(self, name: str, begun_after: float) -> list[SlurmJob]:
-        """The SLURM jobs of that name, as squeue saw them in a call begun after that time of time.monotonic()."""
+    def jobs(self, keys: Iterable[str], begun_after: float) -> list[SlurmJob]:
+        """The jobs of these numbers and tokens that squeue showed in a call begun after that time (monotonic)."""
         while (seen := self._seen).begun_at < begun_after:
             if (pause := seen.begun_at + QUEUE_AGE_SECONDS - time.monotonic()) > 0:
                 time.sleep(pause)
@@ -140,28 +222,32 @@ class Queue:
                     self._seen = self._look()
         if seen.error:
             raise Unreachable(seen.error)
-        return seen.jobs.get(name, [])
+        return list(dict.fromkeys(job for key in keys for job in seen.jobs.get(key, ())))
 
     def _look(self) -> _Seen:
         begun_at = time.monotonic()
         try:
-            text = self._commands.run("squeue", "--me", "--noheader", "--states=all", f"--format={_QUEUE_FIELDS}")
-        except (Unreachable, BadRequest, BackendError) as error:
+            found = self._commands.squeue("--me")
+        except (Unreachable, BackendError) as error:
             return _Seen(begun_at, error=str(error))
         jobs: dict[str, list[SlurmJob]] = {}
-        for job in parse_rows(text):
-            jobs.setdefault(job.name, []).append(job)
+        for job in found:
+            for key in {job.id, job.token}:
+                jobs.setdefault(key, []).append(job)
         return _Seen(begun_at, jobs)
 
 
 def parse_rows(text: str) -> Iterator[SlurmJob]:
-    """The jobs in lines of squeue and sacct; those of other names than pman gives are left out."""
+    """The jobs in lines of squeue and sacct; other lines, such as a site's banner, are left out."""
     for line in text.splitlines():
         if row := _ROW.fullmatch(line):
-            number, state, end, name, reason = row.groups()
-            yield SlurmJob(
-                number, name, state, reason or "", datetime.fromtimestamp(int(end), UTC) if end.isdigit() else None
-            )
+            number, state, start, end, reason, name = row.groups()
+            token = _TOKEN.search(name)
+            yield SlurmJob(number, token[1] if token else "", state, reason or "", _time(start), _time(end))
+
+
+def _time(seconds: str) -> datetime | None:
+    return datetime.fromtimestamp(int(seconds), UTC) if seconds.isdigit() else None
 
 
 def _whole(file: BinaryIO) -> str:
@@ -169,6 +255,6 @@ def _whole(file: BinaryIO) -> str:
     return file.read().decode(errors="replace")
 
 
-def _short(words: str) -> str:
-    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in words.splitlines()]
+def _short(said: str) -> str:
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in said.splitlines()]
     return " ".join(lines)[:1000] or "no reason given."

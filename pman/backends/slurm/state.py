@@ -7,6 +7,7 @@ State directory of a job, `<SLURM_STATE_DIR>/<name>/`, seen by pman and by the n
   slurm_id        number of the submitted SLURM job, whose name is `<name>.<token>`
   slurm-ID.log    what SLURM itself and the script say
   ending          as rc, by the script, when it begins to end the job
+  stuck           the reason that keeps the job waiting in vain; as old as pman's knowledge of it
   final.TOKEN     pman's verdict (JSON), so that it outlives SLURM's memory of the job
 """
 
@@ -15,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -31,6 +34,9 @@ from pman.job import Job
 from pman.status import JobState, JobStatus
 from pman.templating.render import Spec
 
+log = logging.getLogger(__name__)
+
+_REQUEUE = re.compile(r"^#SBATCH --requeue\b", re.MULTILINE)
 DELETED, LOST = "deleted", "lost"  # in place of the number of a SLURM job
 
 
@@ -47,6 +53,11 @@ class Files:
     slurm_id: str | None
     final: JobStatus | None
     result: tuple[int, str, datetime] | None
+
+    @property
+    def numbers(self) -> list[str]:
+        """SLURM's numbers of the attempt that pman knows. The job may have written over its files."""
+        return sorted({number for number in (self.claim, self.slurm_id) if number and number.isdecimal()})
 
     @property
     def unknown_to_slurm(self) -> bool:
@@ -138,14 +149,45 @@ def read_files(record: Record) -> Files:
     return Files(None if closed else claim, closed, slurm_id, final, result)
 
 
+def may_begin_again(record: Record) -> bool:
+    """Whether the job's script allows SLURM to requeue it, so that a result may be that of an earlier start."""
+    with contextlib.suppress(OSError):
+        return bool(_REQUEUE.search((record.directory / "job.sh").read_text(errors="replace")))
+    return False
+
+
+def stuck_since(record: Record, reason: str) -> float:
+    """When pman first saw that the job waits for this reason, in seconds since the epoch; "" forgets it."""
+    path = record.directory / "stuck"
+    try:
+        if reason and path.read_text(errors="replace") == reason:
+            return path.stat().st_mtime
+        path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    if reason:
+        with contextlib.suppress(FileNotFoundError, Unreachable):  # deleted; a full disk makes it count from later on
+            write(path, reason)
+    return time.time()
+
+
 def settle(status: JobStatus) -> JobStatus:
-    """Keep the verdict: SLURM forgets jobs, and what is final must stay what it is."""
+    """Keep the verdict: SLURM forgets jobs, and what is final must stay what it is.
+
+    Raises Unreachable where it cannot be kept, unless the script's own result says the same at any time.
+    """
     record = status.private
     assert isinstance(record, Record)
     finished_at = status.finished_at or datetime.now(UTC)
     fields = {"state": status.state, "message": status.message, "finished_at": finished_at.isoformat()}
-    with contextlib.suppress(FileNotFoundError):  # deleted at this moment
+    try:
         write(_verdict(record), json.dumps(fields))
+    except FileNotFoundError:
+        pass  # deleted at this moment
+    except Unreachable as error:
+        if not (record.directory / "rc").exists():
+            raise
+        log.warning("the verdict of job %s is not kept: %s", record.jid, error)
     return directories.make_status(record, status.state, status.message, finished_at)
 
 

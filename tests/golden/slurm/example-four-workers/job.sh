@@ -22,8 +22,15 @@ trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler
 # NFS may say that it failed when it has just been done. SLURM may begin a job anew, also before this script ever ran.
 # 75: another one runs the job, it ran already, it was deleted, or this node does not see the state directory.
 if [ "${1-}" != worker ]; then
-  unset SLURM_JWT SSH_AUTH_SOCK
-  mv -T "attempt.${SLURM_JOB_NAME##*.}" "claim.$SLURM_JOB_ID" ||
+  unset SLURM_JWT SLURM_CONF_SERVER SLURM_SACK_SOCKET SSH_AUTH_SOCK
+  if [[ $SLURM_JOB_NAME =~ \.([0-9a-f]{16})([^0-9a-f]|$) ]]; then
+    attempt=attempt.${BASH_REMATCH[1]}
+  else # a plug-in of the site took the token out of the name; but pman writes down the number that sbatch told it
+    for _ in {1..300}; do [ "$(cat slurm_id 2>/dev/null)" != "$SLURM_JOB_ID" ] || break; sleep 0.2; done
+    [ "$(cat slurm_id 2>/dev/null)" = "$SLURM_JOB_ID" ] || exit 75
+    attempt=$(echo attempt.*)
+  fi
+  mv -T "$attempt" "claim.$SLURM_JOB_ID" ||
     { [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] && [ -e "claim.$SLURM_JOB_ID" ]; } || exit 75
 fi
 set -m # every worker is a process group of its own
@@ -106,10 +113,12 @@ supervise() {
   finish "$worst" ""
 }
 
-# srun's exit status is the highest of its tasks. Since SLURM 22.05 it has to be told the CPUs of a task again.
+# srun's exit status is the highest of its tasks. It takes what SLURM granted and not what was asked for: MaxMemPerCPU
+# gives a task more CPUs and less memory for each of them. Since SLURM 22.05 srun has to be told the CPUs of a task again;
+# --mem=0 is all that the job has on a node.
 start_workers() {
-  srun --export=ALL --ntasks="$workers" --cpus-per-task=1 --mpi=none --wait=0 --kill-on-bad-exit=0 \
-    --output=stdout.%t --error=stderr.%t bash job.sh worker </dev/null &
+  srun --export=ALL --ntasks="$workers" ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --mem=0 \
+    --mpi=none --wait=0 --kill-on-bad-exit=0 --output=stdout.%t --error=stderr.%t bash job.sh worker </dev/null &
   workers_started=("$!")
 }
 

@@ -23,8 +23,15 @@ trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler
 # NFS may say that it failed when it has just been done. SLURM may begin a job anew, also before this script ever ran.
 # 75: another one runs the job, it ran already, it was deleted, or this node does not see the state directory.
 if [ "${1-}" != worker ]; then
-  unset SLURM_JWT SSH_AUTH_SOCK
-  mv -T "attempt.${SLURM_JOB_NAME##*.}" "claim.$SLURM_JOB_ID" ||
+  unset SLURM_JWT SLURM_CONF_SERVER SLURM_SACK_SOCKET SSH_AUTH_SOCK
+  if [[ $SLURM_JOB_NAME =~ \.([0-9a-f]{16})([^0-9a-f]|$) ]]; then
+    attempt=attempt.${BASH_REMATCH[1]}
+  else # a plug-in of the site took the token out of the name; but pman writes down the number that sbatch told it
+    for _ in {1..300}; do [ "$(cat slurm_id 2>/dev/null)" != "$SLURM_JOB_ID" ] || break; sleep 0.2; done
+    [ "$(cat slurm_id 2>/dev/null)" = "$SLURM_JOB_ID" ] || exit 75
+    attempt=$(echo attempt.*)
+  fi
+  mv -T "$attempt" "claim.$SLURM_JOB_ID" ||
     { [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] && [ -e "claim.$SLURM_JOB_ID" ]; } || exit 75
 fi
 set -m # every worker is a process group of its own

@@ -1,0 +1,151 @@
+"""What becomes of a job: SLURM's states as pman's, what shows that nothing of it runs, and the sentence for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from pman.backends import logs
+from pman.backends.directories import Record
+from pman.backends.slurm.commands import SlurmJob
+from pman.backends.slurm.state import Files
+from pman.status import JobState, explain_exit
+
+OVER_MEMORY = "The job used more memory than its limit."
+# Every state of https://slurm.schedmd.com/job_state_codes.html (base states and flags, as squeue and sacct write
+# them) -> pman's state, and what its user reads.
+STATES: dict[str, tuple[JobState, str]] = {
+    "BOOT_FAIL": (JobState.FAILED, "The node of the job did not boot."),
+    "CANCELLED": (JobState.FAILED, "The job was cancelled in SLURM."),
+    "COMPLETED": (JobState.SUCCEEDED, ""),
+    "COMPLETING": (JobState.STARTED, "SLURM is cleaning up after the job."),  # processes may still be there
+    "CONFIGURING": (JobState.NOT_STARTED, "The node of the job is booting."),
+    "DEADLINE": (JobState.FAILED, "The job could not end before its deadline in SLURM."),
+    "EXPEDITING": (JobState.NOT_STARTED, "SLURM is about to run the job again."),
+    "FAILED": (JobState.FAILED, ""),
+    "LAUNCH_FAILED": (JobState.FAILED, "SLURM could not launch the job."),
+    "NODE_FAIL": (JobState.FAILED, "A node of the job failed."),
+    "OUT_OF_MEMORY": (JobState.FAILED, OVER_MEMORY),
+    "PENDING": (JobState.NOT_STARTED, ""),
+    "POWER_UP_NODE": (JobState.NOT_STARTED, "The node of the job is booting."),
+    "PREEMPTED": (JobState.FAILED, "The job was preempted by another one in SLURM."),
+    "RECONFIG_FAIL": (JobState.FAILED, "The node of the job could not be configured."),
+    "REQUEUED": (JobState.NOT_STARTED, "The job was requeued in SLURM."),
+    "REQUEUE_FED": (JobState.NOT_STARTED, "The job was requeued in SLURM's federation."),
+    "REQUEUE_HOLD": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
+    "RESIZING": (JobState.STARTED, ""),
+    "RESV_DEL_HOLD": (JobState.NOT_STARTED, "The job is held: its reservation was deleted."),
+    "REVOKED": (JobState.UNDEFINED, "Another cluster of SLURM's federation runs the job."),  # and may write output
+    "RUNNING": (JobState.STARTED, ""),
+    "SIGNALING": (JobState.STARTED, ""),
+    "SPECIAL_EXIT": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
+    "STAGE_OUT": (JobState.STARTED, "SLURM is staging files out."),  # output may still be on its way
+    "STOPPED": (JobState.STARTED, "The job was stopped in SLURM and keeps its CPUs."),
+    "SUSPENDED": (JobState.STARTED, "The job is suspended in SLURM."),
+    "TIMEOUT": (JobState.FAILED, "The job was ended by its time limit."),
+    "UPDATE_DB": (JobState.STARTED, ""),
+}
+# A job of these states is held. One that has run cannot leave them again: its script would end with exit code 75.
+HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
+REQUEUED = "SLURM put the job back into its queue after it had begun."
+# The script writes its result as its last act. So long it may take until SLURM no longer calls the job RUNNING, and
+# until SLURM has ended what the script of a COMPLETING job left; the node's epilog comes later and may take minutes.
+RESULT_SETTLES = timedelta(seconds=60)
+COMPLETING_SETTLES = timedelta(seconds=5)
+_CLOCKS_DIFFER = timedelta(seconds=5)
+_UNCLAIMED = "Its script did not begin: does every node see SLURM_STATE_DIR under the same path?"
+# What slurmstepd and srun say of memory: 22.05 with jobacct_gather (OverMemoryKill), and with task/cgroup, where
+# "oom_kill" became "oom-kill" in 20.11 (src/slurmd/slurmstepd/mgr.c, src/srun/libsrun/launch.c).
+_OVER_MEMORY = re.compile(
+    r"^(slurmstepd|srun)\S* error: .*(exceeded (job |step )?memory limit|oom[-_]kill|out of memory)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_COMPLAINT = re.compile(r"^slurmstepd\S* error: (?!\*\*\*)(.+)", re.MULTILINE)
+
+
+def state_of(job: SlurmJob) -> tuple[JobState, str]:
+    """pman's state for SLURM's, and the sentence of the table."""
+    return STATES.get(job.state, (JobState.UNDEFINED, f"SLURM says {job.state}."))
+
+
+def ended(job: SlurmJob) -> bool:
+    """SLURM says that nothing of the job runs, and does not begin it again."""
+    return state_of(job)[0].final
+
+
+def waits(job: SlurmJob) -> bool:
+    """SLURM says that the job runs later, for the first time or again."""
+    return state_of(job)[0] is JobState.NOT_STARTED
+
+
+def over(files: Files, job: SlurmJob) -> bool:
+    """Nothing of this SLURM job runs any more: SLURM says so, or the script's result is old enough."""
+    if ended(job):
+        return True
+    if files.claim != job.id:  # it has not begun; when the claim is closed, it cannot any more
+        return job.state == "COMPLETING" and files.claim is None and files.closed is not None
+    if files.result is None or waits(job):
+        return False
+    written_at = files.result[2]
+    if job.started_at and written_at + _CLOCKS_DIFFER < job.started_at:  # of an earlier start of the same job
+        return False
+    return not recent(written_at, COMPLETING_SETTLES if job.state == "COMPLETING" else RESULT_SETTLES)
+
+
+def recent(when: datetime, span: timedelta = RESULT_SETTLES) -> bool:
+    """Whether that was within the last `span`, by clocks that may differ."""
+    return abs(datetime.now(UTC) - when) < span
+
+
+def by_result(record: Record, files: Files, job: SlurmJob | None) -> tuple[JobState, str]:
+    """What the script's exit code means. SLURM knows better why a signal came, and who used too much memory."""
+    assert files.result
+    code, reason, _ = files.result
+    if (job and job.state == "OUT_OF_MEMORY") or _used_too_much(record):
+        return JobState.FAILED, OVER_MEMORY
+    if not code:
+        return JobState.SUCCEEDED, ""
+    said = state_of(job)[1] if job and ended(job) else ""
+    return JobState.FAILED, said or reason or explain_exit(code)
+
+
+def by_slurm(record: Record, files: Files, job: SlurmJob) -> tuple[JobState, str]:
+    """What SLURM's end of a job means that has left no result of its own."""
+    state, message = state_of(job)
+    if files.claim is None and state is JobState.SUCCEEDED:
+        state = JobState.FAILED
+    if _used_too_much(record):
+        return JobState.FAILED, OVER_MEMORY
+    if state is JobState.FAILED and not message:
+        complaint = _UNCLAIMED if files.claim is None else _complaint(record)
+        message = f"SLURM says {job.state} ({job.reason}). {complaint}".strip()
+    return state, message
+
+
+def by_absence(record: Record, files: Files) -> str:
+    """Why a job failed that SLURM no longer has and that left no result."""
+    if files.claim is None:
+        return "SLURM no longer knows the job, and it never began: it was cancelled while it was waiting."
+    if _used_too_much(record):
+        return OVER_MEMORY
+    try:
+        return (record.directory / "ending").read_text(errors="replace").strip().partition(" ")[2]
+    except FileNotFoundError:
+        return "The job ended without a result, and SLURM no longer knows it: it was killed, or its node failed."
+
+
+def slurm_logs(record: Record, max_lines: int, max_bytes: int) -> Iterator[str]:
+    """The end of what SLURM itself and the script say, of each SLURM job of the attempt."""
+    for path in sorted(record.directory.glob("slurm-*.log")):
+        yield logs.tail_file(path, max_lines, max_bytes, within=record.directory.resolve())
+
+
+def _complaint(record: Record) -> str:
+    """What slurmstepd last complained of, where it killed the script with the rest."""
+    return next(iter(_COMPLAINT.findall("".join(slurm_logs(record, 20, 4096)))[::-1]), "")
+
+
+def _used_too_much(record: Record) -> bool:
+    """Whether SLURM said that the job or one of its processes was killed for its memory."""
+    return any(_OVER_MEMORY.search(text) for text in slurm_logs(record, 200, 65536))
