@@ -24,7 +24,7 @@ import requests
 from pman.backends.cromwell.labels import workflow_id
 from tests.fakes.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
 from tests.fakes.faultproxy import FaultProxy
-from tests.rig import COUNTED, FINAL, OUT, Rig, wait_for
+from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, wait_for
 
 pytestmark = pytest.mark.live("slurm")
 QUICK = {"PMAN_RC_WAIT": "2", "PMAN_ALIVE_CHECK": "1"}  # of the reference configuration, in seconds
@@ -558,3 +558,28 @@ def test_what_sbatch_refuses_never_starts(slurm: Slurm, rig: Rig, jid: str) -> N
     wait_for(final, 60, "the end", every=0.02)
     assert "started" not in {job["status"] for job in seen}
     assert all(job["message"] for job in seen)
+
+
+# A server that answers anything, and notes how it was started.
+JAVA = """#!/bin/sh
+{ echo "$LC_ALL"; printf '%s\\n' "$@"; } > started
+port=$(sed -n 's/.*webservice.*port = \\([0-9]*\\).*/\\1/p' "$(printf '%s\\n' "$@" | sed -n 's/^-Dconfig.file=//p')")
+exec python3 -m http.server --bind 127.0.0.1 "$port"
+"""
+
+
+def test_the_engine_starts_java_with_utf_8(slurm: Slurm, tmp_path: Path) -> None:
+    """In the C locale, directories that are not ASCII would be question marks."""
+    java, jar = tmp_path / "java", tmp_path / "cromwell.jar"
+    java.write_text(JAVA.replace("started", f"{tmp_path}/started"))
+    java.chmod(0o755)
+    jar.touch()
+    more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CROMWELL_JAR": str(jar), "CROMWELL_URL": ""}
+    script = str(ROOT / "scripts" / "engines" / "slurm")
+    try:
+        Slurm(slurm.env | more).run(script, "up", "--cromwell")
+        locale, *words = (tmp_path / "started").read_text().splitlines()
+    finally:
+        slurm.run(script, "stop", "cromwell")
+    assert locale == "C.UTF-8"
+    assert words[0] == "-Dfile.encoding=UTF-8"
