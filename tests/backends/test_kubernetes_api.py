@@ -742,6 +742,12 @@ def test_a_node_that_keeps_silent_costs_one_get_its_time(
     for _ in range(4):
         assert "the node does not answer" in backend.logs(backend.status("ok2"), 10)
     assert sum("/log" in path for _, path, _ in script.asked) == 1
+    pods = pods_of(job, (0, "n"))
+    pods[0]["status"] = pods[0]["status"] | {"phase": "Succeeded"}
+    script.always |= {"/jobs/ok2": (200, {}, finished(job, spec)), "/pods?": (200, {}, {"items": pods})}
+    backend.logs(backend.status("ok2"), 10)
+    assert sum("/log" in path for _, path, _ in script.asked) == 2
+    script.always |= {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods_of(job, (0, "n"))})}
     monkeypatch.setattr(podlogs, "ASK_AGAIN_SECONDS", 0.0)
     backend._reader.silent["n"] = ("the node does not answer", 0.0)
     script.always["/log"] = 200, {}, b"back\n"

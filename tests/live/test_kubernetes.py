@@ -13,6 +13,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -1137,6 +1138,30 @@ def test_a_namespace_that_does_not_exist(cluster: Cluster, rig: Rig) -> None:
     assert 'namespaces "pman-nosuch" not found' in answer.json()["message"]
     assert ready(server).status_code == 503
     wait_for(lambda: "The namespace of JOB_NAMESPACE does not exist" in server.log.read_text(), 30, "a line in the log")
+    server.stop()
+
+
+def test_a_kubelet_that_hangs(cluster: Cluster, rig: Rig, jid: str) -> None:
+    """It takes connections and answers nothing: one GET waits for that, the next ones do not."""
+    if cluster.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
+        pytest.skip("only the one-node cluster lets its components be stopped")
+    server = rig.start()
+    server.post(rig.request(jid, "echo begun; sleep 600"))
+    wait_for(lambda: "begun" in server.get(jid).json()["logs"], 60, "the first line")
+    pid = int((Path(cluster.env["PMAN_DEV_KUBERNETES_RUN"]) / "pid/kubelet").read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        seconds = []
+        for _ in range(4):
+            began = time.monotonic()
+            job = server.get(jid).json()
+            seconds.append(time.monotonic() - began)
+            assert (job["status"], "cannot be read now" in job["logs"]) == ("started", True), job
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert seconds[0] > 9
+    assert max(seconds[1:]) < 9, seconds
+    assert server.delete(jid).status_code == 204
     server.stop()
 
 

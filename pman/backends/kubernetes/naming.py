@@ -33,7 +33,7 @@ def problems(s: Settings) -> Iterator[str]:
     own = [name for name in s.job_labels if OWN_LABELS.fullmatch(name)]
     yield from (f"JOB_LABELS: {name} is pman's own label; leave it out." for name in own)
     yield from _bad_names(s)
-    users = {"CONTAINER_USER": max(map(int, re.findall(r"[0-9]+", s.container_user or "0")))}
+    users = {"CONTAINER_USER": max([0, *map(int, re.findall(r"[0-9]+", s.container_user or ""))])}
     users["SECURITYCONTEXT_RUN_AS_USER"] = s.securitycontext_run_as_user or 0
     users["SECURITYCONTEXT_RUN_AS_GROUP"] = s.securitycontext_run_as_group or 0
     large = [setting for setting, number in users.items() if number > MOST_USER]

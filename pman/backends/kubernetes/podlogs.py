@@ -25,10 +25,14 @@ class Reader:
     silent: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def read(self, pod: Object, container: str, max_lines: int, max_bytes: int, seconds: float) -> str:
-        """The end of the pod's log, or a line that says why it cannot be read (in that time)."""
+        """The end of the pod's log, or a line that says why it cannot be read (in that time).
+
+        A pod that has ended is asked for in any case: kubelet has told of its end, and ChRIS reads a job's logs for the
+        last time when it has ended.
+        """
         node = pod["spec"].get("nodeName", "")
         words, until = self.silent.get(node, ("", 0.0))
-        if time.monotonic() >= until:
+        if time.monotonic() >= until or pod["status"].get("phase") in ("Succeeded", "Failed"):
             if words:  # one asks, the others need not wait with it
                 self.silent[node] = words, time.monotonic() + ASK_AGAIN_SECONDS
             query = {"container": container, "tailLines": str(max_lines)}
