@@ -184,8 +184,8 @@ def check_sbatch(name: str, request: dict[str, Any], options: dict[str, str]) ->
     cores = -(-request["cpu_limit"] // 1000)
     assert (options["ntasks"], options["cpus-per-task"]) == (str(workers), str(cores))
     one = {"mem": f"{memory}M"} if workers == 1 else {"mem-per-cpu": f"{-(-memory // cores)}M"}
-    kind = "gpu:a100" if name == "slurm-accounts" else "gpu"
-    one |= ({"gres": f"{kind}:{gpus}"} if workers == 1 else {"gpus-per-task": str(gpus)}) if gpus else {}
+    typed = f"a100:{gpus}" if name == "slurm-accounts" else str(gpus)
+    one |= ({"gres": f"gpu:{typed}"} if workers == 1 else {"gpus-per-task": typed}) if gpus else {}
     asked = ("mem", "mem-per-cpu", "gres", "gpus-per-task")
     assert {option: value for option, value in options.items() if option in asked} == one
     assert options.get("time") == (str(request["time_limit_minutes"]) if "time_limit_minutes" in request else None)

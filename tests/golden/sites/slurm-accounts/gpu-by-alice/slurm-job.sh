@@ -9,14 +9,13 @@
 #SBATCH --nodes=1
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16000M
-#SBATCH --gres=gpu:2
+#SBATCH --gres=gpu:a100:2
 #SBATCH --time=20
 #SBATCH --partition=gpu
 
 #SBATCH --account=neuro
 #SBATCH --constraint=intel
 #SBATCH --qos=short
-#SBATCH --gres=gpu:a100:2
 set -u
 workers=1
 time_limit_s=1200
