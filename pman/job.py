@@ -115,6 +115,7 @@ Item = TypeVar("Item")
 # One sentence a field: an error for each of the two million wrong items that a body may hold would take 2 GiB.
 Items = Annotated[list[Item], FailFast()]
 Integer = Annotated[int, BeforeValidator(_integer)]
+Minutes = Annotated[int, Field(strict=True, ge=1, le=525_600), BeforeValidator(_integer)]
 
 
 class JobRequest(BaseModel):
@@ -144,7 +145,7 @@ class JobRequest(BaseModel):
     )
     entrypoint: Annotated[Items[Argument], AfterValidator(_entrypoint)] = Field(
         description="a list of strings, of which the first names a program, has no = and does not begin with -",
-        json_schema_extra={"minItems": 1, "prefixItems": [{"type": "string", "pattern": "^[^-=][^=]*$"}]},
+        json_schema_extra={"minItems": 1},  # not prefixItems, which clients' generators read in different ways
     )
     type: Literal["ds", "fs", "ts"] = Field(description="one of ds, fs, ts")
     env: Items[EnvEntry] = Field(
@@ -153,9 +154,7 @@ class JobRequest(BaseModel):
     )
     input_dir: StorePath | None = Field(None, description="a path relative to the store, without ..")
     output_dir: StorePath | None = Field(None, description="a path relative to the store, without ..")
-    time_limit_minutes: Integer | None = Field(
-        None, strict=True, ge=1, le=525_600, description="an integer of minutes from 1 to 525600"
-    )
+    time_limit_minutes: Minutes | None = Field(None, description="an integer of minutes from 1 to 525600")
     partition: Annotated[Text, AfterValidator(_one_word)] | None = Field(
         None, description="the name of a partition: letters, digits and . _ , @ + -"
     )

@@ -25,6 +25,7 @@ _ERRORS = {
     "405": "The path knows no such method.",
     "409": "Another job has that jid.",
     "413": "The body, or what it renders to, is too large.",
+    "415": "The body has a Content-Encoding.",
     "500": "The backend or a template failed.",
     "503": "The backend does not answer, or too many requests are being served.",
 }
@@ -33,6 +34,10 @@ _ERRORS = {
 def document(server_has_users: bool) -> dict[str, Any]:
     """The description of this service as a JSON-compatible dict."""
     request = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    for field in request["properties"].values():
+        # Generators of clients make a field with a default required, and of a union a class.
+        field.pop("default", None)
+        field.update(field.pop("anyOf", [{}])[0])
     jid = {"name": "jid", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     tail = _query(
         "tail", "Fewer log lines than JOB_LOGS_TAIL.", {"type": "integer", "minimum": 0, "maximum": 999_999_999}
@@ -50,7 +55,7 @@ def document(server_has_users: bool) -> dict[str, Any]:
         "paths": {
             "/api/v1/": {
                 "get": _operation("about", "What this pman is", "200", _ref("About")),
-                "post": _operation("submit", "Run a job, once", "201", _ref("Job"), "400", "409", "413", "500")
+                "post": _operation("submit", "Run a job, once", "201", _ref("Job"), "400", "409", "413", "415", "500")
                 | {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}},
             },
             "/api/v1/jobs/": {
