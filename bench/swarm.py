@@ -3,7 +3,7 @@
     DOCKER_HOST=unix:///... PMAN_TEST_IMAGE=... python bench/swarm.py [JOBS] [swarm|docker ...]
 
 `eval "$(scripts/engines/swarm env)"` sets both. Alternates within one run; prints medians in ms and GETs a second of 32
-clients over one pman with one and with two server processes. A call of /healthz, which asks no engine, is what HTTP
+clients over one pman. A call of /healthz, which asks no engine, is what HTTP
 between this script's client and pman costs: it is part of every difference.
 """
 
@@ -52,9 +52,8 @@ def main(jobs: int, names: list[str]) -> None:
                 ours, theirs = (statistics.median(spent[key]) for key in (operation, f"{operation} by the SDK"))
                 print(f"{name}: {operation} {ours:7.2f} ms, by the SDK {theirs:7.2f} ms, {ours - theirs:+.2f} ms")
             print(f"{name}: /healthz {statistics.median(spent['healthz']):.2f} ms")
-            for processes in (1, 2):
-                rate = throughput(config | {"SERVER_PROCESSES": str(processes)}, min(SECONDS, jobs))
-                print(f"{name}: {rate:.0f} GETs a second, {CLIENTS} clients, {processes} server process(es)")
+            rate = throughput(config, min(SECONDS, jobs))
+            print(f"{name}: {rate:.0f} GETs a second, {CLIENTS} clients")
 
 
 @contextmanager
@@ -174,7 +173,7 @@ class Container(Swarm):
 
 def throughput(config: dict[str, str], seconds: float) -> float:
     """GETs of one finished job a second, by clients that keep their connections."""
-    jid = f"bench-many-{config['SERVER_PROCESSES']}"
+    jid = "bench-many"
     with served(config) as url:
         requests.post(url, json=request(jid, Path(config["STOREBASE"])), timeout=60).raise_for_status()
         while "finished" not in requests.get(f"{url}{jid}/", timeout=60).text:

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -24,6 +25,10 @@ LocalRuntime = Literal["none", "bubblewrap", "charliecloud", "apptainer", "podma
 SlurmRuntime = Literal["apptainer", "singularity", "charliecloud", "podman", "bubblewrap", "none"]
 PullPolicy = Literal["always", "missing", "never"]
 
+# Settings of before, and what is said where they are set.
+_NO_LONGER = {
+    "SERVER_PROCESSES": "SERVER_PROCESSES has no effect: pman serves in one process. Start more replicas to serve more."
+}
 _USER = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?:(\d{1,10})(?:-(\d{1,10}))?")
 
 
@@ -72,8 +77,35 @@ def _http_url(url: str) -> str:
     return url
 
 
+def _host_name(text: str) -> str:
+    """The name alone, of one that may be written as in a URL."""
+    try:
+        host = urlsplit(text if "//" in text else f"//{text}").hostname or ""
+        dot = "." if host.startswith((".", "*.")) else ""
+        name = host.removeprefix("*" if dot else "").removeprefix(dot).removesuffix(".")
+        name = dot + (name if ":" in name else name.encode("idna").decode())  # as browsers send it
+    except ValueError:
+        name = ""
+    if not re.fullmatch(r"\*|[0-9a-f:.]*:[0-9a-f:.]*|\.?[\w-]+(\.[\w-]+)*", name, re.ASCII):
+        raise ValueError(f"{text!r} is no host name such as pman.example.org, .example.org or *")
+    return name
+
+
+def _proxies(names: list[str]) -> list[str]:
+    if len(names) == 1 and names[0].isascii() and names[0].isdigit():
+        return names if int(names[0]) else []
+    for name in names:
+        try:
+            ipaddress.ip_network(name)
+        except ValueError:
+            raise ValueError(f"{name!r} is neither an address or network such as 10.0.0.0/8 nor a number") from None
+    return names
+
+
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]
+HostNames = Annotated[list[Annotated[str, AfterValidator(_host_name)]], NoDecode, BeforeValidator(_names)]
+Proxies = Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_proxies)]
 Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 Pair = Annotated[str, AfterValidator(_one_pair)]
 User = Annotated[str, AfterValidator(_user)]
@@ -89,11 +121,11 @@ class Settings(BaseSettings):
 
     application_mode: Literal["production", "dev"] = Field("production", description="`dev` reloads code and templates and needs no SECRET_KEY.")
     secret_key: SecretStr | None = Field(None, description="Required in production; at least 16 characters are advised.")
-    listen_address: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in a container.")  # not HOST, which tcsh exports
+    listen_address: str = Field("127.0.0.1", description="Address to listen on: `0.0.0.0` for all of IPv4, as in the image, `::` for all of IPv6 and IPv4.")  # not HOST, which tcsh exports
     port: int = Field(5010, ge=0, le=65535, description="Port to listen on; 0 takes a free one and says which.")
-    server_processes: int = Field(1, ge=1, le=64, description="Server processes that share the port.")
     max_concurrent_requests: int = Field(40, ge=1, le=1000, description="Requests served at once by one process; more are answered 503 with Retry-After.")
-    allowed_hosts: Names = Field([], description="Names that pman answers to beside addresses and `localhost`, separated by commas. Unset: all; none where only this machine can connect and there is no AUTH_USERS_FILE.")
+    allowed_hosts: HostNames = Field([], description="Names that pman answers to beside addresses and `localhost`, separated by commas; `.example.org` stands for that name and all below it, `*` for all. Unset: all; none where only this machine can connect and there is no AUTH_USERS_FILE.")
+    trusted_proxies: Proxies = Field([], description="Proxies in front of pman whose X-Forwarded-* headers it believes: addresses and networks, separated by commas, or the number of proxies that every request comes through.")
     auth_users_file: Path | None = Field(None, description="htpasswd file of bcrypt hashes: every call but /healthz then needs a user and a password.")
     log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON for each log record.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least serious level that is logged.")
@@ -190,6 +222,12 @@ def read_file(path: Path) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
 
 
+def split_known(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Those of `values` (NAME -> text) that are settings of pman, and the names of the others."""
+    known = {name: value for name, value in values.items() if name.lower() in Settings.model_fields}
+    return known, [name + _did_you_mean(name.lower()) for name in values if name not in known]
+
+
 def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]:
     """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server.
 
@@ -198,7 +236,8 @@ def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]
     problems = [*(text for bad, text in _contradictions(settings) if bad), *more]
     if problems:
         raise Misconfigured(" ".join(problems))
-    warnings = [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in _near_misses(os.environ)]
+    warnings = [text for name, text in _NO_LONGER.items() if os.environ.get(name)]
+    warnings += [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in _near_misses(os.environ)]
     key = settings.secret_key.get_secret_value() if settings.secret_key else ""
     if not settings.listens_locally and settings.auth_users_file is None:
         warnings.append("Whoever reaches LISTEN_ADDRESS can run jobs: keep it to pfcon, or set AUTH_USERS_FILE.")

@@ -63,7 +63,7 @@ smoke_a_stack() {
         fi
         sleep 0.2
     done
-    docker exec --interactive "$container" python3 - http://127.0.0.1:5005 "$PMAN_TEST_IMAGE" <scripts/smoke
+    docker exec --interactive "$container" python3 - http://127.0.0.1:5010 "$PMAN_TEST_IMAGE" <scripts/smoke
 }
 
 smoke_beside() {

@@ -72,6 +72,10 @@ class Service:
         self._base = base if base.endswith("/api/v1") else f"{base}/api/v1"
         self._session = requests.Session()
         self._session.trust_env = not re.search(r"//([^/]*@)?(localhost|127\.|\[::1])", base)  # no proxy leads there
+        ca = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+        if ca and not Path(ca).exists():
+            raise click.ClickException(f"there is no file {ca}, which REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.")
+        self._session.verify = ca or True
 
     def call(self, method: str, path: str = "", full: bool = False, **kwargs: Any) -> Any:
         """The decoded answer, or with `full` the answer with its headers.
@@ -82,6 +86,8 @@ class Service:
         try:
             # a POST that is led elsewhere would arrive there as a GET
             answer = self._session.request(method, url, timeout=HTTP_SECONDS, allow_redirects=False, **kwargs)
+        except errors.SSLError as error:
+            raise self._no_tls(error) from None
         except (errors.ConnectionError, errors.Timeout, errors.ChunkedEncodingError):
             raise NoAnswer(f"no pman answers at PMAN_URL={_without_password(self._base)}.") from None
         except (errors.RequestException, ValueError):  # their words may repeat a password
@@ -95,6 +101,18 @@ class Service:
             return answer if full else None if answer.status_code == 204 else answer.json()
         except ValueError:
             raise click.ClickException(self._no_pman(answer)) from None
+
+    def _no_tls(self, error: Exception) -> click.ClickException:
+        """An untrusted certificate stays untrusted; a connection that was cut off may be better the next time."""
+        place = f"PMAN_URL={_without_password(self._base)}"
+        found = re.search(r"\] ([^][]*?)\.? \(_ssl", str(error))
+        if not found or "EOF" in found[1]:
+            return NoAnswer(f"no pman answers at {place}.")
+        reason = found[1].removeprefix("certificate verify failed: ")
+        if reason == found[1]:
+            return click.ClickException(f"no TLS connection can be made to {place}: {reason}.")
+        hint = "Name the file of the CA that signed it in REQUESTS_CA_BUNDLE."
+        return click.ClickException(f"the certificate of {place} is not trusted: {reason}. {hint}")
 
     def _no_pman(self, answer: Any) -> str:
         what = f"{answer.status_code} {answer.headers.get('Location') or answer.reason}"

@@ -34,7 +34,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | Path | None) -> dict[str, str]:
     """Settings that the command line gives: --env-file, over it --set, over it --templates."""
-    values = settings.read_file(Path(env_file)) if env_file else {}
+    values, others = settings.split_known(settings.read_file(Path(env_file)) if env_file else {})
+    if others:  # one file often serves several programs
+        click.echo(f"{env_file} also holds what is no setting of pman: {', '.join(others)}", err=True)
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:

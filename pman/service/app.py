@@ -1,10 +1,10 @@
-"""create_app(): settings, renderer and backend wired together, one error handler, one log line per request."""
+"""start(): settings, renderer and backend wired together, one error handler, one log line per request."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
+import importlib
 import json
 import logging
 import os
@@ -12,16 +12,16 @@ import re
 import secrets
 import threading
 import time
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from concurrent.futures import Future
+from typing import Any, cast
 
 import flask
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from pman import backends, settings
 from pman.errors import PmanError, Refused, Unreachable
 from pman.job import MAX_BODY_BYTES
-from pman.service import metrics, pages
+from pman.service import metrics, pages, proxies
 from pman.service.api import Service, blueprint
 from pman.service.auth import Busy, Users, credentials
 from pman.targets import TARGETS
@@ -29,10 +29,20 @@ from pman.templating.render import Renderer, sample_job
 
 log = logging.getLogger("pman.http")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+FIRST_ANSWER_SECONDS = 2.0  # how long the start waits for a backend; one that hangs is waited for while pman serves
+DRAIN_BYTES = 64 * 1024 * 1024  # of a body that is too large
+
+
+def start(config: settings.Settings) -> flask.Flask:
+    """The WSGI application of a server that starts. Raises one of pman's errors when it could not serve any job."""
+    set_up_logging(config)
+    app = create_app(config)
+    _say_whether_jobs_can_run(app.extensions["pman"].backend, config)
+    return app
 
 
 def create_app(config: settings.Settings, backend: backends.Backend | None = None) -> flask.Flask:
-    """The WSGI application. Raises one of pman's errors when it could not serve a single job."""
+    """The WSGI application, without a word in the log. Raises one of pman's errors as `start` does."""
     for warning in backends.check_for_service(config):
         log.warning("%s", warning)
     renderer = Renderer(config, TARGETS)
@@ -43,14 +53,17 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.json.sort_keys = False  # type: ignore[attr-defined]
     half = max(1, config.max_concurrent_requests // 2)
     users = Users(config.auth_users_file, half) if config.auth_users_file else None
-    app.extensions["pman"] = Service(config, renderer, backend or backends.load(config), users)
+    app.extensions["pman"] = Service(config, renderer, backend or _backend(config), users)
     app.register_blueprint(blueprint)
     app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
+    app.wsgi_app = proxies.merging_slashes(app.wsgi_app)  # type: ignore[assignment]
+    if config.trusted_proxies:
+        app.wsgi_app = proxies.believing(config.trusted_proxies, app.wsgi_app)  # type: ignore[assignment]
     if config.allowed_hosts or (config.listens_locally and users is None):
-        names = frozenset({"", "localhost", *map(str.lower, config.allowed_hosts)})
-        app.before_request(functools.partial(_refuse_other_names, names))
-    _limit_concurrency(app, config.max_concurrent_requests)
+        app.before_request(functools.partial(_refuse_other_names, config.allowed_hosts))
+    _limit_concurrency(app, config.max_concurrent_requests, _PLACELESS if users is None else {"api.healthz"})
+    app.before_request(_refuse_encoded_bodies)
     app.before_request(_authenticate)
     app.before_request(_refuse_other_sites)
     app.after_request(_end)
@@ -64,12 +77,72 @@ def _begin() -> None:
     flask.g.started_at = time.monotonic()
 
 
-def _limit_concurrency(app: flask.Flask, most: int) -> None:
+def _backend(config: settings.Settings) -> backends.Backend:
+    """The backend, or, where it hangs for FIRST_ANSWER_SECONDS, what stands for it until it is there.
+
+    Raises what it raises within that time.
+    """
+    made: Future[backends.Backend] = Future()
+    importlib.import_module(backends.BACKENDS[config.container_env].module)  # takes time whatever the backend does
+
+    def make() -> None:
+        try:
+            made.set_result(backends.load(config))
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        return made.result(FIRST_ANSWER_SECONDS)
+    except TimeoutError:
+        if made.done():
+            raise
+        made.add_done_callback(functools.partial(_say_what_came, config))
+        return cast(backends.Backend, _Awaited(made, config.container_env))
+
+
+def _say_what_came(config: settings.Settings, made: Future[backends.Backend]) -> None:
+    if error := made.exception():
+        log.error("%s cannot be used: %s", config.container_env, error)
+    else:
+        _say_whether_jobs_can_run(made.result(), config)
+
+
+class _Awaited:
+    """A backend that has not answered yet."""
+
+    def __init__(self, made: Future[backends.Backend], name: str) -> None:
+        self._made, self._name = made, name
+
+    def __getattr__(self, operation: str) -> Any:
+        if not self._made.done():
+            raise Unreachable(f"{self._name} has not answered since pman was started.")
+        return getattr(self._made.result(), operation)
+
+
+def _say_whether_jobs_can_run(backend: backends.Backend, config: settings.Settings) -> None:
+    """Once, in the log. A backend that does not answer may come later, and need not be waited for."""
+
+    def ask() -> None:
+        try:
+            backend.ping()
+            log.info("%s can take jobs", config.container_env)
+        except PmanError as error:
+            log.warning("%s cannot take jobs yet: %s", config.container_env, error)
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+# They ask no backend and answer at once, also while calls of a backend that hangs hold every place.
+_PLACELESS = {"api.healthz", "api.show_metrics", "api.about", "api.describe"}
+
+
+def _limit_concurrency(app: flask.Flask, most: int, placeless: set[str]) -> None:
     """More than `most` requests at once are turned away, so that a flood exhausts neither threads nor the backend."""
     places = threading.BoundedSemaphore(most)
 
     def enter() -> flask.Response | None:
-        if flask.request.path == "/healthz":
+        if flask.request.endpoint in placeless:
             return None
         if not places.acquire(blocking=False):
             return _turned_away(f"pman is serving {most} requests already; try again.")
@@ -84,30 +157,21 @@ def _limit_concurrency(app: flask.Flask, most: int) -> None:
     app.teardown_request(leave)
 
 
-def _refuse_other_names(allowed: frozenset[str]) -> flask.Response | None:
+def _refuse_other_names(allowed: list[str]) -> flask.Response | None:
     """A website whose name suddenly means this machine (DNS rebinding) would be pman's own page for a browser.
 
     Only a name can be turned like that: every address is served, and who sends no Host is no browser.
     """
-    name = _split(f"//{flask.request.headers.get('Host', '')}").hostname or ""
-    if name in allowed or _is_address(name):
+    if proxies.is_called_by(flask.request.headers.get("Host", ""), allowed):
         return None
     return _plain("pman is not called by this name; set ALLOWED_HOSTS if it is to be.", 403, {})
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
+def _refuse_encoded_bodies() -> None:
+    """As RFC 7694 has it. A small compressed body may hold any amount of text."""
+    encoding = flask.request.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType("The body must be sent as it is, without Content-Encoding.")
 
 
 def _authenticate() -> flask.Response | None:
@@ -128,12 +192,13 @@ def _authenticate() -> flask.Response | None:
 def _refuse_other_sites() -> flask.Response | None:
     """A browser changes something only from pman's own pages. Any website could make it post a job otherwise.
 
-    Sec-Fetch-Site is what browsers of today say (W3C Fetch Metadata), Origin what older ones do; no other client does.
+    Sec-Fetch-Site is what browsers say (W3C Fetch Metadata), or Origin where pman's address is neither https nor
+    local; no other client says either. The pages change nothing, and behind a proxy Host may not be what Origin says.
     """
-    if flask.request.method in ("GET", "HEAD", "OPTIONS"):
+    if flask.request.method in ("GET", "HEAD", "OPTIONS") or flask.request.blueprint == pages.blueprint.name:
         return None
     site, origin = flask.request.headers.get("Sec-Fetch-Site"), flask.request.headers.get("Origin")
-    own = site in ("same-origin", "none") if site else origin is None or _split(origin).netloc == flask.request.host
+    own = site in ("same-origin", "none") if site else origin is None or proxies.place(origin) == flask.request.host
     return None if own else _plain("A browser sent this request for another website.", 403, {})
 
 
@@ -150,6 +215,9 @@ def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:
 
 def _end(response: flask.Response) -> flask.Response:
     response.headers["X-Request-ID"] = flask.g.request_id
+    if response.location:  # of a path that lacks its last slash; a proxy may have other names for all before it
+        response.location = proxies.relative(flask.request.environ, response.location)
+        response.data, response.mimetype = json.dumps({"message": f"See {response.location}"}), "application/json"
     fields = {
         "method": flask.request.method,
         "path": flask.request.path,
@@ -173,6 +241,7 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
             response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
         return response, error.http_status
     if isinstance(error, RequestEntityTooLarge):
+        _drain()
         return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
     if isinstance(error, HTTPException):
         response = flask.jsonify(message=error.description)
@@ -181,6 +250,13 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
         return response, error.code or 500
     log.exception("unexpected error")
     return flask.jsonify(message="pman met an unexpected error; its log says more under this request's id."), 500
+
+
+def _drain() -> None:
+    """A client that sends its whole body before it reads would else find the connection reset, not the answer."""
+    body, left = flask.request.environ["wsgi.input"], DRAIN_BYTES
+    while left > 0 and (chunk := body.read(65536)):
+        left -= len(chunk)
 
 
 def _of_request() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import hmac
 import logging
@@ -17,7 +18,7 @@ from pman.errors import Misconfigured
 
 # Costs 4 to 31, and a salt whose last character has no bits to spare: bcrypt raises ValueError for any other.
 _HASH = r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}"
-_LINE = re.compile(rf"(?P<user>[^:\s]+):(?P<hash>{_HASH})", re.ASCII)
+_LINE = re.compile(rf"(?P<user>[^:\s\udc80-\udcff]+):(?P<hash>{_HASH})", re.ASCII)  # the range: what is not UTF-8
 USUAL_COST = 10  # what an unknown user costs where the file is empty
 MAX_REMEMBERED = 1000
 log = logging.getLogger(__name__)
@@ -28,13 +29,10 @@ class Busy(Exception):
 
 
 class Users:
-    """The users of one file, which is read again when it changes; when it is gone or broken, nobody is let in."""
+    """The users of one file, which is read again when it changes; when it is gone, nobody is let in."""
 
     def __init__(self, path: Path, waiting: int) -> None:
-        """waiting: how many passwords may wait to be compared.
-
-        Raises Misconfigured where the file cannot be read or has a line that is no `user:bcrypt-hash`.
-        """
+        """waiting: how many passwords may wait to be compared. Raises Misconfigured as `read_users` does."""
         self._path = path
         self._lock = threading.Lock()
         self._key = secrets.token_bytes(32)
@@ -115,21 +113,25 @@ def credentials(header: str) -> tuple[str, str] | None:
 
 
 def read_users(path: Path) -> dict[str, bytes]:
-    """User -> bcrypt hash. Raises Misconfigured with the line that is wrong."""
+    """User -> bcrypt hash. A line that is wrong keeps only its own user out, and is said in the log.
+
+    Raises Misconfigured where the file cannot be read or every line of it is wrong.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    except OSError as error:
         raise Misconfigured(f"AUTH_USERS_FILE={path} cannot be read: {error}.") from None
-    users = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        match = _LINE.fullmatch(line.strip())
-        if not match:
-            raise Misconfigured(
-                f"{path}:{number}: a line must be user:hash with a bcrypt hash; make it with `htpasswd -B`."
-            )
-        users[match["user"]] = match["hash"].encode()
+    users: dict[str, bytes] = {}
+    wrong = []
+    for number, line in enumerate(map(bytes.strip, lines), 1):
+        if match := _LINE.fullmatch(line.decode(errors="surrogateescape")):
+            users[match["user"]] = match["hash"].encode()
+        elif line and not line.startswith(b"#"):
+            wrong.append(f"{path}:{number}: a line must be user:hash with a bcrypt hash; make it with `htpasswd -B`.")
+    if wrong and not users:
+        raise Misconfigured(wrong[0])
+    for sentence in wrong:
+        log.error("%s", sentence)
     return users
 
 

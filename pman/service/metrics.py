@@ -1,13 +1,12 @@
-"""Prometheus metrics of this service, summed over its server processes where there are several."""
+"""Prometheus metrics of this process."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, registry
+from prometheus_client import Counter, Histogram, generate_latest
 
 from pman.backends import retry
 from pman.errors import PmanError
@@ -55,19 +54,6 @@ def ask_once(operation: str, function: Callable[[], T]) -> T:
         BACKEND_SECONDS.labels(operation).observe(time.perf_counter() - began)
 
 
-class _Everyone(multiprocess.MultiProcessCollector):
-    """Without files that are empty: of a process that is just beginning one, or was killed at that."""
-
-    @staticmethod
-    def merge(files: Iterable[str], accumulate: bool = True) -> Any:
-        written = [file for file in files if os.path.getsize(file)]
-        return multiprocess.MultiProcessCollector.merge(written, accumulate)  # type: ignore[no-untyped-call]
-
-
 def text() -> bytes:
-    """All metrics in Prometheus' text format; of every process that shares PROMETHEUS_MULTIPROC_DIR."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(registry.REGISTRY)
-    everyone = CollectorRegistry()
-    _Everyone(everyone)  # type: ignore[no-untyped-call]
-    return generate_latest(everyone)
+    """All metrics of this process in Prometheus' text format."""
+    return generate_latest()

@@ -20,6 +20,7 @@ from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import make_job, parse_request
 from pman.service import metrics
 from pman.service.api import look, service
+from pman.service.proxies import root
 from pman.status import JobStatus
 from pman.targets import TARGETS, judge
 from pman.templating.render import SAMPLE, Piece, Spec
@@ -102,7 +103,7 @@ def _page(name: str, **values: Any) -> flask.Response:
     s = service().settings
     response = flask.make_response(
         flask.render_template(
-            name, nonce=nonce, version=__version__, settings=s, root=flask.request.script_root, **values
+            name, nonce=nonce, version=__version__, settings=s, root=root(flask.request.path), **values
         )
     )
     policy = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'"

@@ -20,7 +20,7 @@ from tests.rig import ROOT, wait_for
 from tests.scripts.test_docs import PAGES as ALL_PAGES
 from tests.scripts.test_docs import blocks
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in (
     "operators", "developers", "slurm", "cromwell", "kubernetes", "swarm",
 ))]  # fmt: skip
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -106,6 +106,8 @@ CHECKS: Mapping[str, Callable[[str, Path], None]] = {
     "scripts/render_job.py examples/copy-and-hash.json --to wdl": renders,
     "scripts/test --fast": collects,
     "scripts/test -k quote": collects,
+    "scripts/test tests/service/test_http.py": collects,
+    "scripts/test tests/live/test_slurm.py": collects,
     "pip install .": installs,
     'htpasswd -niB chris <<<"a long password" >>users': makes_a_user,
 }
@@ -117,6 +119,10 @@ ELSEWHERE = {
         'cluster.helm("install", *arguments',
     ),
     "scripts/test": (".ci/run", "scripts/test"),
+    "gunicorn --bind 0.0.0.0:5010 --threads 40 pman.wsgi:application": (
+        "tests/service/test_wsgi.py",
+        '*options, "pman.wsgi:application"',
+    ),
     "scripts/dev": ("tests/live/test_dev.py", "scripts/dev"),
     "scripts/dev --on slurm": ("tests/live/test_dev.py", '"--on", name'),
     "scripts/smoke http://127.0.0.1:5010": ("tests/live/test_dev.py", "scripts/smoke"),

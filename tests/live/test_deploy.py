@@ -23,7 +23,7 @@ from tests.rig import HEEDING_INTERRUPTS, ROOT, wait_for
 pytestmark = pytest.mark.live("swarm")
 COMPOSE_FILES = ["deploy/compose.yml", "deploy/compose.slurm.yml", "compose.dev.yml"]
 BUILD = "docker build -f deploy/Dockerfile -t localhost/pman:7 ."
-INSIDE = ("python3", "-", "http://127.0.0.1:5005")
+INSIDE = ("python3", "-", "http://127.0.0.1:5010")
 # `docker compose` where Compose is installed as the program docker-compose only.
 PLUGIN = """#!/bin/sh
 if [ "$1" = docker-cli-plugin-metadata ]; then
@@ -90,7 +90,6 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         "SECRET_KEY=a secret key for tests",
         "STOREBASE=/tmp",
         "LOCAL_STATE_DIR=/tmp/jobs",
-        "SERVER_PROCESSES=2",
     ]
     environment = [word for setting in settings for word in ("--env", setting)]
     locked = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"]
@@ -107,7 +106,7 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         assert "REQUEST" in rendered
         user = out([*docker, "exec", container, "python3", "-c", "import os; print(os.getuid())"]).strip()
         assert user == "10001"
-        for code in (3, 4):  # what a job leaves becomes a child of process 1, pman's supervisor
+        for code in (3, 4):  # what a job leaves becomes a child of process 1, pman
             words = ["pman", "run", "localhost/x:1", "--", "sh", "-c", f"exit {code}"]
             ended = subprocess.run([*docker, "exec", container, *words], capture_output=True, text=True, check=False)
             assert ended.returncode == code, ended.stderr
@@ -278,7 +277,7 @@ def test_compose_for_developers(docker: list[str], image: str, project: dict[str
         smoke(docker, container)
 
         def shown(path: str) -> str:
-            script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:5005{path}').read().decode())"
+            script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:5010{path}').read().decode())"
             command = [*docker, "exec", container, "python3", "-c", script]
             return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 

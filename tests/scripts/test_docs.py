@@ -15,7 +15,7 @@ from pman.settings import markdown_table
 from tests.backends.test_local import local_rig
 from tests.rig import ROOT, running
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench/README.md"]
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:

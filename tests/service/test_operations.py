@@ -1,11 +1,10 @@
-"""Authentication, the limit on concurrent requests, metrics over several processes, and the API's description."""
+"""Authentication, the limit on concurrent requests, metrics, and the API's description."""
 
 from __future__ import annotations
 
 import base64
 import os
 import re
-import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from schemathesis import checks
 
 from pman.errors import Misconfigured
 from pman.service.auth import Users, read_users
-from tests.backends.test_local import gone, local_rig
+from tests.backends.test_local import local_rig
 from tests.rig import Rig, Server, running, wait_for
 from tests.service.test_http import refused_start
 
@@ -151,6 +150,11 @@ def test_users_file_changes_and_goes(rig: Rig, users_file: Path) -> None:
     users_file.write_text("chris:plain")
     assert get(server, "/api/v1/", (b"chris", b"newer")).status_code == 401
     assert "nobody is let in: " in server.log.read_text()
+    users_file.write_bytes(
+        "\ufeffchris:".encode() + bcrypt.hashpw(b"newest", bcrypt.gensalt(5)) + b"\r\nj\xf6rg:plain\n"
+    )
+    assert get(server, "/api/v1/", (b"chris", b"newest")).status_code == 200
+    assert f"{users_file}:2: a line must be user:hash" in server.log.read_text()
     users_file.unlink()
     assert get(server, "/api/v1/", (b"chris", b"new")).status_code == 401
 
@@ -166,6 +170,8 @@ def test_hashes_that_nothing_can_be_compared_with_are_refused_at_once(tmp_path: 
         path.write_text(f"chris:{bad}\n")
         with pytest.raises(Misconfigured, match="users:1"):
             read_users(path)
+    path.write_text(f"good:{hashed}\nchris:{bad}\n")
+    assert list(read_users(path)) == ["good"]
     path.write_text("".join(f"user{n}:{bcrypt.gensalt(4).decode()}{hashed[29:]}\n" for n in range(200)))
     assert len(read_users(path)) == 200
 
@@ -256,97 +262,34 @@ def counted(text: str, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)} ([0-9.e+]+)$", text, re.M))
 
 
-def test_metrics_over_four_processes(rig: Rig) -> None:
-    server = rig.start(SERVER_PROCESSES="4")
-    wait_for(lambda: server.log.read_text().count("listening on") == 4, 30, "four processes to listen")
+def test_metrics(rig: Rig) -> None:
+    server = rig.start()
     for number in range(5):
         assert server.post(rig.request(f"metric-{number}", "true")).status_code == 201
         server.wait_final(f"metric-{number}")
     assert server.post({"jid": "metric-bad"}).status_code == 400
-    barrier = threading.Barrier(8)
-
-    def read(_: int) -> None:
-        barrier.wait()
-        for _ in range(25):
-            assert server.get("unknown-job").status_code == 404
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(read, range(8)))
-    texts = [get(server, "/metrics").text for _ in range(6)]
-    for text in texts:
-        assert counted(text, 'pman_http_requests_total{code="404",method="GET",route="/api/v1/<jid>/"}') == 200
-        assert counted(text, 'pman_jobs_submitted_total{outcome="accepted"}') == 5
-        assert counted(text, 'pman_jobs_submitted_total{outcome="BadRequest"}') == 1
-        assert counted(text, 'pman_backend_seconds_count{operation="submit"}') == 5
-    served_by = {line.split("pid=")[1] for line in server.log.read_text().splitlines() if "pid=" in line}
-    assert len(served_by) > 1
+    for _ in range(20):
+        assert server.get("unknown-job").status_code == 404
+    text = get(server, "/metrics").text
+    assert counted(text, 'pman_http_requests_total{code="404",method="GET",route="/api/v1/<jid>/"}') == 20
+    assert counted(text, 'pman_jobs_submitted_total{outcome="accepted"}') == 5
+    assert counted(text, 'pman_jobs_submitted_total{outcome="BadRequest"}') == 1
+    assert counted(text, 'pman_backend_seconds_count{operation="submit"}') == 5
     for number in range(5):
         server.delete(f"metric-{number}")
 
 
-def test_metrics_survive_a_process_that_died_at_its_first(rig: Rig, tmp_path: Path) -> None:
-    """It leaves an empty file; one that is only starting has such a file for a moment."""
-    server = rig.start(SERVER_PROCESSES="2", TMPDIR=str(tmp_path))
+def test_a_setting_of_before_is_no_reason_to_stop(rig: Rig) -> None:
+    server = rig.start(SERVER_PROCESSES="4")
     assert server.call("GET").status_code == 200
-    [directory] = tmp_path.glob("pman-metrics-*")
-    (directory / "counter_1.db").touch()
-    answer = get(server, "/metrics")
-    assert answer.status_code == 200
-    assert counted(answer.text, 'pman_http_requests_total{code="200",method="GET",route="/api/v1/"}') == 1
+    assert "SERVER_PROCESSES has no effect: pman serves in one process." in server.log.read_text()
 
 
-def test_a_dead_server_process_is_replaced_and_all_end_together(rig: Rig) -> None:
-    server = rig.start(SERVER_PROCESSES="2")
-    wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    first = children.read_text().split()
-    os.kill(int(first[0]), signal.SIGKILL)
-    wait_for(lambda: server.log.read_text().count("listening on") == 3, 30, "the replacement to listen")
-    assert get(server, "/healthz").status_code == 200
-    last = children.read_text().split()
-    server.process.terminate()
-    assert server.process.wait(20) == 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in last)
-
-
-def test_a_replacement_that_cannot_start_ends_no_other(rig: Rig, users_file: Path) -> None:
-    server = rig.start(SERVER_PROCESSES="2", AUTH_USERS_FILE=str(users_file))
-    wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
-    good = users_file.read_text()
-    users_file.unlink()
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
-    wait_for(lambda: server.log.read_text().count(f"{users_file} cannot be read") > 1, 30, "two vain attempts")
-    assert get(server, "/healthz").status_code == 200
-    users_file.write_text(good)
-    wait_for(lambda: server.log.read_text().count("listening on") == 3, 30, "the replacement to listen")
-    server.process.terminate()
-    assert server.process.wait(20) == 0
-
-
-def test_sigterm_while_the_server_processes_are_being_started(rig: Rig) -> None:
-    server = rig.start(SERVER_PROCESSES="32")  # one of them listens, the others are yet to come
-    server.process.terminate()
-    assert server.process.wait(30) == 0
-
-
-def test_a_killed_supervisor_frees_the_port(rig: Rig) -> None:
-    address = "::1" if Path("/proc/net/if_inet6").exists() else "127.0.0.1"
-    server = rig.start(SERVER_PROCESSES="2", LISTEN_ADDRESS=address)
-    wait_for(lambda: server.log.read_text().count("listening on") == 2, 30, "two processes to listen")
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    server.kill()
-    wait_for(lambda: all(gone(int(pid)) for pid in children), 20, "the children to end")
-
-
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_port_in_use_and_a_state_directory_that_cannot_be(tmp_path: Path, rig: Rig, processes: str) -> None:
+def test_a_port_in_use_and_a_state_directory_that_cannot_be(tmp_path: Path, rig: Rig) -> None:
     port = rig.start().url.rpartition(":")[2]
-    message = refused_start(tmp_path, SECRET_KEY="x" * 20, STOREBASE="/tmp", PORT=port, SERVER_PROCESSES=processes)
+    message = refused_start(tmp_path, SECRET_KEY="x" * 20, STOREBASE="/tmp", PORT=port)
     assert f"PORT={port} cannot be listened on" in message
-    message = refused_start(
-        tmp_path, SECRET_KEY="x" * 20, STOREBASE="/tmp", SERVER_PROCESSES=processes, LOCAL_STATE_DIR="/dev/null/x"
-    )
+    message = refused_start(tmp_path, SECRET_KEY="x" * 20, STOREBASE="/tmp", LOCAL_STATE_DIR="/dev/null/x")
     assert "LOCAL_STATE_DIR=/dev/null/x cannot be made" in message
 
 

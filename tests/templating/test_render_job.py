@@ -83,6 +83,15 @@ def test_settings_come_from_the_environment_then_a_file_then_the_command_line(tm
     assert 'slurm_partition: "from-option"' in good(*arguments, *option, **environment)
 
 
+def test_an_env_file_may_hold_what_other_programs_read(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("STOREBASE=/s\nPFCON_PASSWORD=x\nSLURM_PARTITON=y\n")
+    done = offline(EXAMPLE, "--to", "wdl", "--env-file", file)
+    assert done.returncode == 0
+    words = b"also holds what is no setting of pman: PFCON_PASSWORD, SLURM_PARTITON; did you mean SLURM_PARTITION?\n"
+    assert words in done.stderr
+
+
 def test_says_when_the_store_is_not_set() -> None:
     done = offline(EXAMPLE, "--to", "k8s")
     assert done.returncode == 0
