@@ -80,7 +80,16 @@ def make_base(docker: list[str], directory: Path) -> None:
     root = directory / "base"
     make_root(root)
     out(
-        [*PIP, "wheel", "--constraint", "constraints.txt", "--wheel-dir", str(root / "wheels"), ".", "hatchling"],
+        [
+            *PIP,
+            "wheel",
+            "--constraint",
+            "constraints.txt",
+            "--wheel-dir",
+            str(root / "wheels"),
+            ".[gunicorn,dev]",
+            "hatchling",
+        ],
         cwd=ROOT,
     )
     (root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
