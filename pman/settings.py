@@ -154,7 +154,7 @@ class Settings(BaseSettings):
 
     slurm_state_dir: AbsolutePath | None = Field(None, description="Where `slurm` keeps its jobs: a directory of this path here and on every compute node, outside STOREBASE; required for `slurm`.")
     slurm_runtime: SlurmRuntime = Field("apptainer", description="What wraps a `slurm` job's command on the node; `none` and `bubblewrap` use the node's own programs.")
-    slurm_image_dir: AbsolutePath | None = Field(None, description="Images on the cluster: Charliecloud's storage directory, or Apptainer's `<reference with % for / and + for :>.sif` files.")
+    slurm_image_dir: AbsolutePath | None = Field(None, description="Images on the cluster: Charliecloud's storage directory, or where Apptainer's images are pulled to once and looked for; `.images` below SLURM_STATE_DIR if unset.")
     slurm_command_prefix: Words = Field([], description="Words in front of sbatch, squeue, sacct and scancel, such as `ssh -o BatchMode=yes login1`.")
     slurm_timeout_seconds: float = Field(20.0, gt=0, le=60, description="Longest wait for the end of one of these commands.")
     slurm_partition: str | None = Field(None, description="Partition of a job where the request has none.")

@@ -283,7 +283,7 @@ class Contract:
             server.wait_final(name, rig.job_seconds)
         page = server.call("GET", "jobs/").json()
         assert [job["jid"] for job in page["jobs"] if job["jid"] in jids] == jids[::-1]
-        assert all(set(job) == FIELDS for job in page["jobs"])
+        assert all(set(job) == FIELDS | {"posted_at"} for job in page["jobs"])
         running = server.call("GET", "jobs/", params={"state": "notstarted"}).json()["jobs"]
         assert not {job["jid"] for job in running} & set(jids)
         seen: list[str] = []

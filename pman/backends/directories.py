@@ -4,6 +4,7 @@ A job's directory `<root>/<name>/` is made by one atomic rename, and taken away 
   job.json             the Record
   job.sh               the rendered script, byte for byte
   stdout.N, stderr.N   of worker N
+  pulling              the image, while the script pulls it
   rc                   "EXIT_CODE REASON", renamed into place by the script after its last process has ended
 What a backend keeps there besides stands in its own module.
 """
@@ -170,6 +171,14 @@ def result(directory: Path) -> tuple[int, str, datetime] | None:
         return None
     except ValueError:
         return 1, "The job wrote over its own result.", mtime(path)
+
+
+def pulled_image(directory: Path) -> str:
+    """The image that the job's script is pulling; "" when it is not."""
+    try:
+        return (directory / "pulling").read_text(errors="replace").strip()[:1000]
+    except FileNotFoundError:
+        return ""
 
 
 def mtime(path: Path) -> datetime:

@@ -18,6 +18,7 @@ import click
 
 from pman import __version__, settings
 from pman.backends import BACKENDS
+from pman.cli import images
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
 from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge, for_people
@@ -65,6 +66,7 @@ for command in (client.run, client.submit, client.status, client.logs, client.wa
     main.add_command(command)
 main.add_command(cli_templates.check)
 main.add_command(cli_templates.templates)
+main.add_command(images.images)
 
 
 @main.command()

@@ -294,7 +294,8 @@ def run_with_stub(directory: Path, text: str, name: str, *arguments: str, **env:
     stub = directory / "bin" / name
     stub.parent.mkdir()
     record = f"printf '%s\\0' \"$@\" > {directory}/said.$PMAN_WORKER_INDEX"
-    stub.write_text(f'#!/bin/bash\n[ "${{1-}}" = start ] || {record}\n')
+    pull = f'printf "%s\\n" "$4" >> {directory}/pull.said; echo image > "$3"; exit'
+    stub.write_text(f'#!/bin/bash\nif [ "${{2-}}" = pull ]; then {pull}; fi\n[ "${{1-}}" = start ] || {record}\n')
     stub.chmod(0o755)
     (directory / "job.sh").write_text(text)
     environment = {"PATH": f"{directory}/bin:{os.environ['PATH']}", **env}
@@ -314,14 +315,22 @@ def test_every_runtime_gets_the_command(tmp_path: Path, runtime: str) -> None:
     assert (tmp_path / "said.1").exists()
 
 
-@pytest.mark.parametrize("image", ["/images/tool.sif", "oras://registry.example.org/tool:1"])
-def test_an_image_that_only_apptainer_knows(tmp_path: Path, image: str) -> None:
+@pytest.mark.parametrize(
+    ("image", "file"),
+    [
+        ("/images/tool.sif", "/images/tool.sif"),
+        ("oras://registry.example.org/tool:1", "/.images/oras+%%registry.example.org%tool+1.sif"),
+    ],
+)
+def test_an_image_that_only_apptainer_knows(tmp_path: Path, image: str, file: str) -> None:
     overlay = tmp_path / "overlay" / "local"
     overlay.mkdir(parents=True)
     (overlay / "job.sh.j2").write_text(f'{{% extends "shipped/local/job.sh.j2" %}}{{% set image = "{image}" %}}')
     job, text = rendered(tmp_path, "local", LOCAL_RUNTIME="apptainer", TEMPLATES_DIR=str(overlay.parent))
     words = run_with_stub(tmp_path, text, "apptainer", "claim", "1")
-    assert image in words[: -len(job.argv)]
+    assert [word for word in words[: -len(job.argv)] if word.endswith(file)]
+    pulled = tmp_path / "pull.said"
+    assert (pulled.read_text() if pulled.exists() else "") == ("" if image == file else f"{image}\n")
 
 
 @pytest.mark.parametrize(("restarts", "runs"), [([0], 1), ([1], 1), ([0, 1], 1), ([0, 0], 2)])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +174,14 @@ def check_slurm(name: str, request: dict[str, Any]) -> None:
     entries = [f"{name}={value}" for name, value in deliver.expected_env(request).items()]
     assert before[len(before) - len(entries) :] == entries
     image = image_of(request, name)
-    assert image in before or f"docker://{image}" in before
-    read_only = "" if name == "charliecloud" else ":ro"
-    assert f"{directory(request, 'input_dir', STORE)}:/share/incoming{read_only}" in before
-    assert f"{directory(request, 'output_dir', STORE)}:/share/outgoing" in before
+    (chosen,) = re.findall(r"(?m)^image=(.*)$", spec.text)
+    assert {image, f"docker://{image}"} & {*before, *shlex.split(chosen)}
+    for field, target, mode in (("input_dir", "/share/incoming", "ro"), ("output_dir", "/share/outgoing", "")):
+        source = directory(request, field, STORE)
+        doubled = source.replace('"', '""')
+        bound = f"{source}:{target}:{mode}" if mode and name != "charliecloud" else f"{source}:{target}"
+        mounted = f'type=bind,"src={doubled}","dst={target}"{mode and "," + mode}'
+        assert {bound, mounted} & set(before)
     check_sbatch(name, request, sbatch_options(spec.text))
 
 

@@ -21,7 +21,7 @@ from tests.scripts.test_docs import PAGES as ALL_PAGES
 from tests.scripts.test_docs import blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "operators", "developers", "slurm", "cromwell", "kubernetes", "swarm",
+    "operators", "developers", "slurm", "cromwell", "kubernetes", "swarm", "runtimes",
 ))]  # fmt: skip
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
@@ -118,6 +118,7 @@ ELSEWHERE = {
         "tests/live/test_kubernetes.py",
         'cluster.helm("install", *arguments',
     ),
+    "pman images pull docker.io/fnndsc/pl-simpledsapp:2.1.0": ("tests/cli/test_images.py", '"pull", IMAGE'),
     "scripts/test": (".ci/run", "scripts/test"),
     "gunicorn --bind 0.0.0.0:5010 --threads 40 pman.wsgi:application": (
         "tests/service/test_wsgi.py",
@@ -176,6 +177,7 @@ INLINE = {
     "scripts/engines/podman up": ("scripts/test", 'scripts/engines/"$name" up'),
     "scripts/test --fast": ("tests/cli/test_commands.py", '"scripts/test --fast": collects'),
     "python -m tests.scripts.test_docs": ("tests/test_new_backend.py", '"-m", "tests.scripts.test_docs"'),
+    "pman images list": ("tests/cli/test_images.py", '"list", "--directory"'),
     "pman render request.json --to wdl --templates site --watch": (
         "tests/cli/test_templates.py",
         '"--watch", "--templates"',

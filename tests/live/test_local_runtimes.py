@@ -22,7 +22,13 @@ import pytest
 from tests.backends.test_local import GATED, command_line, local_rig, members, state_of
 from tests.conftest import development
 from tests.contract import HOSTILE, Contract
+from tests.live import runtimes
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
+
+
+def test_what_a_job_sees_without_a_container(tmp_path: Path) -> None:
+    with running(local_rig(tmp_path)) as rig:
+        assert runtimes.seen(rig.start(), rig, "seen").items() <= runtimes.table()["none"].items()
 
 
 @pytest.mark.live("slurm")
@@ -34,6 +40,9 @@ class TestBubblewrap(Contract):
         rig = local_rig(tmp_path_factory.mktemp('it\'s "$x"'), LOCAL_RUNTIME="bubblewrap")
         with running(replace(rig, read_only_input=True)) as rig:
             yield rig
+
+    def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
+        assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["bubblewrap"].items()
 
     def test_the_command_hears_of_its_end(self, server: Server, rig: Rig, jid: str) -> None:
         script = OUT + 'trap \'echo bye > "$out/bye"; exit 0\' TERM; echo up > "$out/up"; while :; do sleep 0.1; done'
@@ -88,6 +97,9 @@ class TestCharliecloud:
     @classmethod
     def server(cls, rig: Rig) -> Server:
         return rig.start()
+
+    def test_what_a_job_sees(self, server: Server, rig: Rig) -> None:
+        assert runtimes.seen(server, rig, "seen").items() <= runtimes.table()["charliecloud"].items()
 
     def test_files_arguments_and_environment(self, server: Server, rig: Rig) -> None:
         script = OUT + r"""printf '%s\0' "$@" > "$out/argv"; printf '%s' "$V" > "$out/env"; ls /etc > "$out/etc"; """
@@ -151,6 +163,9 @@ class TestPodman(Contract):
         rig = local_rig(directory, LOCAL_RUNTIME="podman", PATH=f"{program.parent}:{os.environ['PATH']}")
         with running(replace(rig, image=engine["PMAN_TEST_IMAGE"], read_only_input=True)) as rig:
             yield rig
+
+    def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
+        assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["podman"].items()
 
     def test_the_environment_stands_in_no_arguments(self, server: Server, rig: Rig, jid: str) -> None:
         """Which all users of the machine may read."""

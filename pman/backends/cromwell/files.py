@@ -169,6 +169,8 @@ def progress(call: Call, files: Files) -> tuple[JobState, str]:
     if "jobId" not in call:
         return JobState.NOT_STARTED, "Being submitted to SLURM."
     job, reason, begun = files.job_number(call), files.reason(call), files.has_begun(call)
+    if begun and (image := files.tail(files.execution(call), "pulling", 1, NOTE_BYTES).strip()):
+        return JobState.STARTED, f"Pulling the image {image} as SLURM job {job}."
     if begun:
         return JobState.STARTED, f"Running as SLURM job {job}."
     if not job:

@@ -114,6 +114,8 @@ class LocalBackend:
             code, reason, finished_at = result or (None, "", directories.mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
             message = reason or _explain(code)
+        elif image := directories.pulled_image(record.directory):
+            message = f"Pulling the image {image}."
         if directories.read(record.directory) != record:  # what was read may be the next attempt's
             raise no_such_job(record.jid)
         return directories.make_status(record, state, message, finished_at)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pman.backends import directories, logs, retry
-from pman.backends.directories import Record, find, make_status, newest, take_away
+from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
 from pman.backends.slurm.commands import Commands, SlurmJob
 from pman.backends.slurm.sources import Seen, Sources, owner
 from pman.backends.slurm.state import (
@@ -214,7 +214,8 @@ class SlurmBackend:
         if state is JobState.UNDEFINED:
             log.warning("job %s is %s in SLURM", record.jid, job.state)
         if not waits(job):
-            return make_status(record, state, message)
+            image = pulled_image(record.directory)
+            return make_status(record, state, message or (f"Pulling the image {image}." if image else ""))
         if files.claim == job.id:
             if job.state in HELD and not may_begin_again(record):
                 return settle(make_status(record, JobState.FAILED, message))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from pman.backends import logs
-from pman.backends.directories import Record
+from pman.backends.directories import Record, pulled_image
 from pman.backends.slurm.commands import SlurmJob
 from pman.backends.slurm.state import Files
 from pman.status import JobState, explain_exit
@@ -120,6 +120,8 @@ def by_slurm(record: Record, files: Files, job: SlurmJob) -> tuple[JobState, str
     if state is JobState.FAILED and not message:
         complaint = _UNCLAIMED if files.claim is None else _complaint(record)
         message = f"SLURM says {job.state} ({job.reason}). {complaint}".strip()
+    if state is JobState.FAILED and (image := pulled_image(record.directory)):
+        message = f"{message} It was pulling the image {image}; `pman images pull` does so beforehand."
     return state, message
 
 

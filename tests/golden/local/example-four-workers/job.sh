@@ -29,7 +29,11 @@ if [ "$1" = claim ]; then
 fi
 set -m # every worker is a process group of its own
 workers_started=()
-clean_up() { :; } # a container runtime puts its own here
+# What a container runtime puts its own in place of:
+prepare() { :; }             # before the workers start
+run_command() { exec "$@"; } # of a worker
+explain() { :; }             # EXIT_CODE: the reason of it
+clean_up() { :; }            # after the workers have ended
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   trap '' TERM INT HUP USR1 USR2
@@ -46,6 +50,7 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
+  [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled"
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
@@ -70,7 +75,7 @@ start_workers() {
 
 reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
   local seen code
-  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  while seen=$interruptions; wait "$1" 2>/dev/null; code=$?; [ "$seen" != "$interruptions" ]; do :; done
   return "$code"
 }
 
@@ -91,6 +96,7 @@ supervise() {
   done
   trap stop_by_signal TERM INT HUP
   trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  prepare
   start_workers
   set +m # or else wait(1) would also end when a worker is suspended
   [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
@@ -104,7 +110,7 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
-  finish "$worst" ""
+  finish "$worst" "$(explain "$worst")"
 }
 
 
@@ -113,7 +119,7 @@ run_worker() {
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
   set -- "$@" sh -c 'echo "worker $PMAN_WORKER_INDEX of $PMAN_WORKER_COUNT" | tee "$1/worker-$PMAN_WORKER_INDEX.txt"' four-workers /data/store/key-chris-jid-3/outgoing
-  exec "$@"
+  run_command "$@"
 }
 
 [ "$1" = claim ] || { clean_up; exit 0; }

@@ -34,7 +34,11 @@ if [ "${1-}" != worker ]; then
 fi
 set -m # every worker is a process group of its own
 workers_started=()
-clean_up() { :; } # a container runtime puts its own here
+# What a container runtime puts its own in place of:
+prepare() { :; }             # before the workers start
+run_command() { exec "$@"; } # of a worker
+explain() { :; }             # EXIT_CODE: the reason of it
+clean_up() { :; }            # after the workers have ended
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   trap '' TERM INT HUP USR1 USR2
@@ -51,6 +55,7 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
+  [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled"
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
@@ -75,7 +80,7 @@ start_workers() {
 
 reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
   local seen code
-  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  while seen=$interruptions; wait "$1" 2>/dev/null; code=$?; [ "$seen" != "$interruptions" ]; do :; done
   return "$code"
 }
 
@@ -96,6 +101,7 @@ supervise() {
   done
   trap stop_by_signal TERM INT HUP
   trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  prepare
   start_workers
   set +m # or else wait(1) would also end when a worker is suspended
   [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
@@ -109,22 +115,150 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
-  finish "$worst" ""
+  finish "$worst" "$(explain "$worst")"
 }
 
+# IMAGE: its name without docker.io/ and library/, with a tag or a digest. Apptainer refuses both at once.
+short_name() (
+  case "$1" in
+    /*|*://*) echo "$1" ;;
+    *) echo "$1" | sed -E -e 's#^(index[.])?docker[.]io/##' -e 's#^library/##' -e 's#:[^/@]*@#@#' -e '/[:@][^/]*$/!s#$#:latest#' ;;
+  esac
+)
+# NAME DIRECTORY: the file of an image in an image directory
+file_name() ( echo "$2/$(echo "$1" | tr '/:' '%+').sif" )
+# IMAGE DIRECTORY...: prints the file that holds the image, under any of its names; fails where there is none
+find_image() (
+  given=$1 name=$(short_name "$1")
+  case "$given" in /*) echo "$given"; exit 0 ;; esac
+  shift
+  for directory in "$@"; do
+    for alias in "$name" "docker.io/$name" "docker.io/library/$name" "$given"; do
+      file=$(file_name "$alias" "$directory")
+      if [ -s "$file" ]; then echo "$file"; exit 0; fi
+    done
+  done
+  exit 1
+)
+# PROGRAM SECONDS IMAGE DIRECTORY...: pulls the image into the first directory that can be written, and prints the file.
+# One process at a time does this, of those on all nodes: simultaneous pulls spoil each other's cache. Whoever waited
+# finds the file. Exit code 124: it took longer than the seconds.
+pull_image() (
+  program=$1 seconds=$2 image=$3 file=
+  shift 3
+  for directory in "$@"; do
+    mkdir -p "$directory" 2>/dev/null
+    file=$(file_name "$(short_name "$image")" "$directory")
+    if : 2>/dev/null 9>>"$file.lock"; then break; fi
+    file=
+  done
+  if [ -z "$file" ]; then echo "pman: no image directory can be written: $*" >&2; exit 1; fi
+  exec 9>>"$file.lock"
+  flock -w "$seconds" 9 || exit 124
+  if find_image "$image" "$@"; then exit 0; fi
+  rm -f "$file".part.*
+  case "$image" in *://*) source=$image ;; *) source=docker://$(short_name "$image") ;; esac
+  timeout -k 10 "$seconds" "$program" --quiet pull "$file.part.$$" "$source" >&2
+  code=$?
+  if [ "$code" = 0 ]; then mv "$file.part.$$" "$file" && echo "$file"; exit; fi
+  rm -f "$file.part.$$"
+  exit "$code"
+)
+# FILE...: what the runtime complained of last
+last_words() ( cat "$@" 2>/dev/null | sed -n -E 's/^(FATAL:|pman:) +//p' | tail -n 1 | cut -c 1-1000 )
+# TEXT: as a field of CSV
+csv_field() (
+  case "$1" in
+    *'"'*) echo "$1" | sed -e 's/"/""/g' -e '1s/^/"/' -e '$s/$/"/' ;;
+    *) echo '"'"$1"'"' ;;
+  esac
+)
+# SOURCE TARGET [ro]: the value of --mount, in which a path may hold commas and colons
+mount_words() (
+  mode=
+  [ "$#" = 2 ] || mode=,$3
+  echo "type=bind,$(csv_field "src=$1"),$(csv_field "dst=$2")$mode"
+)
+# PROGRAM ARGUMENTS WORD...: runs `PROGRAM exec ARGUMENTS ... WORD...` with a directory of the node's that holds /tmp and
+# HOME of this worker alone, and goes when the container has ended. ARGUMENTS are split at blanks.
+run_container() (
+  program=$1 arguments=$2
+  shift 2
+  place=$(printenv TMPDIR || echo /tmp)
+  if ! new=$(mktemp -d "$place/pman-new-$UID.XXXXXX"); then
+    echo "pman: no directory can be made in $place on $(uname -n)" >&7
+    exit 126
+  fi
+  work=$place/pman-$UID.$(basename "$new" | sed 's/.*[.]//')
+  # locked for as long as a process of the worker lives: what a killed job leaves is nobody's
+  exec 8<"$new" && flock -n 8
+  mv -T "$new" "$work" || exit 126
+  trap : TERM INT HUP USR1 USR2
+  "$program" --quiet exec $arguments --containall --workdir "$work" --writable-tmpfs "$@" 2>&7 7>&-
+  code=$?
+  chmod -R u+rwX "$work"
+  rm -rf "$work"
+  exit "$code"
+) 7>&2 2>/dev/null # where bash would say by which signal the container ended
+# the directories of this user's workers on this node that have ended
+remove_scratch() (
+  for directory in "$(printenv TMPDIR || echo /tmp)/pman-$UID".*; do
+    if [ -O "$directory" ] && [ ! -L "$directory" ]; then
+      flock -n "$directory" sh -c 'chmod -R u+rwX "$0"; rm -rf "$0"' "$directory" 2>/dev/null
+    fi
+  done
+)
+
+# The image is pulled before the workers start and before the time limit begins. Where SLURM_IMAGE_DIR cannot be written,
+# it goes into the directory .images beside the directories of the jobs.
+prepare() {
+  local code seconds=1800 directories=("${PWD%/*}/.images")
+  command -v apptainer >/dev/null || finish 126 "no container runtime (apptainer) on $(uname -n)"
+  if ! PMAN_IMAGE_FILE=$(find_image "$image" "${directories[@]}"); then
+    echo "$image" >pulling
+    pull_image apptainer "$seconds" "$image" "${directories[@]}" </dev/null >pulled 2>stderr.0 &
+    reap "$!"
+    code=$?
+    PMAN_IMAGE_FILE=$(<pulled)
+    rm -f pulling pulled
+    case "$code" in
+      0) ;;
+      124 | 137) finish 126 "the image $image could not be pulled within $((seconds / 60)) min and the memory of the job; \`pman images pull\` pulls it beforehand" ;;
+      *) finish 126 "the image $image could not be pulled: $(last_words stderr.0)" ;;
+    esac
+  fi
+  export PMAN_IMAGE_FILE
+  remove_scratch
+}
+
+run_command() { "$@"; exit; } # a function, which removes what the worker leaves
+
+explain() { # EXIT_CODE: 126 and 255 may be the runtime's own, which then says why
+  local said
+  case "$1" in 126 | 255) said=$(last_words stderr.*) ;; esac
+  [ -z "${said-}" ] || echo "the container could not be run: $said"
+}
+
+clean_up() { remove_scratch; }
 
 run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
+  local name handed=()
+  local -A known=()
+  while read -r name; do known[$name]=${!name}; done < <(compgen -e)
+  while read -r name; do # what the block above exported, and what site.container.pass_environment names
+    case "$name" in _ | PWD | OLDPWD | PATH | LD_LIBRARY_PATH | APPTAINER* | SINGULARITY*) continue ;; esac
+    if [ "${known[$name]-not ${!name}}" != "${!name}" ]; then handed+=("$name"); continue; fi
+  done < <(compgen -e)
   set --
-  case "$incoming$outgoing" in *[:,]*)
-    echo "a path must not hold a colon or a comma for apptainer" >&2
-    exit 126 ;;
-  esac
-  case "$image" in /* | *://*) container=$image ;; *) container=docker://$image ;; esac # files and other sources: a site's template
-  set -- apptainer exec --no-home --nv --bind "$incoming:/share/incoming:ro" --bind "$outgoing:/share/outgoing" "$container"
+  set -- run_container apptainer "" --nv --mount "$(mount_words "$PWD" "$PWD")" --cwd "$PWD" \
+    --mount "$(mount_words "$incoming" /share/incoming ro)" --mount "$(mount_words "$outgoing" /share/outgoing)"
+  set -- "$@" "${PMAN_IMAGE_FILE-}" env PMAN_WORKER_INDEX="$PMAN_WORKER_INDEX" PMAN_WORKER_COUNT="$PMAN_WORKER_COUNT"
+  for name in CUDA_VISIBLE_DEVICES SLURM_JOB_ID; do [ -z "${!name-}" ] || set -- "$@" "$name=${!name}"; done
+  for name in "${handed[@]}"; do set -- "$@" "$name=${!name}"; done
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
-  exec "$@"
+  run_command "$@"
 }
 
 if [ "${1-}" = worker ]; then

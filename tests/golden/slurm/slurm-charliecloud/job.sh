@@ -36,7 +36,11 @@ if [ "${1-}" != worker ]; then
 fi
 set -m # every worker is a process group of its own
 workers_started=()
-clean_up() { :; } # a container runtime puts its own here
+# What a container runtime puts its own in place of:
+prepare() { :; }             # before the workers start
+run_command() { exec "$@"; } # of a worker
+explain() { :; }             # EXIT_CODE: the reason of it
+clean_up() { :; }            # after the workers have ended
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   trap '' TERM INT HUP USR1 USR2
@@ -53,6 +57,7 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
+  [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled"
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
@@ -77,7 +82,7 @@ start_workers() {
 
 reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
   local seen code
-  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  while seen=$interruptions; wait "$1" 2>/dev/null; code=$?; [ "$seen" != "$interruptions" ]; do :; done
   return "$code"
 }
 
@@ -98,6 +103,7 @@ supervise() {
   done
   trap stop_by_signal TERM INT HUP
   trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  prepare
   start_workers
   set +m # or else wait(1) would also end when a worker is suspended
   [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
@@ -111,7 +117,7 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
-  finish "$worst" ""
+  finish "$worst" "$(explain "$worst")"
 }
 
 
@@ -127,7 +133,7 @@ run_worker() {
   export USER
   set -- ch-run --storage /img --no-home -b "$incoming:/share/incoming" -b "$outgoing:/share/outgoing" "$image" --
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
-  exec "$@"
+  run_command "$@"
 }
 
 if [ "${1-}" = worker ]; then

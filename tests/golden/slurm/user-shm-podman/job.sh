@@ -35,7 +35,11 @@ if [ "${1-}" != worker ]; then
 fi
 set -m # every worker is a process group of its own
 workers_started=()
-clean_up() { :; } # a container runtime puts its own here
+# What a container runtime puts its own in place of:
+prepare() { :; }             # before the workers start
+run_command() { exec "$@"; } # of a worker
+explain() { :; }             # EXIT_CODE: the reason of it
+clean_up() { :; }            # after the workers have ended
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   trap '' TERM INT HUP USR1 USR2
@@ -52,6 +56,7 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
+  [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled"
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
@@ -76,7 +81,7 @@ start_workers() {
 
 reap() { # PROCESS: its exit status, also when a trapped signal ends wait(1) early
   local seen code
-  while seen=$interruptions; wait "$1"; code=$?; [ "$seen" != "$interruptions" ]; do :; done
+  while seen=$interruptions; wait "$1" 2>/dev/null; code=$?; [ "$seen" != "$interruptions" ]; do :; done
   return "$code"
 }
 
@@ -97,6 +102,7 @@ supervise() {
   done
   trap stop_by_signal TERM INT HUP
   trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  prepare
   start_workers
   set +m # or else wait(1) would also end when a worker is suspended
   [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
@@ -110,7 +116,7 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
-  finish "$worst" ""
+  finish "$worst" "$(explain "$worst")"
 }
 
 clean_up() { # what KILL took the client of goes on in its engine
@@ -123,6 +129,13 @@ clean_up() { # what KILL took the client of goes on in its engine
 run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
+  local name handed=()
+  local -A known=()
+  while read -r name; do known[$name]=${!name}; done < <(compgen -e)
+  while read -r name; do # what the block above exported, and what site.container.pass_environment names
+    case "$name" in _ | PWD | OLDPWD | PATH | LD_LIBRARY_PATH | APPTAINER* | SINGULARITY*) continue ;; esac
+    if [ "${known[$name]-not ${!name}}" != "${!name}" ]; then handed+=("$name"); continue; fi
+  done < <(compgen -e)
   set --
   case "$incoming$outgoing" in *[:,]*)
     echo "a path must not hold a colon or a comma for podman" >&2
@@ -131,10 +144,10 @@ run_worker() {
   # in two steps, so that the values of the job's environment do not stand among a client's arguments while it runs
   set -- sh -c '"$@" >/dev/null && exec podman start --attach "$0"' chris-jid-7-"$PMAN_WORKER_INDEX" \
     podman create --rm --init --name chris-jid-7-"$PMAN_WORKER_INDEX" --entrypoint "" \
-    --env PMAN_WORKER_INDEX --env PMAN_WORKER_COUNT \
+    --env PMAN_WORKER_INDEX --env PMAN_WORKER_COUNT "${handed[@]/#/--env=}" \
     --volume "$incoming:/share/incoming:ro" --volume "$outgoing:/share/outgoing" --user 1000:2000 --memory 512m --cpu-quota 150000 --shm-size 64m "$image"
   set -- "$@" env GREETING=hello simpledsapp --threshold 0.5 /share/incoming /share/outgoing
-  exec "$@"
+  run_command "$@"
 }
 
 if [ "${1-}" = worker ]; then

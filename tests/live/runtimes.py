@@ -1,0 +1,55 @@
+"""What a job sees of its node, in the words of the table of docs/runtimes.md."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.rig import OUT, ROOT, Rig, Server
+
+PAGE = ROOT / "docs" / "runtimes.md"
+# Devices that every container has.
+_USUAL = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "fd", "core", "mqueue",
+          "stdin", "stdout", "stderr", "cpu_dma_latency"}  # fmt: skip
+
+
+def table() -> dict[str, dict[str, str]]:
+    """Runtime -> row -> cell of the first table of the page, without what stands in brackets behind the word."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    names = [name.strip("`") for name in rows[0][1:]]
+    cells = {row[0]: [cell.partition(" (")[0] for cell in row[1:]] for row in rows[2:] if len(row) == len(rows[0])}
+    return {name: {row: values[number] for row, values in cells.items()} for number, name in enumerate(names)}
+
+
+def seen(server: Server, rig: Rig, jid: str) -> Mapping[str, str]:
+    """The same rows, as a job of this server finds them."""
+    device = min(set(os.listdir("/dev")) - _USUAL)
+    with (
+        tempfile.NamedTemporaryFile(dir="/tmp") as tmp,
+        tempfile.NamedTemporaryFile(dir=Path.home()) as home,
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as memory,
+    ):
+        nodes = {
+            "environment": '[ -n "$(env | grep ^PMAN_JOB_TOKEN=)" ]',
+            "HOME": f'[ -e "$HOME/{Path(home.name).name}" ]',
+            "`/tmp`": f"[ -e {tmp.name} ]",
+            "network": f'[ "$(readlink /proc/self/ns/net)" = {shlex.quote(os.readlink("/proc/self/ns/net"))} ]',
+            "processes": f"[ -e /proc/{os.getpid()}/stat ]",
+            "devices": f"[ -e /dev/{device} ]",
+            "shared memory": f"[ -e {memory.name} ]",
+        }
+        script = OUT + "".join(
+            f'if {test}; then echo "the node\'s"; else echo own; fi >> "$out/seen"\n' for test in nodes.values()
+        )
+        script += 'if mkdir /probe 2>/dev/null; then rmdir /probe; echo yes; else echo no; fi >> "$out/seen"\n'
+        script += 'id -u >> "$out/seen"\n'
+        server.post(rig.request(jid, script))
+        job = server.wait_final(jid, rig.job_seconds)
+    assert job["status"] == "finishedSuccessfully", job
+    *words, root, user = (rig.outgoing(jid) / "seen").read_text().splitlines()
+    whose = "the submitter's" if int(user) == (os.getuid() or rig.uid) else user
+    return dict(zip(nodes, words, strict=True)) | {"root can be written": root, "user": whose}
