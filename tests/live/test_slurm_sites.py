@@ -24,6 +24,13 @@ def site(directory: pytest.TempPathFactory, *options: str) -> Iterator[Rig]:
         yield rig
 
 
+class TestGuarded(Contract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        yield from site(tmp_path_factory, "--profile", "guarded")
+
+
 class TestAccountedNewer(Contract):
     @pytest.fixture(scope="class")
     @classmethod
@@ -41,7 +48,10 @@ TELLING = (
 class TestOtherSites:
     locals().update({name: vars(Contract)[name] for name in TELLING})
 
-    @pytest.fixture(scope="class", params=["--profile preempting", "--version 24.11"])
+    @pytest.fixture(
+        scope="class",
+        params=["--profile preempting", "--profile configless", "--version 24.11", "--version 24.11 --profile guarded"],
+    )
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield from site(tmp_path_factory, *request.param.split())
