@@ -69,6 +69,29 @@ def merge(workers: Iterable[JobState]) -> JobState:
     return JobState.FAILED if JobState.FAILED in states else JobState.SUCCEEDED
 
 
+def with_memory(state: JobState, out_of_memory: bool | None) -> JobState:
+    """The state of a worker, where its backend says whether it ran out of memory; None where the backend does not know.
+
+    A worker that is known to have run out of memory has failed, whatever its exit code is: the kernel may have killed
+    only one of its processes, and what it wrote without that one may be incomplete.
+    """
+    return JobState.FAILED if out_of_memory and state is JobState.SUCCEEDED else state
+
+
+def explain_memory(limit_mib: int, exit_code: int, known: bool | None) -> str:
+    """A sentence about a worker that ran out of memory (known), was killed without that (False), or perhaps (None).
+
+    limit_mib: 0 where the worker had no hard limit.
+    """
+    limit = f"its memory limit of {limit_mib} MiB"
+    if not known:
+        perhaps = f"perhaps because it exceeded {limit}" if known is None and limit_mib else "not by its memory limit"
+        return f"The job was killed (exit code {exit_code}), {perhaps}."
+    went_on = "" if exit_code else " It went on without the process that was killed, so its output may be incomplete."
+    what = f"The job exceeded {limit}" if limit_mib else "The machine ran out of memory while the job ran"
+    return f"{what} (out of memory, exit code {exit_code}).{went_on}"
+
+
 def join_messages(messages: Sequence[str]) -> str:
     """The workers' sentences, in index order, as one text: a sentence that several share is given once."""
     if len(messages) == 1:

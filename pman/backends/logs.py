@@ -12,7 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-READ_SECONDS = 20.0  # for the logs of all workers of a job together; pfcon waits 100 s for its answer
+READ_SECONDS = 10.0  # for the logs of all workers of a job together; a status waits no longer for them
 _BLOCK = 64 * 1024
 _MIN_WORKER_BYTES = 4096
 _HEADING = "=== worker "

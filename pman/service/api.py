@@ -8,7 +8,7 @@ import flask
 
 from pman import __version__
 from pman.backends import BACKENDS, Backend, logs
-from pman.errors import BadRequest, PmanError
+from pman.errors import BadRequest, NotFound, PmanError
 from pman.job import make_job, parse_request
 from pman.service import metrics, openapi
 from pman.service.auth import Users
@@ -77,14 +77,24 @@ def read(jid: str) -> tuple[dict[str, str], int, dict[str, str]]:
 
 
 def look(jid: str, lines: int) -> tuple[JobStatus, str]:
-    """A job and the end of its logs, under one retry policy: two after each other could outlast pfcon's patience."""
+    """A job and the end of its logs, under one retry policy: two after each other could outlast pfcon's patience.
+
+    Where the log cannot be had, a line in its place says so: a job's status never waits for its log.
+    """
     backend = service().backend
+    seen: list[JobStatus] = []
 
-    def once() -> tuple[JobStatus, str]:
-        status = metrics.ask_once("status", lambda: backend.status(jid))
-        return status, metrics.ask_once("logs", lambda: backend.logs(status, lines)) if lines else ""
+    def once() -> str:
+        seen[:] = [metrics.ask_once("status", lambda: backend.status(jid))]
+        return metrics.ask_once("logs", lambda: backend.logs(seen[0], lines)) if lines else ""
 
-    return metrics.repeat("status", once)
+    try:
+        text = metrics.repeat("status", once)
+    except PmanError as error:
+        if not seen or isinstance(error, NotFound):
+            raise
+        text = f"[pman: the log cannot be had now: {error}]\n"
+    return seen[0], text
 
 
 @blueprint.delete("/api/v1/<jid>/")

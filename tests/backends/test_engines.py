@@ -16,8 +16,8 @@ import pytest
 
 from pman import backends, settings
 from pman.backends import Backend, logs, retry
-from pman.backends.engine import docker, swarm
-from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, TemplateError, Unreachable
+from pman.backends.engine import api, docker, start, swarm
+from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, PmanError, TemplateError, Unreachable
 from pman.job import make_job, validate
 from pman.service import metrics
 from pman.service.app import create_app
@@ -33,6 +33,7 @@ REQUEST: dict[str, Any] = {
 }  # fmt: skip
 TIME = "2026-01-01T00:00:00.123456789Z"
 NO_TIME = "0001-01-01T00:00:00Z"
+IDENTITY = {"org.chrisproject.pman.name": "chris-jid-1", "org.chrisproject.pman.digest": "the digest"}
 
 # https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states/, and `allocated` of the API's own list.
 TASKS = {
@@ -86,8 +87,7 @@ def service(engine: FakeEngine, *tasks: dict[str, Any], **labels: str) -> None:
     """The job of REQUEST as a service with these tasks."""
     spec = {
         "Name": "chris-jid-1",
-        "Labels": {"org.chrisproject.pman.name": "chris-jid-1", "org.chrisproject.pman.time-limit-minutes": "5"}
-        | labels,
+        "Labels": {"org.chrisproject.pman.time-limit-minutes": "5"} | IDENTITY | labels,
         "Mode": {"Replicated": {"Replicas": max(1, len(tasks))}},
         "TaskTemplate": {"ContainerSpec": {"Image": IMAGE, "Command": ["echo"]}},
     }
@@ -107,10 +107,12 @@ def task(state: str, slot: int = 1, created: str = TIME, error: str = "", code: 
     ("tasks", "state", "message"),
     [
         ([task("complete")], "finishedSuccessfully", ""),
-        ([task("shutdown")], "finishedWithError", "Swarm says shutdown: words."),
+        ([task("shutdown")], "finishedWithError", "when its node is drained or somebody changes its service."),
         ([task("orphaned")], "finishedWithError", "Swarm says orphaned: words."),
         ([task("rejected", error="No such image: x")], "finishedWithError", "No such image: x."),
         ([task("failed", error="task: non-zero exit (3)", code=3)], "finishedWithError", "exit code 3."),
+        ([task("failed", error='starting container failed: exec: "/nope": stat /nope: no such file', code=127)],
+         "finishedWithError", 'exec: "/nope": stat /nope: no such file.'),
         ([task("failed", error="x: unhealthy container", code=3)], "finishedWithError", "its time limit of 5 minutes."),
         ([task("failed", error="No such container: x.1.y")], "finishedWithError", "by an engine that shuts down."),
         ([task("remove")], "started", ""),
@@ -139,9 +141,10 @@ def test_status_of_tasks(engine: FakeEngine, tasks: list[dict[str, Any]], state:
 
 def container(engine: FakeEngine, **state: Any) -> None:
     """The job of REQUEST as a container."""
-    labels = {"org.chrisproject.pman.name": "chris-jid-1", "org.chrisproject.pman.time-limit-minutes": "5"}
+    labels = {"org.chrisproject.pman.time-limit-minutes": "5"} | IDENTITY
     engine.routes["GET /containers/chris-jid-1/json"] = {
         "Id": "c1", "Name": "/chris-jid-1", "Created": TIME, "Config": {"Image": IMAGE, "Labels": labels},
+        "HostConfig": {"Memory": 64 << 20},
         "State": {"StartedAt": NO_TIME, "FinishedAt": NO_TIME, "ExitCode": 0} | state,
     }  # fmt: skip
 
@@ -153,8 +156,19 @@ def container(engine: FakeEngine, **state: Any) -> None:
         ({"Status": "created", "Error": "no such file"}, "finishedWithError", "no such file."),
         ({"Status": "exited"}, "finishedSuccessfully", ""),
         ({"Status": "exited", "ExitCode": 3}, "finishedWithError", "exit code 3."),
-        ({"Status": "exited", "ExitCode": 137}, "finishedWithError", "perhaps because it exceeded"),
-        ({"Status": "exited", "ExitCode": 137, "OOMKilled": True}, "finishedWithError", "out of memory"),
+        (
+            {"Status": "exited", "ExitCode": 137},
+            "finishedWithError",
+            "perhaps because it exceeded its memory limit of 64",
+        ),
+        ({"Status": "exited", "ExitCode": 137, "OOMKilled": False}, "finishedWithError", "not by its memory limit."),
+        (
+            {"Status": "exited", "ExitCode": 137, "OOMKilled": True},
+            "finishedWithError",
+            "its memory limit of 64 MiB (out",
+        ),
+        ({"Status": "exited", "OOMKilled": True}, "finishedWithError", "its output may be incomplete."),
+        ({"Status": "running", "OOMKilled": True}, "started", ""),
         ({"Status": "dead", "ExitCode": 0}, "finishedWithError", "exit code 0."),
         ({"Status": "removing"}, "started", ""),
         ({"Status": "thinking"}, "undefined", ""),
@@ -218,10 +232,12 @@ def test_every_node_mounts_a_part_of_a_volume(engine: FakeEngine, versions: list
 @pytest.mark.parametrize("kind", ["docker", "swarm"])
 def test_an_engine_that_would_mount_all_of_a_volume_is_never_ready(engine: FakeEngine, kind: str) -> None:
     """Also where it comes up after pman."""
-    engine.routes["GET /version"] = once(lambda _: None, lambda _: (200, {"ApiVersion": "1.44"}))
+    is_up: list[bool] = []
+    engine.routes["GET /version"] = lambda _: (200, {"ApiVersion": "1.44"}) if is_up else None
     engine.routes["GET /volumes/store"] = {"Mountpoint": "/var/lib/store"}
     volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
     backend, _ = load(kind, engine, **volume)
+    is_up.append(True)
     with pytest.raises(Misconfigured, match=r"needs Docker 26 .*STOREBASE=/var/lib/store"):
         backend.ping()
     with pytest.raises(Misconfigured, match="needs Docker 26 "):
@@ -312,7 +328,7 @@ def test_a_delete_that_is_cut_off_is_never_a_job_that_never_was(engine: FakeEngi
     """Its answer is lost, and after that every answer until its attempts are over."""
     service(engine)
     backend = load("swarm", engine)[0]
-    unheard = [None] * (retry.ATTEMPTS - 1)
+    unheard = [None] * (retry.ATTEMPTS - 1) * api.READS
 
     def cut(call: Call) -> Answer:
         engine.routes["GET /services/chris-jid-1"] = lambda _: (404, {"message": "not found"})
@@ -327,7 +343,9 @@ def test_a_delete_that_is_cut_off_is_never_a_job_that_never_was(engine: FakeEngi
 
 def test_a_delete_whose_answer_is_lost_is_done_on_docker(engine: FakeEngine) -> None:
     backend = load("docker", engine)[0]
-    engine.routes["GET /containers/json"] = [{"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited"}]
+    engine.routes["GET /containers/json"] = [
+        {"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited", "Labels": IDENTITY}
+    ]
 
     def cut(call: Call) -> Answer:
         engine.routes["GET /containers/json"] = []
@@ -489,17 +507,132 @@ def test_logs_end_when_their_time_is_over(engine: FakeEngine, name: str, monkeyp
     assert not any(call.path.endswith("/logs") for call in engine.calls)
 
 
-def test_a_get_has_one_retry_policy_for_status_and_logs(engine: FakeEngine) -> None:
-    """Two after each other could last longer than pfcon waits."""
+def test_a_log_that_cannot_be_had_never_costs_the_status(engine: FakeEngine) -> None:
+    """And both have one retry policy: two after each other could last longer than pfcon waits."""
     service(engine, task("complete"))
     backend, config = load("swarm", engine, SECRET_KEY="a secret key for tests")
-    found = engine.routes["GET /services/chris-jid-1"]
-    cuts = [None, None]
-    engine.routes["GET /services/chris-jid-1"] = lambda _: cuts.pop() if cuts else (200, found)
     engine.routes["GET /containers/c1/logs"] = lambda _: None
-    assert create_app(config, backend).test_client().get("/api/v1/chris-jid-1/").status_code == 503
+    answer = create_app(config, backend).test_client().get("/api/v1/chris-jid-1/")
+    assert answer.json
+    assert (answer.status_code, answer.json["status"]) == (200, "finishedSuccessfully")
+    assert answer.json["logs"].startswith("[pman: the log cannot be had now: ")
     asked = [call.path for call in engine.calls]
-    assert (asked.count("/services/chris-jid-1"), asked.count("/containers/c1/logs")) == (retry.ATTEMPTS, 2)
+    assert asked.count("/services/chris-jid-1") == asked.count("/containers/c1/logs") == retry.ATTEMPTS
+
+
+def test_a_log_whose_last_lines_take_the_engine_too_long(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Podman, for a line of many megabytes. It is read from its beginning instead, also the next time."""
+    monkeypatch.setattr(api, "TAIL_SECONDS", 0.2)
+    container(engine, Status="exited")
+
+    def slow(call: Call) -> Answer:
+        if call.query["tail"] != "all":
+            time.sleep(1)
+        return 200, None
+
+    engine.routes["GET /containers/c1/logs"] = slow
+    backend = load("docker", engine)[0]
+    for _ in range(2):
+        backend.logs(backend.status("chris-jid-1"), 10)
+    tails = [call.query["tail"] for call in engine.calls if call.path.endswith("/logs")]
+    assert tails == ["10", "all", "all"]
+
+
+# ---------------------------------------------------------------------------------------------------- garbled answers
+
+PAGE = b"<html><body>Back in a moment</body></html>"
+SPOILED: dict[str, Callable[[bytes], bytes]] = {
+    "status line": lambda sent: sent[:7],
+    "status": lambda sent: sent[:10],
+    "reason": lambda sent: sent[:14],
+    "name of a header": lambda sent: sent[: sent.index(b"Content-Length") + 5],
+    "value of a header": lambda sent: sent[: sent.index(b"Content-Length") + 17],
+    "end of the header": lambda sent: sent[: sent.index(b"\r\n\r\n") + 2],
+    "begin of the body": lambda sent: sent[: sent.index(b"\r\n\r\n") + 5],
+    "end of the body": lambda sent: sent[:-1],
+    "nothing": lambda _: b"",
+    "garbage": lambda sent: bytes(255 - byte for byte in sent),
+    "page": lambda _: b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 42\r\n\r\n" + PAGE,
+    "page that is not found": lambda _: b"HTTP/1.1 404 Not Found\r\nContent-Length: 42\r\n\r\n" + PAGE,
+    "page of a conflict": lambda _: b"HTTP/1.1 409 Conflict\r\nContent-Length: 42\r\n\r\n" + PAGE,
+    "redirection": lambda _: b"HTTP/1.1 301 Moved\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+    "JSON of another shape": lambda _: b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"error": "x"}',
+    "a list": lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]",
+    "null": lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull",
+    "error of another shape": lambda _: b'HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\n["nope"]',
+}
+
+
+def spoiling(victim: tuple[str, str], spoil: Callable[[bytes], bytes], times: int = 10**6) -> Callable[..., bytes]:
+    """Spoils so many answers to the call `victim`, which is a method and a path."""
+    left = [times]
+
+    def spoiled(call: Call, sent: bytes) -> bytes:
+        if (call.method, call.path) != victim or not left[0]:
+            return sent
+        left[0] -= 1
+        return spoil(sent)
+
+    return spoiled
+
+
+def outcome(operation: Callable[[], object]) -> object:
+    """What it returns, or the HTTP status of pman's error."""
+    try:
+        return operation()
+    except PmanError as error:
+        return error.http_status
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_answer(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    """Of every call in turn, for ever and once: an error that may pass, never an unknown job; then the job."""
+    monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
+    monkeypatch.setattr(start, "POLL_SECONDS", 0)
+    backend, config = load(name, engine)
+    digest = make_job(validate(REQUEST), config).digest
+    service(engine, task("complete"), **{"org.chrisproject.pman.digest": digest})
+    container(engine, Status="exited", StartedAt=TIME, FinishedAt=TIME)
+    found = engine.routes["GET /containers/chris-jid-1/json"]
+    found["Config"]["Labels"]["org.chrisproject.pman.digest"] = digest
+    gone = {"message": "it is not there"}
+    engine.routes |= {
+        "GET /containers/json": lambda _: (200, [] if gone.get("now") else [
+            {"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited", "Labels": found["Config"]["Labels"],
+             "Status": "Exited (0)", "Created": 1, "Image": IMAGE, "Command": "echo"}]),
+        "GET /services": [engine.routes["GET /services/chris-jid-1"]],
+        "GET /containers/c1/json": found,
+        "POST /services/create": {"ID": "s1"}, "POST /containers/create": {"Id": "c1"},
+        "POST /containers/c1/start": {},
+    }  # fmt: skip
+
+    def delete(_: Call) -> Answer:
+        gone["now"] = "yes"
+        return (200, None)
+
+    engine.routes["DELETE /services/s1"] = engine.routes["DELETE /containers/c1"] = delete
+    engine.routes["GET /services/s1"] = lambda _: (404, gone) if gone.get("now") else (200, {})
+    operations: dict[str, Callable[[], object]] = {
+        "submit": lambda: posted(backend, config).state,
+        "status": lambda: metrics.ask("status", lambda: backend.status("chris-jid-1")).state,
+        "jobs": lambda: metrics.ask("jobs", lambda: [job.state for job in backend.jobs(9)]),
+        "ping": lambda: metrics.ask("ping", backend.ping),
+        "delete": lambda: metrics.ask("delete", lambda: backend.delete("chris-jid-1")),
+    }
+    for operation in operations.values():
+        engine.calls.clear()
+        expected = operation()
+        gone.pop("now", None)
+        asked = list(dict.fromkeys((call.method, call.path) for call in engine.calls))
+        for victim in asked:
+            engine.spoil = spoiling(victim, SPOILED[how])
+            assert outcome(operation) in (expected, 503), victim
+            engine.spoil = spoiling(victim, SPOILED[how], times=1)
+            gone.pop("now", None)
+            assert operation() == expected, victim
+            gone.pop("now", None)
+            engine.spoil = lambda _, sent: sent
 
 
 # -------------------------------------------------------------------------------------------------------- credentials
@@ -583,10 +716,17 @@ def test_podman_is_sent_no_mount_option(engine: FakeEngine, name: str, field: st
 
 
 @pytest.mark.parametrize("program", ['["sh", "-c"]', "[]", "null", "[" * 100_000])
-def test_podman_is_sent_no_program_that_it_would_parse(engine: FakeEngine, program: str) -> None:
+def test_podman_is_sent_no_program_that_it_would_parse(engine: FakeEngine, tmp_path: Path, program: str) -> None:
+    """Of a site that sets Entrypoint itself."""
     engine.routes["GET /version"] = PODMAN
+    template = tmp_path / "docker" / "container.yaml.j2"
+    template.parent.mkdir()
+    template.write_text(
+        '{% extends "shipped/docker/container.yaml.j2" %}'
+        "{% block container_extra %}\nEntrypoint: [{{ job.argv[0] }}]\n{% endblock %}"
+    )
     with pytest.raises(BadRequest) as caught:
-        posted(*load("podman", engine), entrypoint=[program])
+        posted(*load("podman", engine, TEMPLATES_DIR=str(tmp_path)), entrypoint=[program])
     assert list(caught.value.message) == ["entrypoint"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import re
 import socketserver
@@ -42,12 +43,14 @@ class FakeEngine:
 
     routes: "METHOD /path" -> the JSON of a 200, or a function of the Call. Anything else is answered 404.
     closes: after each answer, as some proxies before an engine do.
+    spoil: what is sent in place of the bytes of an answer to the Call, from its status line to its end.
     """
 
     socket: Path
     routes: dict[str, Any] = field(default_factory=lambda: dict(ROUTES))
     calls: list[Call] = field(default_factory=list)
     closes: bool = False
+    spoil: Callable[[Call, bytes], bytes] = lambda _, sent: sent
 
     @property
     def url(self) -> str:
@@ -59,12 +62,16 @@ class FakeEngine:
         answer: Answer = found(call) if callable(found) else (200, found)
         return answer
 
+    def spoiled(self, call: Call, sent: bytes) -> bytes:
+        return self.spoil(call, sent)
+
     def __enter__(self) -> FakeEngine:
         engine = self
 
         class Handler(_Handler):
             answer = staticmethod(engine.answer)
             closes = engine.closes
+            spoil = staticmethod(engine.spoiled)
 
         self._server = _Server(str(self.socket), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -84,6 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     answer: Callable[[Call], Answer]
     closes: bool
+    spoil: Callable[[Call, bytes], bytes]
 
     def setup(self) -> None:
         super().setup()
@@ -98,6 +106,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if (answer := self.answer(call)) is None:
             self.close_connection = True
             return
+        connection, self.wfile = self.wfile, io.BytesIO()
         payload = b"" if answer[0] == 204 else json.dumps(answer[1]).encode()
         self.send_response(answer[0])
         self.send_header("Content-Type", "application/json")
@@ -106,6 +115,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(payload)
+        sent, self.wfile = self.wfile.getvalue(), connection
+        spoiled = self.spoil(call, sent)
+        self.wfile.write(spoiled)
+        self.close_connection = self.close_connection or spoiled != sent
 
     do_GET = do_POST = do_DELETE = reply  # noqa: N815
 

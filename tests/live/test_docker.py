@@ -122,6 +122,29 @@ class _OneEngine(EngineCases):
                 assert server.log.read_text().count("pulling the image") == (policy == "always")
                 server.stop()
 
+    def test_memory_and_entrypoint_as_the_site_says(
+        self, rig: Rig, tmp_path: Path, jid: str, api: docker.APIClient
+    ) -> None:
+        """By default the image's ENTRYPOINT gets the command line, and memory may be exceeded while there is enough."""
+        image = f"localhost/pman-test:{jid[-8:]}"
+        made = api.create_container(rig.image, ["true"])["Id"]
+        api.commit(
+            made, *image.rsplit(":", 1), changes=['ENTRYPOINT ["/bin/sh", "-c", "echo first; exec \\"$0\\" \\"$@\\""]']
+        )
+        api.remove_container(made)
+        script = "head -c 50000000 /dev/zero | tail -c 50000000 | wc -c"
+        for site, printed in (("{}", "first\n50000000\n"), ("docker_replace_entrypoint: true", "50000000\n")):
+            (tmp_path / "site.yaml").write_text(site)
+            server = rig.start(TEMPLATES_DIR=str(tmp_path))
+            posted = server.post(rig.request(jid, script, image=image, memory_limit=16))
+            assert posted.status_code == 201, posted.text
+            job = server.wait_final(jid, rig.job_seconds)
+            assert (job["status"], job["logs"]) == ("finishedSuccessfully", printed), job
+            assert job["cmd"] == posted.json()["cmd"]
+            assert server.delete(jid).status_code == 204
+            server.stop()
+        api.remove_image(image, force=True)
+
     def test_impossible_cpu_limit(self, server: Server, rig: Rig, jid: str) -> None:
         answer = server.post(rig.request(jid, "true", cpu_limit=9_000_000))
         assert answer.status_code in (201, 400)
@@ -141,7 +164,7 @@ class TestDocker(_OneEngine):
 @pytest.mark.live("podman")
 class TestPodman(_OneEngine):
     many = 40
-    long_lines = False  # Podman 4.3 leaves it out when it is asked for the last lines
+    knows_memory = False  # Podman 4.3 says false, as seen with runc on a machine that has both versions of cgroups
 
     @pytest.fixture(scope="class")
     @classmethod

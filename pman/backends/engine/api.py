@@ -7,15 +7,22 @@ Engine API: https://docs.docker.com/reference/api/engine/version/v1.45/
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
+import errno
+import functools
 import json
 import logging
+import os
 import re
+import ssl
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar, cast
 
 import docker.auth
 import docker.constants
@@ -40,12 +47,13 @@ from pman.settings import Settings
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 JID = "org.chrisproject.pman.name"
 DIGEST = "org.chrisproject.pman.digest"
 IMAGE = "org.chrisproject.pman.image"
 LIMIT = "org.chrisproject.pman.time-limit-minutes"
-MEMORY = "org.chrisproject.pman.memory-mib"
 SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
 PODMAN = "Podman Engine"  # the name among the Components of /version, of Podman 3 to 5
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
@@ -54,8 +62,14 @@ SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a
 QUIET_SECONDS = 0.5  # a followed log that was silent for so long is taken to be read to its end
 FOLLOW_SECONDS = 1.0  # one that is never silent is read for so long
 LOGS_AT_ONCE = 8
+# For an engine to begin with the last lines of a log; Podman's time for them grows with the square of a line's length.
+TAIL_SECONDS = 3.0
+READS = 3  # how often a GET is sent whose answer is cut off or garbled
+START_SECONDS = 3.0  # how long pman waits at its start for an engine that hangs
+KEPT_ENDINGS = 10_000
 CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+_TIMED_OUT = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 # What engines answer 500 to although the same call succeeds a moment later.
 _PASSING = re.compile(
     r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
@@ -63,9 +77,27 @@ _PASSING = re.compile(
     r"|is being prepared|needs to be unlocked"  # the second as soon as somebody does it
     r"|does not exist in database|/cgroup: no such process"  # Podman, of a container on its way out
 )
+CAUSES = 20  # errors within errors that are looked at
+# How the system says that a connection cannot be opened, and what to do.
+_CAUSES = {
+    errno.EACCES: (
+        ": permission denied. pman runs as user {uid}, who may not open its socket; run pman as root, or as a user in "
+        "the socket's group"
+    ),
+    errno.EPERM: ": permission denied. pman runs as user {uid}, who may not open its socket",
+    errno.ENOENT: ": there is no socket of that name. Start the engine, or mount its socket where pman runs",
+    errno.ECONNREFUSED: ": nobody listens there. Start the engine",
+    errno.EHOSTUNREACH: ": there is no way to its host",
+    errno.ENETUNREACH: ": there is no way to its host",
+}
+LISTS = frozenset({"/containers/json", "/services", "/tasks", "/nodes"})  # what is answered with a list
 _NAME_TAKEN = re.compile(r"name .* is already in use")
 _OTHER_VERSION = re.compile(r"client version \S+ is too (old|new)")
 _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
+
+
+class CutOff(Unreachable):
+    """The answer was cut off, or is none of the engine's API, as that of a proxy before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +118,17 @@ class Engine:
         self._timeout_seconds = settings.docker_timeout_seconds
         self._link: _Link | None = None
         self._credentials: dict[str, tuple[float, dict[str, str]]] = {}
+        self._out_of_memory: dict[str, bool] = {}  # by the id of a container that has ended
+        self._slow_tails: set[str] = set()  # paths of logs whose last lines take the engine too long
 
     def call(  # noqa: PLR0913 - one method in place of the SDK's hundred
         self, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None,
         stream: bool = False, timeout_seconds: float | None = None, **params: Any,
     ) -> urllib3.BaseHTTPResponse:  # fmt: skip
-        """One request; `params` that are mappings are sent as JSON. Raises pman's error for every status above 399."""
+        """One request; `params` that are mappings are sent as JSON. Raises pman's error unless it was done.
+
+        An engine answers nothing as HTML, and 304 to what was done before.
+        """
         link = self._linked()
         query = urllib.parse.urlencode({k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in params.items()})
         url = f"/v{link.version}{path}?{query}"
@@ -102,7 +139,7 @@ class Engine:
             answer = link.pool.urlopen(
                 method, url, sent, headers, timeout=seconds, retries=False, preload_content=not stream
             )
-            if answer.status < 400:
+            if _is_done(answer):
                 return answer
             error = _error(answer, f"{method} {url[:200]}")
         except _NO_ANSWER as silence:
@@ -113,8 +150,34 @@ class Engine:
         raise Unreachable(f"The container engine at {self.host} has another version now.", detail=error.detail)
 
     def get(self, path: str, **params: Any) -> Any:
-        """The decoded JSON of a GET."""
-        return self.call("GET", path, **params).json()
+        """The decoded JSON of a GET. What is cut off or garbled is asked for again at once, which costs little."""
+        return self.get_dated(path, **params)[0]
+
+    def get_dated(self, path: str, **params: Any) -> tuple[Any, datetime]:
+        """As `get`, with the time of the engine's clock."""
+        for _ in range(READS - 1):
+            with contextlib.suppress(CutOff):
+                return self._get(path, **params)
+        return self._get(path, **params)
+
+    def _get(self, path: str, **params: Any) -> tuple[Any, datetime]:
+        answer = self.call("GET", path, **params)
+        document = decoded(answer)
+        if isinstance(document, list) != (path in LISTS) or (not document and document != []):
+            raise CutOff("The container engine's answer is none of its API; a proxy may have given it.")
+        return document, _date(answer)
+
+    def out_of_memory(self, container_id: str) -> bool | None:
+        """Whether a container that has ended ran out of memory, by the engine's word; None where it has none."""
+        if container_id not in self._out_of_memory:
+            try:
+                state = self.get(f"/containers/{container_id}/json")["State"]
+            except NotFound:
+                return None
+            if len(self._out_of_memory) >= KEPT_ENDINGS:
+                self._out_of_memory.clear()
+            self._out_of_memory[container_id] = bool(state.get("OOMKilled"))
+        return self._out_of_memory[container_id]
 
     def is_podman(self) -> bool:
         """Whether Podman answers, by its own word: its socket also serves sites that set CONTAINER_ENV=docker."""
@@ -132,36 +195,39 @@ class Engine:
             self._credentials[registry] = (time.monotonic() + CREDENTIALS_SECONDS, header)
         return header
 
-    def tail(self, path: str, max_lines: int, max_bytes: int, seconds: float, *, follow: bool = False) -> str | None:
+    def tail(  # noqa: PLR0913 - one call in place of a client of the log
+        self, path: str, max_lines: int, max_bytes: int, seconds: float, *, follow: bool = False, raw: bool = False
+    ) -> str | None:
         """The end of a log at `path`, both streams in the order in which the engine got them; None where there is none.
 
         Holds little more than `max_bytes` at a time however much comes. What has not come after `seconds` is left out.
         With `follow` until it is quiet or for a second: the only way to read one that the engine does not think has
-        begun.
+        begun. raw: of a container with a terminal, whose log has no frames.
         """
-        kept = bytearray()
-        try:
-            answer = self.call("GET", path, stream=True, stdout=1, stderr=1, tail=max_lines, follow=int(follow))
-            deadline = time.monotonic() + (FOLLOW_SECONDS if follow else seconds)
-            with answer:
-                if follow and (sock := cast(Any, answer).connection.sock):  # None behind a proxy that will close it
-                    sock.settimeout(QUIET_SECONDS)
-                for payload in _payloads(answer):
-                    kept += payload
-                    if len(kept) > 2 * max_bytes:
-                        del kept[:-max_bytes]
-                    if time.monotonic() > deadline:
-                        break
-        except (NotFound, Conflict):
-            return None
-        except PmanError as error:
-            if error.transient:
-                raise
-            return f"pman: the log cannot be read: {error}\n"
-        except _NO_ANSWER as error:
-            if not follow:
-                raise self._silent(error) from error
-        return logs.tail(logs.clean(bytes(kept)), max_lines, max_bytes)
+        deadline = time.monotonic() + (FOLLOW_SECONDS if follow else seconds)
+        query: dict[str, Any] = {"stdout": 1, "stderr": 1, "follow": int(follow)}
+        # All of a log takes time in proportion to its size, and nothing of the engine's once pman has gone.
+        for lines in ("all",) if path in self._slow_tails else (max_lines, "all"):
+            left = max(0.1, deadline - time.monotonic())
+            wait = left if lines == "all" else min(left, TAIL_SECONDS)
+            kept = bytearray()
+            try:
+                with self.call("GET", path, stream=True, timeout_seconds=wait, tail=lines, **query) as answer:
+                    if follow and (sock := cast(Any, answer).connection.sock):  # None behind a proxy that will close it
+                        sock.settimeout(QUIET_SECONDS)
+                    _collect(kept, answer.stream(65536) if raw else _payloads(answer), max_bytes, deadline)
+            except (NotFound, Conflict):
+                return None
+            except (Unreachable, *_NO_ANSWER) as error:
+                if not follow and isinstance(error.__cause__ or error, _TIMED_OUT):
+                    self._slow_tails.add(path)
+                    continue
+                if not follow or isinstance(error, Unreachable):
+                    raise self._silent(error) from error
+            return logs.tail(logs.clean(bytes(kept)), max_lines, max_bytes)
+        late = Unreachable(f"The container engine at {self.host} did not give the log within {seconds:.0f} s.")
+        late.transient = False  # a second wait would be as long
+        raise late
 
     def require_subpath(self, settings: Settings) -> None:
         """Raises Misconfigured where this engine would mount all of a volume in place of a job's directory."""
@@ -190,22 +256,93 @@ class Engine:
                 base_url=self.host, tls=self._tls, timeout=seconds, max_pool_size=POOL_SIZE,
                 version=docker.constants.DEFAULT_DOCKER_API_VERSION,
             )  # fmt: skip
+        except docker.errors.TLSParameterError as error:
+            raise Misconfigured(f"DOCKER_CERT_PATH: {error}") from error
+        except docker.errors.DockerException as error:
+            raise Misconfigured(f"DOCKER_HOST={self.host} cannot be used: {sentence(str(error))}") from error
+        try:
             adapter = client.get_adapter(client.base_url)
             if client.base_url.startswith("http"):
                 adapter.init_poolmanager(4, POOL_SIZE)
             request = requests.Request("GET", client.base_url).prepare()
             pool = adapter.get_connection_with_tls_context(request, client.verify, cert=client.cert)
             answer = pool.urlopen("GET", "/version", timeout=seconds, retries=False)
-            said = answer.json()
+            said = decoded(answer)
             names = [part.get("Name") for part in said.get("Components") or []]
-            return _Link(pool, str(said["ApiVersion"]), PODMAN in names)
-        except docker.errors.TLSParameterError as error:
-            raise Misconfigured(f"DOCKER_CERT_PATH: {error}") from error
-        except (docker.errors.DockerException, KeyError, ValueError, TypeError, *_NO_ANSWER) as error:
+            version = str(said["ApiVersion"])
+            if not _is_done(answer) or not re.fullmatch(r"\d+\.\d+", version):
+                raise ValueError(f"no version of the API: {version[:100]}")
+            return _Link(pool, version, PODMAN in names)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            words = f"What answers at {self.host} is no container engine, or its answer was cut off."
+            raise CutOff(words, detail=str(error)) from error
+        except (docker.errors.DockerException, *_NO_ANSWER) as error:
             raise self._silent(error) from error
 
     def _silent(self, error: BaseException) -> Unreachable:
-        return Unreachable(f"The container engine at {self.host} does not answer.", detail=str(error))
+        """Why there is no answer, as an error that says what to do."""
+        if isinstance(error, Unreachable):
+            return error
+        kind, words = _cause(error)
+        return kind(f"The container engine at {self.host} does not answer{words}.", detail=str(error))
+
+
+def _cause(error: BaseException) -> tuple[type[Unreachable], str]:
+    """The kind of an error of a transport, and the cause as the end of a sentence.
+
+    Transports wrap what the system says in errors of their own, some of which name it only in their arguments.
+    """
+    seen: list[BaseException] = []
+    left = [error]
+    while left and len(seen) < CAUSES:
+        one = left.pop(0)
+        seen.append(one)
+        inner = (*one.args, getattr(one, "reason", None), one.__cause__, one.__context__)
+        left += [item for item in inner if isinstance(item, BaseException) and item not in seen]
+    for one in seen:
+        if isinstance(one, OSError) and one.errno in _CAUSES:
+            return Unreachable, _CAUSES[one.errno].format(uid=os.geteuid())
+    if any(isinstance(one, _TIMED_OUT) for one in seen):
+        return Unreachable, " in time"
+    if any(isinstance(one, ssl.SSLError | requests.exceptions.SSLError | urllib3.exceptions.SSLError) for one in seen):
+        return Unreachable, f": TLS with it fails ({next(str(one) for one in seen if isinstance(one, ssl.SSLError))})"
+    return CutOff, ": it cut the connection off"
+
+
+def _is_done(answer: urllib3.BaseHTTPResponse) -> bool:
+    is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+    return (200 <= answer.status < 300 or answer.status == 304) and not is_page
+
+
+def _date(answer: urllib3.BaseHTTPResponse) -> datetime:
+    """The engine's clock, in whole seconds; pman's where the answer does not have it."""
+    try:
+        return email.utils.parsedate_to_datetime(answer.headers["Date"])
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+
+
+def decoded(answer: urllib3.BaseHTTPResponse) -> Any:
+    """The JSON of an answer. Raises CutOff for what is none, as a proxy's page."""
+    try:
+        return answer.json()
+    except (ValueError, RecursionError) as error:
+        words = answer.data[:200].decode(errors="replace")
+        raise CutOff("The container engine's answer was cut off, or a proxy gave it.", detail=words) from error
+
+
+def understood(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that reads an engine's documents: one that has not the API's shape becomes an error of pman's."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            log.exception("an answer of the container engine has not the shape that its API has")
+            raise CutOff("The container engine's answer is none of its API; a proxy may have given it.") from error
+
+    return guarded
 
 
 def problems(settings: Settings) -> list[str]:
@@ -215,12 +352,25 @@ def problems(settings: Settings) -> list[str]:
 
 
 def check(ping: Callable[[], None]) -> None:
-    """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later."""
-    try:
-        ping()
-    except Unreachable:
-        pass
-    except BackendError as error:
+    """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later.
+
+    One that hangs is waited for shortly, so that pman listens soon.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            ping()
+        except (PmanError, OSError) as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(START_SECONDS)
+    error = raised[0] if raised else None
+    if isinstance(error, Misconfigured):
+        raise error
+    if isinstance(error, BackendError):
         raise Misconfigured(str(error)) from error
 
 
@@ -249,14 +399,6 @@ def overtime(labels: Mapping[str, str]) -> str:
     return f"The job ran into its time limit of {labels.get(LIMIT, 'some')} minutes."
 
 
-def killed(labels: Mapping[str, str], out_of_memory: bool, exit_code: int = 137) -> str:
-    """The sentence about a job that was killed; `out_of_memory` where the engine says so."""
-    memory = f"its memory limit of {labels.get(MEMORY, 'some')} MiB"
-    if out_of_memory:
-        return f"The job exceeded {memory} (out of memory, exit code {exit_code})."
-    return f"The job was killed (exit code {exit_code}), perhaps because it exceeded {memory}."
-
-
 def _tls(settings: Settings) -> docker.tls.TLSConfig | bool:
     if not settings.docker_tls_verify or settings.docker_cert_path is None:
         return False
@@ -281,11 +423,11 @@ _BY_STATUS: Mapping[int, type[PmanError]] = {400: BadRequest, 404: NotFound, 409
 
 
 def _error(answer: urllib3.BaseHTTPResponse, request: str) -> PmanError:
+    """The error that an answer is. Only the engine's own JSON says that something is not there, or is wrong."""
     try:
-        words = answer.json()["message"]
-    except (ValueError, KeyError, TypeError):
-        words = answer.data[:500].decode(errors="replace") or answer.reason
-    words = sentence(str(words))
+        words = sentence(str(answer.json()["message"]))
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return _foreign_error(answer, request)
     detail = f"{request}: {answer.status} {words}"
     if _NAME_TAKEN.search(words):  # Podman answers 500 to it
         return Conflict(words, detail=detail)
@@ -293,12 +435,34 @@ def _error(answer: urllib3.BaseHTTPResponse, request: str) -> PmanError:
         return _BY_STATUS[answer.status](words, detail=detail)
     if "ResourceExhausted" in detail or "larger than max" in words:
         return TooLarge(f"The job is too large for the container engine: {words}", detail=detail)
-    if _PASSING.search(words) or answer.status in (502, 504):
+    if _PASSING.search(words) or answer.status in (429, 502, 503, 504):
         return Unreachable(f"The container engine cannot answer now: {words}", detail=detail)
     return BackendError(f"The container engine says: {words}", detail=detail)
 
 
-def _payloads(answer: urllib3.BaseHTTPResponse) -> Any:
+def _foreign_error(answer: urllib3.BaseHTTPResponse, request: str) -> PmanError:
+    """Of an answer that was cut off, or that a proxy gave in the engine's place."""
+    words = answer.data[:500].decode(errors="replace") or str(answer.reason)
+    detail = f"{request}: {answer.status} {words}"
+    said = f"Something in front of the container engine answers {answer.status}"
+    if answer.status == 413:
+        return TooLarge(f"{said}: the job is too large for it.", detail=detail)
+    if answer.status in (401, 403, 407):
+        return BackendError(f"{said}: it denies pman the call.", detail=detail)
+    return CutOff(f"{said}, or the engine's answer was cut off.", detail=detail)
+
+
+def _collect(kept: bytearray, payloads: Iterable[bytes], max_bytes: int, deadline: float) -> None:
+    """Add the payloads that come until the deadline, and keep the last `max_bytes` of them, or little more."""
+    for payload in payloads:
+        kept += payload
+        if len(kept) > 2 * max_bytes:
+            del kept[:-max_bytes]
+        if time.monotonic() > deadline:
+            return
+
+
+def _payloads(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     """The payloads of a multiplexed stream: frames of a type, three zeros, a length of four bytes, and the payload.
 
     https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Container/operation/ContainerAttach

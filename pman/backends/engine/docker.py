@@ -30,7 +30,7 @@ from pman.backends.engine.start import Starter
 from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, join_messages, merge
+from pman.status import JobState, JobStatus, explain_memory, join_messages, merge, with_memory
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class DockerBackend:
         self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy or "missing"), _startable)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
 
+    @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         self._engine.require_subpath(self._settings)
         body = engine.body_of(job, spec)
@@ -76,7 +77,8 @@ class DockerBackend:
             raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})
         workers = [(_name(job.name, index), _for_worker(body, index)) for index in range(job.workers)]
         try:
-            self._starter.run(job, workers)
+            if self._starter.run(job, workers):  # to ask an engine about a job that is just ending takes it a while
+                return JobStatus(job.jid, job.image, job.cmd, JobState.STARTED)
             return self.status(job.jid)
         except NotFound:
             raise Unreachable(f"The job {job.jid} is just being deleted.") from None
@@ -91,6 +93,7 @@ class DockerBackend:
             if mount.get("Type") == "bind" and source.startswith(base) and not os.path.isdir(source):
                 raise BadRequest(f"The directory {source} does not exist.")
 
+    @engine.understood
     def status(self, jid: str) -> JobStatus:
         workers = self._workers(jid)
         if self._end_overdue([container for container in workers if container]):
@@ -104,7 +107,7 @@ class DockerBackend:
         return JobStatus(
             jid=jid,
             image=labels.get(engine.IMAGE, config["Image"]),
-            cmd=shlex.join([*_list(config.get("Entrypoint")), *_list(config.get("Cmd"))]),
+            cmd=shlex.join(_list(config.get("Cmd"))),
             state=state,
             message=join_messages([_words(container) for container in workers]),
             finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
@@ -135,6 +138,7 @@ class DockerBackend:
         except NotFound:
             return None
 
+    @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
         workers = status.private
         assert isinstance(workers, list)
@@ -147,6 +151,7 @@ class DockerBackend:
         max_bytes = self._max_log_bytes
         return logs.of_workers(read, workers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
 
+    @engine.understood
     def delete(self, jid: str) -> None:
         if not docker_start.remove_all(self._engine, jid):
             raise no_such_job(jid)
@@ -175,15 +180,32 @@ class DockerBackend:
         except (NotFound, Conflict, BackendError) as error:  # gone by itself; Podman stops none that somebody paused
             log.info("the container %s was not stopped: %s", container["Name"], error)
 
+    @engine.understood
     def jobs(self, limit: int) -> list[JobStatus]:
-        found = self._engine.get("/containers/json", all=1, filters={"label": [engine.JID]})
+        found = docker_start.listed(self._engine)
         firsts = [c for c in found if f"/{backend_name(c['Labels'][engine.JID])}" in c["Names"]]
         workers: dict[str, list[Json]] = {}
         for container in found:
             workers.setdefault(container["Labels"][engine.JID], []).append(container)
         firsts.sort(key=lambda container: container["Labels"].get(POSTED, ""), reverse=True)
-        return [_listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
+        return [self._listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
 
+    def _listed(self, first: Json, workers: Iterable[Json]) -> JobStatus:
+        """From the list of containers, which has neither times of completion nor messages."""
+        labels = first["Labels"]
+        state = merge(self._listed_state(container) for container in workers)
+        image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
+        return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at)
+
+    def _listed_state(self, container: Json) -> JobState:
+        state = STATES.get(container["State"], JobState.UNDEFINED)
+        if state is not JobState.SUCCEEDED:
+            return state
+        if not re.match(r"Exited \(0\)", container.get("Status", "")):
+            return JobState.FAILED
+        return with_memory(state, self._engine.out_of_memory(container["Id"]))
+
+    @engine.understood
     def ping(self) -> None:
         self._engine.call("GET", "/_ping")
         self._engine.require_subpath(self._settings)
@@ -200,6 +222,10 @@ def create(settings: Settings) -> DockerBackend:
     """The backend of the engine at DOCKER_HOST. Raises Misconfigured where it answers and cannot serve."""
     backend = DockerBackend(settings)
     engine.check(backend.ping)
+    log.info(
+        "on one engine, memory limits are soft and an image's ENTRYPOINT gets the job's command line, as with pman 6; "
+        "docker_hard_memory and docker_replace_entrypoint in site.yaml change that"
+    )
     return backend
 
 
@@ -298,7 +324,7 @@ def _state(container: Json) -> JobState:
         log.warning("the engine says %r of a container, which pman does not know", name)
     if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container, datetime.now(UTC))):
         return JobState.FAILED
-    return JobState.FAILED if _broken_off(container) else state
+    return JobState.FAILED if _broken_off(container) else with_memory(state, container["State"].get("OOMKilled"))
 
 
 def _words(container: Json | None) -> str:
@@ -313,25 +339,11 @@ def _words(container: Json | None) -> str:
         return engine.sentence(error)
     if _overdue(container, datetime.now(UTC)):
         return engine.overtime(labels)
-    return _end(state, labels)
+    return _end(state, container.get("HostConfig", {}).get("Memory") or 0)
 
 
-def _end(state: Json, labels: Json) -> str:
+def _end(state: Json, limit_bytes: int) -> str:
     code = state.get("ExitCode", 0)
     if state.get("OOMKilled") or code == 137:
-        return engine.killed(labels, bool(state.get("OOMKilled")), code)
+        return explain_memory(limit_bytes >> 20, code, state.get("OOMKilled"))
     return engine.sentence(state.get("Error") or f"The job ended with exit code {code}")
-
-
-def _listed(first: Json, workers: Iterable[Json]) -> JobStatus:
-    """From the list of containers alone, which has neither times of completion nor messages."""
-    labels = first["Labels"]
-    state = merge(_listed_state(container) for container in workers)
-    image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
-    return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at)
-
-
-def _listed_state(container: Json) -> JobState:
-    state = STATES.get(container["State"], JobState.UNDEFINED)
-    failed = not re.match(r"Exited \(0\)", container.get("Status", ""))
-    return JobState.FAILED if state is JobState.SUCCEEDED and failed else state

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from pman.backends import retry
@@ -26,7 +28,8 @@ from pman.job import Job, backend_name
 
 log = logging.getLogger(__name__)
 
-ABANDONED_SECONDS = 4.0  # a container that is seen unstarted for so long is taken over
+ABANDONED_SECONDS = 4.0  # a container that is unstarted so long after it was made, by the engine's clock, is taken over
+LOOKS = 3  # it is seen unstarted so often before that: a large image's may have taken an engine longer to make
 TAKE_OVERS = 3  # within one POST
 NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is still making
 STARTS_AT_ONCE = 8
@@ -47,26 +50,28 @@ class Starter:
         self._images = images
         self._startable = startable
 
-    def run(self, job: Job, containers: Sequence[tuple[str, Json]]) -> None:
+    def run(self, job: Job, containers: Sequence[tuple[str, Json]]) -> bool:
         """Make sure that each (name, body) exists and has been started, once; the first is the job's lock.
+
+        True where each was made and started by this call.
 
         The image is pulled as the policy says for the first, which the others share it with.
         """
         first, *others = containers
         try:
-            self._run(job, *first, first=True)
+            started = [self._run(job, *first, first=True)]
             with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
-                list(pool.map(lambda other: self._run(job, *other), others))
+                return all(started + list(pool.map(lambda other: self._run(job, *other), others)))
         except _CannotStart:
             remove_all(self._engine, job.jid)
             raise
 
-    def _run(self, job: Job, name: str, body: Json, first: bool = False) -> None:
+    def _run(self, job: Job, name: str, body: Json, first: bool = False) -> bool:
         for _ in range(TAKE_OVERS):
             if made := self._create(job, name, body, first):
                 return self._start(made)
             if self._is_started(name):
-                return None
+                return False
         raise Unreachable(f"The job {job.jid} is just being started.")
 
     def _create(self, job: Job, name: str, body: Json, first: bool) -> str:
@@ -83,7 +88,7 @@ class Starter:
             return ""
 
     def _post(self, name: str, body: Json) -> str:
-        return str(self._engine.call("POST", "/containers/create", body=body, name=name).json()["Id"])
+        return str(engine.decoded(self._engine.call("POST", "/containers/create", body=body, name=name))["Id"])
 
     def _exists(self, job: Job, name: str) -> bool:
         try:
@@ -96,8 +101,8 @@ class Starter:
             raise jid_taken(job.jid)
         return True
 
-    def _start(self, container_id: str) -> None:
-        """Where the start fails for good, Docker keeps the reason, and the job has failed. Podman does not."""
+    def _start(self, container_id: str) -> bool:
+        """False where the start fails for good: Docker keeps the reason, and the job has failed. Podman does not."""
         try:
             self._engine.call("POST", f"/containers/{container_id}/start")
         except PmanError as error:
@@ -105,29 +110,41 @@ class Starter:
                 raise
             if self._startable(self._engine.get(f"/containers/{container_id}/json")):
                 raise _CannotStart(f"The engine cannot start the job: {error}", detail=error.detail) from error
+            return False
+        return True
 
     def _is_started(self, name: str) -> bool:
         """True as soon as it is; False when it had to be removed, or was, because nobody started it."""
-        deadline = time.monotonic() + ABANDONED_SECONDS
-        container_id = inspect(self._engine, name)["Id"]
-        while self._startable(container := inspect(self._engine, name)):
-            if container["Id"] != container_id:
+        looks, container_id = 0, ""
+        while True:
+            container, now = inspect_dated(self._engine, name)
+            if not self._startable(container):
+                return True
+            if looks and container["Id"] != container_id:
                 return False
-            if time.monotonic() > deadline:
+            container_id, looks = container["Id"], looks + 1
+            made_at = engine.time_of(container["Created"]) or now
+            if looks >= LOOKS and (now - made_at).total_seconds() >= ABANDONED_SECONDS:
                 log.warning("removing the container %s, which whoever made it has not started", name)
                 with contextlib.suppress(NotFound, Conflict, BackendError):  # gone, or just started
                     self._engine.call("DELETE", f"/containers/{container_id}", v=1)
                 return False
             time.sleep(POLL_SECONDS)
-        return True
 
 
 def inspect(api: Engine, name: str) -> Json:
     """The container of exactly this name; the engine would also take an id, or the beginning of one."""
-    container: Json = api.get(f"/containers/{name}/json")
+    return inspect_dated(api, name)[0]
+
+
+def inspect_dated(api: Engine, name: str) -> tuple[Json, datetime]:
+    """As `inspect`, with the time of the engine's clock."""
+    container, now = api.get_dated(f"/containers/{name}/json")
     if container["Name"].lstrip("/") != name:
         raise NotFound(f"There is no container {name}.")
-    return container
+    if api.is_podman() and not container["State"].get("OOMKilled"):
+        container["State"].pop("OOMKilled", None)  # it says false where it does not know, too
+    return container, now
 
 
 def remove_all(api: Engine, jid: str) -> bool:
@@ -163,5 +180,15 @@ def _remove(api: Engine, container: Json) -> None:
 
 def _containers(api: Engine, jid: str) -> list[Json]:
     """What the engine lists of this job, the first worker last: as long as any is left, the job can be found."""
-    found: list[Json] = api.get("/containers/json", all=1, filters={"label": [f"{engine.JID}={jid}"]})
-    return sorted(found, key=lambda container: f"/{backend_name(jid)}" in container["Names"])
+    return sorted(listed(api, jid), key=lambda container: f"/{backend_name(jid)}" in container["Names"])
+
+
+def listed(api: Engine, jid: str = "") -> list[Json]:
+    """What the engine lists of pman's jobs, or of one: what has both of its labels, and the name that they go with."""
+    labels = [f"{engine.JID}={jid}" if jid else engine.JID, engine.DIGEST]
+    found = api.get("/containers/json", all=1, filters={"label": labels})
+    return [container for container in found if _is_named(container, backend_name(container["Labels"][engine.JID]))]
+
+
+def _is_named(container: Json, name: str) -> bool:
+    return any(re.fullmatch(rf"/{re.escape(name)}(\.[0-9]+)?", one) for one in container["Names"])

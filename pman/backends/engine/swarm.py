@@ -16,7 +16,7 @@ import contextlib
 import logging
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from pman.backends import logs, retry
@@ -34,7 +34,7 @@ from pman.errors import (
 )
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, join_messages, merge
+from pman.status import JobState, JobStatus, explain_memory, join_messages, merge, with_memory
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -53,22 +53,33 @@ STATES: dict[str, JobState] = {
     "running": JobState.STARTED,
     "complete": JobState.SUCCEEDED,
     "failed": JobState.FAILED,
-    "shutdown": JobState.FAILED,  # Swarm ended it: its node was drained, or the service was changed by hand
+    "shutdown": JobState.FAILED,  # Swarm ended it
     "rejected": JobState.FAILED,  # the node could not run it: no image, no directory, limits above the node's
     "orphaned": JobState.FAILED,  # its node was away for a day, and Swarm gave it up
     "remove": JobState.STARTED,  # being removed: its container may still write
 }
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
+ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
+LACKING = "insufficient resources"
 DELETE_SECONDS = 25.0  # for a busy node to end a job, by SIGKILL; pfcon waits 100 s
 SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
 # Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
 # engines that may be a manager again. `inactive`, or `active` without control, is none.
 UNSETTLED = frozenset({"pending", "locked", "error"})
-NOT_A_MANAGER = (
-    "The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
-    "or set CONTAINER_ENV=docker to use one engine without a Swarm."
-)
 Json = dict[str, Any]
+
+
+class NotAManager(BackendError):
+    """The engine takes no part in a Swarm, or is no manager there. That may be mended without a restart of pman."""
+
+    http_status = 503
+
+    def __init__(self, host: str, detail: str = "") -> None:
+        super().__init__(
+            f"The engine at {host} is no Swarm manager: run `docker swarm init` there, set DOCKER_HOST to a manager, "
+            "or set CONTAINER_ENV=docker to use one engine without a Swarm.",
+            detail=detail,
+        )
 
 
 class SwarmBackend:
@@ -80,6 +91,7 @@ class SwarmBackend:
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
 
+    @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         self._require_subpath()
         body = engine.body_of(job, spec)
@@ -114,6 +126,7 @@ class SwarmBackend:
             return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
         return Unreachable(f"The job {job.jid} is just being deleted.")
 
+    @engine.understood
     def status(self, jid: str) -> JobStatus:
         service = self._find(jid)
         return self._status(service, self._tasks(service))
@@ -138,10 +151,12 @@ class SwarmBackend:
             raise no_such_job(_labels(service)[engine.JID]) from None
         return tasks
 
-    def _status(self, service: Json, tasks: Iterable[Json], ask: bool = True) -> JobStatus:
+    def _status(self, service: Json, tasks: Iterable[Json]) -> JobStatus:
         slots = _newest_by_slot(tasks)
         missing = _replicas(service) - len(slots)
-        states = [_state(task) for task in slots] + [JobState.NOT_STARTED] * max(0, missing)
+        memory = [self._out_of_memory(task) for task in slots]
+        states = [with_memory(_state(task), out) for task, out in zip(slots, memory, strict=True)]
+        states += [JobState.NOT_STARTED] * max(0, missing)
         state = merge(states)
         labels, container = _labels(service), service["Spec"]["TaskTemplate"]["ContainerSpec"]
         ended = [end for task in slots if (end := engine.time_of(task["Status"].get("Timestamp")))]
@@ -150,36 +165,42 @@ class SwarmBackend:
             image=labels.get(engine.IMAGE, container["Image"]),
             cmd=shlex.join([*container.get("Command", []), *container.get("Args", [])]),
             state=state,
-            message=self._message(labels, slots, ask),
+            message=join_messages([self._words(service, *one) for one in zip(slots, memory, strict=True)]),
             finished_at=max(ended, default=None) if state.final else None,
             private=slots,
             posted_at=engine.time_of(service.get("CreatedAt")),
         )
 
-    def _message(self, labels: Json, tasks: Sequence[Json], ask: bool) -> str:
-        return join_messages([self._words(labels, task, ask) for task in tasks])
+    def _out_of_memory(self, task: Json) -> bool | None:
+        """Swarm itself does not say it; the node does, where it is the one that pman asks. None: it is not known."""
+        state = task["Status"]["State"]
+        return self._engine.out_of_memory(_container(task)) if state in ENDED and _container(task) else None
 
-    def _words(self, labels: Json, task: Json, ask: bool) -> str:
+    def _words(self, service: Json, task: Json, out_of_memory: bool | None) -> str:
         status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
         code = status.get("ContainerStatus", {}).get("ExitCode", 0)
         if "unhealthy container" in text:
-            return engine.overtime(labels)
+            return engine.overtime(_labels(service))
         if text.startswith("No such container"):
             return "The job's container was removed while it ran, as by an engine that shuts down."
-        if code == 137 and status["State"] == "failed":
-            return self._killed(labels, task, ask)
-        if status["State"] == "failed" and code:
+        if out_of_memory or (code == 137 and status["State"] == "failed"):
+            return explain_memory(_memory_limit(service) >> 20, code, out_of_memory)
+        if status["State"] == "failed" and code and (not text or text.startswith("non-zero exit")):
             return f"The job ended with exit code {code}."
+        if LACKING in text:
+            return text + self._lacks(service)
         return text or _unsaid(task)
 
-    def _killed(self, labels: Json, task: Json, ask: bool) -> str:
-        """Swarm does not say what ended a container by SIGKILL; its node may, where that is the node asked."""
-        state: Json = {}
-        if ask:
-            with contextlib.suppress(NotFound):
-                state = self._engine.get(f"/containers/{_container(task)}/json")["State"]
-        return engine.killed(labels, bool(state.get("OOMKilled")))
+    def _lacks(self, service: Json) -> str:
+        """Whether a job for which no node has room may run later."""
+        wanted = _resources(service["Spec"]["TaskTemplate"].get("Resources", {}).get("Reservations"))
+        for node in self._engine.get("/nodes"):
+            has = _resources(node["Description"].get("Resources"))
+            if all(has.get(kind, 0) >= amount for kind, amount in wanted.items()):
+                return " The job starts when a node has room for it."
+        return " No node of the Swarm has as much as the job asks for, so it cannot start; delete it."
 
+    @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
         tasks = status.private
         assert isinstance(tasks, list)
@@ -205,6 +226,7 @@ class SwarmBackend:
             self.ping()
         return self._node_id
 
+    @engine.understood
     def delete(self, jid: str) -> None:
         try:
             ids = {self._find(jid)["ID"]}
@@ -239,14 +261,15 @@ class SwarmBackend:
         except NotFound:
             return False
 
+    @engine.understood
     def jobs(self, limit: int) -> list[JobStatus]:
-        mine = {"label": [engine.JID]}
+        mine = {"label": [engine.JID, engine.DIGEST]}
         services = self._engine.get("/services", filters=mine)
         tasks: dict[str, list[Json]] = {}
         for task in self._engine.get("/tasks", filters=mine):
             tasks.setdefault(task["ServiceID"], []).append(task)
         services.sort(key=lambda service: service["CreatedAt"], reverse=True)
-        return [self._status(service, tasks.get(service["ID"], []), ask=False) for service in services[:limit]]
+        return [self._status(service, tasks.get(service["ID"], [])) for service in services[:limit]]
 
     def _require_subpath(self) -> None:
         """Raises Misconfigured where a node would mount all of a volume in place of a job's directory."""
@@ -262,20 +285,21 @@ class SwarmBackend:
                     f"{node['Description'].get('Hostname')} has {version or 'an unknown version'}."
                 )
 
+    @engine.understood
     def ping(self) -> None:
-        swarm = self._engine.get("/info").get("Swarm", {})
+        swarm = self._engine.get("/info")["Swarm"]
         if not swarm.get("ControlAvailable"):
             if (state := swarm.get("LocalNodeState")) in UNSETTLED:
                 why = engine.sentence(swarm.get("Error") or state)
                 raise Unreachable(f"The engine at {self._engine.host} does not take part in its Swarm now: {why}")
-            raise BackendError(NOT_A_MANAGER.format(host=self._engine.host))
+            raise NotAManager(self._engine.host)
         self._node_id = swarm.get("NodeID", "")
         self._require_subpath()
 
     def _explained(self, error: BackendError) -> BackendError:
         """The engine's answer to anything that only a manager can do, in words that help."""
         if "swarm manager" in str(error):
-            return BackendError(NOT_A_MANAGER.format(host=self._engine.host), detail=error.detail)
+            return NotAManager(self._engine.host, error.detail)
         return error
 
 
@@ -286,6 +310,11 @@ def create(settings: Settings) -> SwarmBackend:
     """The backend of this Swarm. Raises Misconfigured where the engine answers and is no manager."""
     backend = SwarmBackend(settings)
     engine.check(backend.ping)
+    if not settings.ignore_limits:
+        log.info(
+            "on Swarm, a job's CPU and memory limits are kept and reserved for it (pman 6 ignored them): a job that "
+            "asks for more than a node has does not start. IGNORE_LIMITS=yes turns them off"
+        )
     return backend
 
 
@@ -311,9 +340,27 @@ def _newest_by_slot(tasks: Iterable[Json]) -> list[Json]:
     return [slots[slot] for slot in sorted(slots)]
 
 
+def _memory_limit(service: Json) -> int:
+    """In bytes; 0 for none."""
+    resources = service["Spec"]["TaskTemplate"].get("Resources") or {}
+    return int((resources.get("Limits") or {}).get("MemoryBytes", 0))
+
+
+def _resources(document: Json | None) -> dict[str, int]:
+    """Amounts by kind, of a node or of a reservation; a generic resource counts by name or by number."""
+    found = {kind: int((document or {}).get(kind, 0)) for kind in ("NanoCPUs", "MemoryBytes")}
+    for resource in (document or {}).get("GenericResources") or []:
+        for kind, one in resource.items():
+            amount = int(one["Value"]) if kind == "DiscreteResourceSpec" else 1
+            found[one["Kind"]] = found.get(one["Kind"], 0) + amount
+    return found
+
+
 def _unsaid(task: Json) -> str:
     """A sentence about a task without an error, "" where all is well."""
     state = task["Status"]["State"]
+    if state == "shutdown":
+        return "Swarm ended the job, as it does when its node is drained or somebody changes its service."
     if state in OVER - {"complete"}:
         return engine.sentence(f"Swarm says {state}: {task['Status'].get('Message', '')}")
     if state not in OVER and task.get("DesiredState") == "shutdown":
