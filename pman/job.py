@@ -260,7 +260,7 @@ def make_job(request: JobRequest, settings: Settings) -> Job:
     """The job that this request means under these settings."""
     digest = _digest(request)
     user = settings.container_user
-    uid, gid = (_draw(part, request.jid) for part in user.split(":")) if user else (None, None)
+    uid, gid = (_draw(part, request.jid) if part else None for part in (user or ":").split(":"))
     env = dict(entry.split("=", 1) for entry in request.env)
     if settings.enable_home_workaround:
         env.setdefault("HOME", "/tmp")  # noqa: S108

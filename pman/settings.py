@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pman.errors import Misconfigured
@@ -29,7 +29,8 @@ PullPolicy = Literal["always", "missing", "never"]
 _NO_LONGER = {
     "SERVER_PROCESSES": "SERVER_PROCESSES has no effect: pman serves in one process. Start more replicas to serve more."
 }
-_USER = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?:(\d{1,10})(?:-(\d{1,10}))?")
+_USER = re.compile(r"(?:(\d{1,10})(?:-(\d{1,10}))?)?:(?:(\d{1,10})(?:-(\d{1,10}))?)?")
+OWN_LABELS = "org.chrisproject.pman."  # how the labels begin by which backends find pman's jobs
 
 
 def _pairs(text: Any) -> Any:
@@ -59,10 +60,16 @@ def _one_pair(text: str) -> str:
 def _user(text: str) -> str:
     match = _USER.fullmatch(text)
     if not match:
-        raise ValueError("must be UID:GID, each a number or lo-hi")
+        raise ValueError("must be UID:GID, each a number, lo-hi, or nothing for the image's own")
     if any(high and int(low) > int(high) for low, high in (match.group(1, 2), match.group(3, 4))):
         raise ValueError("must be UID:GID, each a number or lo-hi with the lower number first")
     return text
+
+
+def _foreign(labels: dict[str, str]) -> dict[str, str]:
+    if own := [name for name in labels if name.startswith(OWN_LABELS)]:
+        raise ValueError(f"must not name {own[0]}: pman finds its jobs by the labels that begin with {OWN_LABELS}")
+    return labels
 
 
 def _absolute(path: str) -> str:
@@ -103,6 +110,7 @@ def _proxies(names: list[str]) -> list[str]:
 
 
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
+Labels = Annotated[Pairs, AfterValidator(_foreign)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]
 HostNames = Annotated[list[Annotated[str, AfterValidator(_host_name)]], NoDecode, BeforeValidator(_names)]
 Proxies = Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_proxies)]
@@ -132,18 +140,18 @@ class Settings(BaseSettings):
     container_env: str = Field("local", description="The backend.")  # one of pman.backends.BACKENDS
     templates_dir: Path | None = Field(None, description="Overlay that shadows or extends the shipped templates; may hold `site.yaml`.")
 
-    storage_type: StorageType = Field("host", description="What STOREBASE is for a job's container.")
+    storage_type: StorageType = Field("host", description="What STOREBASE is for a job's container. On Docker and Podman `docker_local_volume` where neither this nor STOREBASE is set.")
     storebase: AbsolutePath | None = Field(None, description="The store as compute nodes see it: `input_dir` and `output_dir` are relative to it.")
     nfs_server: str | None = Field(None, description="Server of `nfs` storage.")
-    volume_name: str | None = Field(None, description="Name of the Docker volume or of the PersistentVolumeClaim.")
-    pfcon_selector: Pair | None = Field(None, description="Kubernetes label (`k=v`) of pfcon's pod: jobs run on the same node.")
+    volume_name: str | None = Field(None, description="Name of the Docker volume or of the PersistentVolumeClaim. Unset on Docker and Podman: pfcon's volume, by PFCON_SELECTOR.")
+    pfcon_selector: Pair | None = Field(None, description="Label (`k=v`) of pfcon. Kubernetes: jobs run on the node of its pod. Docker and Podman: its container has the volume, `org.chrisproject.role=pfcon` if unset.")
 
     job_logs_tail: int = Field(1000, ge=0, description="Most log lines that are returned, over all workers.")
     job_logs_max_kib: int = Field(1024, ge=1, le=65536, description="Most log text that is returned, in KiB; the end is kept.")
-    job_labels: Pairs = Field({}, description="Labels for every job, `k=v,k2=v2`.")
+    job_labels: Labels = Field({}, description="Labels for every job, `k=v,k2=v2`.")
     ignore_limits: bool = Field(False, description="Do not pass CPU and memory limits on.")
     remove_jobs: bool = Field(True, description="`no`: DELETE answers 204 and leaves the backend's object, for debugging.")
-    container_user: User | None = Field(None, description="`UID:GID` of jobs; each may be a range `lo-hi`, from which a job always draws the same number.")
+    container_user: User | None = Field(None, description="`UID:GID` of jobs; each may be a range `lo-hi`, from which a job always draws the same number, or be left out.")
     enable_home_workaround: bool = Field(False, description="Adds `HOME=/tmp` to a job's environment.")
     shm_size: int | None = Field(None, ge=1, description="Size of /dev/shm in MiB.")
     timelimit_minutes: int | None = Field(None, ge=1, le=525_600, description="A job's time limit where the request has none; required for `cromwell`.")
@@ -187,6 +195,15 @@ class Settings(BaseSettings):
 
     # fmt: on
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_storage(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """As pman 4 to 6 had it on one engine."""
+        one_engine = given.get("container_env") in ("docker", "podman")
+        if one_engine and not given.get("storage_type") and not given.get("storebase"):
+            return given | {"storage_type": "docker_local_volume"}
+        return given
+
     @property
     def dev(self) -> bool:
         return self.application_mode == "dev"
@@ -205,7 +222,7 @@ def load(overrides: Mapping[str, str] | None = None) -> Settings:
 
     Raises Misconfigured with a sentence for every variable that does not hold what it should.
     """
-    given: dict[str, Any] = {name.lower(): value for name, value in (overrides or {}).items()}
+    given: dict[str, Any] = {name.lower(): value for name, value in (overrides or {}).items() if value}
     unknown = sorted(set(given) - set(Settings.model_fields))
     if unknown:
         raise Misconfigured("; ".join(f"{name.upper()} is no setting of pman{_did_you_mean(name)}" for name in unknown))
@@ -254,7 +271,10 @@ def _contradictions(s: Settings) -> list[tuple[bool, str]]:
             not volume and s.storebase is None,
             f"STOREBASE is required with STORAGE_TYPE={s.storage_type}: set it to the store's directory.",
         ),
-        (volume and s.volume_name is None, f"VOLUME_NAME is required with STORAGE_TYPE={s.storage_type}."),
+        (
+            s.storage_type == "kubernetes_pvc" and s.volume_name is None,
+            "VOLUME_NAME is required with STORAGE_TYPE=kubernetes_pvc.",
+        ),
         (s.storage_type == "nfs" and s.nfs_server is None, "NFS_SERVER is required with STORAGE_TYPE=nfs."),
         (
             s.templates_dir is not None and not s.templates_dir.is_dir(),

@@ -66,8 +66,9 @@ def prepare(job: Job, settings: Settings) -> None:
     """Where pman sees the store: refuses directories that leave it through a symbolic link, makes the output directory.
 
     pfcon's filesystem stores do not make it, and an engine that does makes it as root. An input directory is made
-    only for `fs` jobs, which have no input: for any other a missing one must fail the job. Of a claim it is refused
-    here, since kubelet makes what is missing below a volume, as root. Raises BadRequest.
+    only for `fs` jobs that read nothing there: for any other a missing one must fail the job. It is refused here for a
+    `fs` job whose arguments name it, and for a claim, since kubelet makes what is missing below a volume, as root.
+    Raises BadRequest.
     """
     if settings.storebase is None or not Path(settings.storebase).is_dir():
         return
@@ -78,9 +79,11 @@ def prepare(job: Job, settings: Settings) -> None:
         raise BadRequest(bad)
     owner = _owner(job, settings)
     _make(os.path.join(base, job.output_dir), owner, "output_dir")
-    if job.kind == "fs":
+    if os.path.isdir(os.path.join(base, job.input_dir)):
+        return
+    if job.kind == "fs" and (job.input_dir == f"key-{job.jid}/incoming" or INCOMING not in job.argv):
         _make(os.path.join(base, job.input_dir), owner, "input_dir")
-    elif settings.storage_type == "kubernetes_pvc" and not os.path.isdir(os.path.join(base, job.input_dir)):
+    elif job.kind == "fs" or settings.storage_type == "kubernetes_pvc":
         raise BadRequest({"input_dir": "does not exist in the store; it must be a directory there."})
 
 

@@ -258,6 +258,9 @@ def test_home_workaround_never_overrides_a_request() -> None:
 def test_a_user_range_draws_the_same_number_for_a_job() -> None:
     drawn = {make({"jid": f"j{n}"}, CONTAINER_USER="1000-1009:5").uid for n in range(200)}
     assert drawn == set(range(1000, 1010))
+    assert [(j.uid, j.gid) for j in (make(CONTAINER_USER=user) for user in ("1001:", ":7", ":", ""))] == [
+        (1001, None), (None, 7), (None, None), (None, None),
+    ]  # fmt: skip
     one = make(CONTAINER_USER="1000-1009:5")
     assert (one.uid, one.gid) == (make(CONTAINER_USER="1000-1009:5").uid, 5)
     assert (make().uid, make().gid) == (None, None)
@@ -343,6 +346,16 @@ def test_the_output_directory_is_made_and_an_input_only_for_fs(tmp_path: Path) -
     assert (tmp_path / "a/out").is_dir()
     prepared(tmp_path, type="fs", input_dir="b/in", output_dir="b/out")
     assert (tmp_path / "b/in").is_dir()
+
+
+def test_a_missing_directory_that_an_fs_job_reads_is_refused(tmp_path: Path) -> None:
+    """As pl-dircopy, whose argument `--dir` is a path: made anew, it would be an empty copy and a success."""
+    reading = {"type": "fs", "args": ["--dir", "x"], "args_path_flags": ["--dir"]}
+    with pytest.raises(BadRequest, match="does not exist in the store"):
+        prepared(tmp_path, **reading, input_dir="SERVICES/PACS/tpyo", output_dir="out")
+    assert not (tmp_path / "SERVICES").exists()
+    prepared(tmp_path, **reading)
+    assert (tmp_path / f"key-{GOOD['jid']}" / "incoming").is_dir()
 
 
 def test_a_file_where_the_directory_should_be_is_a_bad_request(tmp_path: Path) -> None:

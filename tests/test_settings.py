@@ -28,6 +28,8 @@ def nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         ("JOB_LABELS", "a=b, c=d=e,", {"a": "b", "c": "d=e"}), ("JOB_LABELS", "", {}),
         ("NODE_SELECTOR", "disk=ssd", {"disk": "ssd"}), ("IMAGE_PULL_SECRETS", "a, b,", ["a", "b"]),
         ("CONTAINER_USER", "1000:2000", "1000:2000"), ("CONTAINER_USER", "1-5:7-9", "1-5:7-9"),
+        ("CONTAINER_USER", "1001:", "1001:"), ("CONTAINER_USER", ":1001", ":1001"), ("CONTAINER_USER", ":", ":"),
+        ("CONTAINER_USER", "", None),
         ("SHM_SIZE", "64", 64), ("TIMELIMIT_MINUTES", "30", 30), ("STORAGE_TYPE", "nfs", "nfs"),
         ("PFCON_SELECTOR", "app=pfcon", "app=pfcon"), ("SECRET_KEY", "", None),
     ],
@@ -41,6 +43,7 @@ def test_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected
     ("name", "value"),
     [
         ("STORAGE_TYPE", "floppy"), ("IGNORE_LIMITS", "perhaps"), ("JOB_LOGS_TAIL", "-1"),
+        ("JOB_LABELS", "org.chrisproject.pman.name=x"), ("JOB_LABELS", "a=b,org.chrisproject.pman.digest=x"),
         ("JOB_LABELS", "a"), ("NODE_SELECTOR", "x,y=z"), ("CONTAINER_USER", "root"), ("CONTAINER_USER", "1000"),
         ("SHM_SIZE", "0"), ("TIMELIMIT_MINUTES", "0"), ("STOREBASE", "relative"), ("PORT", "65536"),
         ("PFCON_SELECTOR", "a=b,c=d"), ("APPLICATION_MODE", "test"), ("LOG_LEVEL", "LOUD"),

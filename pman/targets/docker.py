@@ -42,7 +42,8 @@ def _judge(text: str, _how: Judging) -> Iterator[Problem]:
 
 def _read(_job: Job, text: str) -> Delivered:
     body = yaml.safe_load(text)
-    words = [*(body.get("Entrypoint") or []), *(body.get("Cmd") or [])]
+    # An empty program takes the image's own ENTRYPOINT away.
+    words = [*filter(None, body.get("Entrypoint") or []), *(body.get("Cmd") or [])]
     host = body.get("HostConfig", {})
     binds = [bind.rsplit(":", 2 if bind.count(":") > 1 else 1) for bind in host.get("Binds", [])]
     mounts = [*host.get("Mounts", []), *({"Source": bind[0], "Target": bind[1]} for bind in binds)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -204,44 +205,130 @@ def test_a_job_whose_time_is_up_is_asked_to_end_first(engine: FakeEngine, stop: 
 # ------------------------------------------------------------------------------------------------- part of a volume
 
 
+LOCAL = {"Driver": "local", "Mountpoint": "/mnt/store", "Options": None}
+OF_NFS = LOCAL | {"Options": {"type": "nfs", "device": ":/x"}}
+BIND = {"Type": "bind", "Source": "/mnt/store/key-chris-jid-1/incoming"}
+PART = {"Type": "volume", "Source": "store", "VolumeOptions": {"NoCopy": True, "Subpath": "key-chris-jid-1/incoming"}}
+
+
+def podman(version: str) -> dict[str, Any]:
+    return {"ApiVersion": version, "Components": [{"Name": "Podman Engine"}]}
+
+
 @pytest.mark.parametrize(
-    ("versions", "wrong"),
+    ("kind", "version", "nodes", "volume", "expected"),
     [
-        (["26.1.0", "27.3.1+dfsg1", "29.0"], None),
-        (["26.1.4", "26.0.2"], "26.0.2"),
-        (["20.10.24+dfsg1"], "20.10.24"),
-        (["dev"], "dev"),
-        ([""], "unknown"),
+        ("docker", {"ApiVersion": "1.41"}, [], LOCAL, BIND),
+        ("docker", {"ApiVersion": "1.45"}, [], LOCAL, PART),
+        ("docker", {"ApiVersion": "1.45"}, [], OF_NFS, PART),
+        ("docker", podman("1.45"), [], LOCAL, BIND),
+        ("docker", {"ApiVersion": "1.44"}, [], OF_NFS, None),
+        ("docker", {"ApiVersion": "1.44"}, [], LOCAL | {"Driver": "rexray"}, None),
+        ("swarm", {"ApiVersion": "1.45"}, ["26.1.0", "27.3.1+dfsg1", "29.0"], LOCAL, PART),
+        ("swarm", {"ApiVersion": "1.45"}, ["26.1.4", "26.0.2"], LOCAL, BIND),
+        ("swarm", {"ApiVersion": "1.45"}, ["26.1.4", "26.0.2"], OF_NFS, None),
+        ("swarm", {"ApiVersion": "1.45"}, ["dev"], OF_NFS, None),
+        ("swarm", {"ApiVersion": "1.45"}, [""], OF_NFS, None),
     ],
-)
-def test_every_node_mounts_a_part_of_a_volume(engine: FakeEngine, versions: list[str], wrong: str | None) -> None:
-    """Docker 26.0 has the version of the API that brought Subpath, and a Swarm's nodes there ignore it."""
-    engine.routes["GET /version"] = {"ApiVersion": "1.45"}
-    engine.routes["GET /nodes"] = [
-        {"Description": {"Hostname": f"n{index}", "Engine": {"EngineVersion": version}}}
-        for index, version in enumerate(versions)
-    ]
-    volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
-    if wrong is None:
-        load("swarm", engine, **volume)
+)  # fmt: skip
+def test_a_part_of_a_volume(
+    engine: FakeEngine, kind: str, version: dict[str, Any], nodes: list[str], volume: dict[str, Any],
+    expected: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    """By Subpath where it works (a Swarm's nodes with Docker 26.0 ignore it), by its directory, or not at all."""
+    engine.routes |= {
+        "GET /version": version, "GET /volumes/store": volume,
+        "GET /nodes": [{"Description": {"Engine": {"EngineVersion": version}}} for version in nodes],
+        "POST /services/create": {"ID": "s1"}, "POST /containers/create": {"Id": "c1"},
+        "POST /containers/c1/start": {},
+    }  # fmt: skip
+    of_volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
+    if expected is None:
+        with pytest.raises(Misconfigured, match="cannot mount a part of it"):
+            load(kind, engine, **of_volume)
         return
-    with pytest.raises(Misconfigured, match=f"needs Docker 26.1 on every node.*n{len(versions) - 1} has.*{wrong}"):
-        load("swarm", engine, **volume)
+    posted(*load(kind, engine, **of_volume))
+    (body,) = [call.body for call in engine.calls if call.path.endswith("/create")]
+    host = body["TaskTemplate"]["ContainerSpec"] if kind == "swarm" else body["HostConfig"]
+    mount = host["Mounts"][0]
+    assert {name: mount.get(name) for name in ("Type", "Source", "VolumeOptions")} == {"VolumeOptions": None} | expected
 
 
-@pytest.mark.parametrize("kind", ["docker", "swarm"])
-def test_an_engine_that_would_mount_all_of_a_volume_is_never_ready(engine: FakeEngine, kind: str) -> None:
+def test_an_engine_that_cannot_mount_a_part_of_a_volume_is_never_ready(engine: FakeEngine) -> None:
     """Also where it comes up after pman."""
     is_up: list[bool] = []
     engine.routes["GET /version"] = lambda _: (200, {"ApiVersion": "1.44"}) if is_up else None
-    engine.routes["GET /volumes/store"] = {"Mountpoint": "/var/lib/store"}
-    volume = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "store"}
-    backend, _ = load(kind, engine, **volume)
+    engine.routes["GET /volumes/store"] = OF_NFS
+    backend, _ = load("docker", engine, STORAGE_TYPE="docker_local_volume", VOLUME_NAME="store")
     is_up.append(True)
-    with pytest.raises(Misconfigured, match=r"needs Docker 26 .*STOREBASE=/var/lib/store"):
+    with pytest.raises(Misconfigured, match="cannot mount a part of it"):
         backend.ping()
-    with pytest.raises(Misconfigured, match="needs Docker 26 "):
-        load(kind, engine, **volume)
+
+
+@pytest.mark.parametrize("mount", [{"Name": "store", "Source": "/mnt/store"}, {"Source": "/mnt/store"}])
+def test_the_volume_of_pfcon(engine: FakeEngine, mount: dict[str, str]) -> None:
+    """Found at pfcon's container, as pman 4 to 6 did, where VOLUME_NAME is not set; pfcon may come up after pman."""
+    engine.routes |= {
+        "GET /volumes/store": LOCAL, "POST /containers/create": {"Id": "c1"}, "POST /containers/c1/start": {},
+    }  # fmt: skip
+    backend, config = load("docker", engine, STOREBASE="")
+    assert config.storage_type == "docker_local_volume"
+    with pytest.raises(Unreachable, match="start pfcon, or set VOLUME_NAME"):
+        posted(backend, config)
+    engine.routes["GET /containers/json"] = [{"Mounts": [{"Destination": "/var/local/storeBase"} | mount]}]
+    posted(backend, config)
+    (body,) = [call.body for call in engine.calls if call.path.endswith("/create")]
+    assert body["HostConfig"]["Mounts"][0]["Source"] == BIND["Source"]
+
+
+def test_nfs_on_podman_is_refused(engine: FakeEngine) -> None:
+    engine.routes["GET /version"] = podman("1.41")
+    for kind in ("docker", "podman"):
+        with pytest.raises(Misconfigured, match="STORAGE_TYPE=nfs does not work with Podman"):
+            load(kind, engine, STORAGE_TYPE="nfs", NFS_SERVER="nfs.example.org")
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("fd://", "DOCKER_HOST=fd:// cannot be used"),
+        ("ssh://somebody@example.org", "paramiko"),
+        ("nonsense:\\\\x", "DOCKER_HOST="),
+    ],
+)
+def test_an_address_that_cannot_be_used(engine: FakeEngine, host: str, words: str) -> None:
+    with pytest.raises(Misconfigured, match=re.escape(words)):
+        load("docker", engine, DOCKER_HOST=host)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_why_an_engine_does_not_answer(tmp_path: Path) -> None:
+    """The docker SDK leaves the socket of a connection that fails to the collector, which warns of it."""
+    fake = FakeEngine(tmp_path / "engine.sock")
+    backend = load("docker", fake)[0]
+    with pytest.raises(Unreachable, match="there is no socket of that name"):
+        backend.ping()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(fake.socket))
+    with pytest.raises(Unreachable, match="nobody listens there"):
+        backend.ping()
+    gc.collect()
+
+
+def test_an_object_with_one_of_the_two_labels_is_nobodys_job(engine: FakeEngine) -> None:
+    lonely = {"org.chrisproject.pman.name": "chris-jid-1"}
+    container(engine, Status="exited")
+    engine.routes["GET /containers/chris-jid-1/json"]["Config"]["Labels"] = lonely
+    engine.routes["GET /containers/json"] = lambda call: (
+        (200, []) if "pman.digest" in call.query["filters"] else
+        (200, [{"Id": "c1", "Names": ["/chris-jid-1"], "Labels": lonely, "State": "exited"}])
+    )  # fmt: skip
+    backend = load("docker", engine)[0]
+    assert backend.jobs(9) == []
+    for act in (backend.status, backend.delete):
+        with pytest.raises(NotFound):
+            act("chris-jid-1")
+    assert not [call for call in engine.calls if call.method == "DELETE"]
 
 
 # ------------------------------------------------------------------------------------------------------------- faults

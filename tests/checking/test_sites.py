@@ -238,7 +238,10 @@ def check_docker(name: str, request: dict[str, Any]) -> None:
     assert (found.incoming, found.outgoing) == tuple(directory(request, d, STORE) for d in ("input_dir", "output_dir"))
     assert found.image == image_of(request, name)
     host = found.fields["HostConfig"]
-    assert (host["NanoCpus"], host["Memory"]) == (request["cpu_limit"] * 10**6, request["memory_limit"] << 20)
+    assert (host["NanoCpus"], host["MemoryReservation"]) == (
+        request["cpu_limit"] * 10**6,
+        request["memory_limit"] << 20,
+    )
     gpus = [{"Count": request["gpu_limit"], "Capabilities": [["gpu"]]}] if request["gpu_limit"] else []
     assert host.get("DeviceRequests", []) == gpus
     assert host["NetworkMode"] == "none"

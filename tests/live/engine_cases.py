@@ -303,6 +303,141 @@ class EngineCases(Contract):
                 half.sendall(b"POST /api/v1/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert server.wait_final(jid)["status"] == "finishedSuccessfully"
 
+    # -------------------------------------------------------------------------------------------------------- storage
+
+    def test_nfs(self, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        """There is no server: what can be seen is that the engine takes the volumes and tries to mount them."""
+        nfs = {"STORAGE_TYPE": "nfs", "NFS_SERVER": "127.0.0.1", "STOREBASE": "/no/export"}
+        if rig.env["CONTAINER_ENV"] == "podman":
+            with pytest.raises(AssertionError, match="STORAGE_TYPE=nfs does not work with Podman"):
+                rig.start(**nfs)
+            return
+        server = rig.start(**nfs)
+        assert server.post(rig.request(jid, "true")).status_code == 201
+        job = server.wait_final(jid, rig.job_seconds)
+        assert job["status"] == "finishedWithError"
+        assert "mount" in job["message"]
+        assert "/no/export" in job["message"]
+        assert server.delete(jid).status_code == 204
+        server.stop()
+
+    @contextmanager
+    def volume(self, rig: Rig, api: docker.APIClient, **env: str) -> Iterator[Rig]:
+        """A rig whose store is a local volume, which VOLUME in `env` stands for."""
+        name = f"pman-test-{uuid.uuid4().hex[:8]}"
+        store = Path(api.create_volume(name)["Mountpoint"])
+        own = {key: value.replace("VOLUME", name) for key, value in env.items()}
+        try:
+            yield Rig({**rig.env, "STOREBASE": "", **own}, store, rig.image, rig.logs)
+        finally:
+            api.remove_volume(name, force=True)
+
+    def run_in_volume(self, rig: Rig, jid: str) -> None:
+        server = rig.start()
+        request = rig.request(jid, 'cat "$1/in" > "$2/out"; id -u', type="ds")
+        for path in (request["input_dir"], request["output_dir"]):
+            (rig.store / path).chmod(0o777)
+        (rig.store / request["input_dir"] / "in").write_text("pixels\n")
+        assert server.post(request).status_code == 201
+        job = server.wait_final(jid, rig.job_seconds)
+        assert job["status"] == "finishedSuccessfully", job
+        assert (rig.outgoing(jid) / "out").read_text() == "pixels\n"
+        assert server.delete(jid).status_code == 204
+        server.stop()
+        cleaner = rig.start(REMOVE_JOBS="yes")
+        assert cleaner.delete(jid).status_code in (204, 404)
+        cleaner.stop()
+
+    def test_local_volume(self, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        """With what https://github.com/FNNDSC/miniChRIS-podman sets in podman/pfcon-podman.yml."""
+        env = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "VOLUME", "REMOVE_JOBS": "no", "SHM_SIZE": "1024"}
+        if rig.env["CONTAINER_ENV"] != "swarm":
+            env["CONTAINER_ENV"] = "docker"
+        with self.volume(rig, api, **env) as of_volume:
+            self.run_in_volume(of_volume, jid)
+
+    # ---------------------------------------------------------------------------------------------------- the upgrade
+
+    def make_as_pman_6(self, api: docker.APIClient, rig: Rig, request: dict[str, Any]) -> str:
+        """The object that pman 6.3.1 makes for this request, by the calls of the docker SDK that it uses; its id.
+
+        https://github.com/FNNDSC/pman/blob/v6.3.1/pman/dockermgr.py, swarmmgr.py
+        """
+        client = docker.DockerClient.__new__(docker.DockerClient)
+        client.api = api
+        command = [*request["entrypoint"], *request["args"], "/share/outgoing"]
+        store, name, image = rig.store, request["jid"], request["image"]
+        if rig.env["CONTAINER_ENV"] == "swarm":
+            mounts = [
+                f"{store}/{request['input_dir']}:/share/incoming:ro",
+                f"{store}/{request['output_dir']}:/share/outgoing:rw",
+            ]
+            never = docker.types.RestartPolicy(condition="none")
+            made = client.services.create(
+                image, command, name=name, env=request["env"], mounts=mounts, restart_policy=never, tty=True
+            )
+            return str(made.id)
+        volumes = {
+            f"{store}/{request['input_dir']}": {"bind": "/share/incoming", "mode": "ro"},
+            f"{store}/{request['output_dir']}": {"bind": "/share/outgoing", "mode": "rw"},
+        }
+        made = client.containers.run(
+            image=image, command=command, name=name, environment=request["env"], labels={"site": "x"}, detach=True,
+            restart_policy={"Name": "no", "MaximumRetryCount": 0}, nano_cpus=int(1e8), volumes=volumes,
+            mem_reservation=64 << 20,
+        )  # fmt: skip
+        return str(made.id)
+
+    def is_there(self, api: docker.APIClient, rig: Rig, object_id: str) -> bool:
+        try:
+            (api.inspect_service if rig.env["CONTAINER_ENV"] == "swarm" else api.inspect_container)(object_id)
+        except docker.errors.NotFound:
+            return False
+        return True
+
+    def test_jobs_of_pman_6(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        """They are read, and deleted; a POST that is repeated across the upgrade makes no second one."""
+        scripts = {
+            f"{jid}-ok": "echo to stdout", f"{jid}-bad": "echo to stdout; exit 3", f"{jid}-runs": "echo on; sleep 600",
+            f"{jid}_ODD": "echo to stdout",  # no DNS label: the new pman calls it otherwise
+        }  # fmt: skip
+        requests = {name: rig.request(name, COUNTED + script) for name, script in scripts.items()}
+        ids = {name: self.make_as_pman_6(api, rig, request) for name, request in requests.items()}
+        for name, state in zip(scripts, (*FINAL, "started", FINAL[0]), strict=True):
+            job = server.wait_state(name, state, rig.job_seconds)
+            assert job["cmd"].endswith(" sh /share/outgoing")
+            assert job["logs"].splitlines()[0] in ("to stdout", "on")
+            same = server.post(requests[name])
+            assert (same.status_code, same.json().get("jid")) == (201, name), same.text
+            assert server.post(rig.request(name, "true")).status_code == 409
+            assert rig.executions(name) == 1
+        for name in scripts:
+            assert server.delete(name).status_code == 204
+            assert server.get(name).status_code == 404
+            assert not self.is_there(api, rig, ids[name])
+        assert server.post(requests[f"{jid}-ok"]).status_code == 201
+        assert server.wait_final(f"{jid}-ok", rig.job_seconds)["status"] == "finishedSuccessfully"
+        assert server.delete(f"{jid}-ok").status_code == 204
+
+    def test_what_is_nearly_a_job_of_pman_6(
+        self, server: Server, rig: Rig, jid: str, api: docker.APIClient, tmp_path: Path
+    ) -> None:
+        """A neighbour's, of another store. It is neither seen nor touched."""
+        request = rig.request(jid, "sleep 600")
+        for path in (request["input_dir"], request["output_dir"]):
+            (tmp_path / path).mkdir(parents=True)
+        made = self.make_as_pman_6(api, Rig(rig.env, tmp_path, rig.image, tmp_path), request)
+        try:
+            assert server.get(jid).status_code == 404
+            assert server.delete(jid).status_code == 404
+            assert server.post(request).status_code == 409
+            assert self.is_there(api, rig, made)
+        finally:
+            if rig.env["CONTAINER_ENV"] == "swarm":
+                api.remove_service(made)
+            else:
+                api.remove_container(made, force=True)
+
     # -------------------------------------------------------------------------------------------------------- faults
 
     def test_engine_is_down_at_start_and_later(self, rig: Rig, tmp_path: Path, jid: str) -> None:

@@ -28,7 +28,7 @@ class _OneEngine(EngineCases):
                 assert server.get(name).status_code == 404
                 assert server.delete(name).status_code == 404
             answer = server.post(rig.request(other, "true"))
-            assert answer.status_code == 400
+            assert answer.status_code == 409
             assert other in answer.json()["message"]
             assert api.inspect_container(container_id)["Id"] == container_id
         finally:
@@ -144,6 +144,22 @@ class _OneEngine(EngineCases):
             assert server.delete(jid).status_code == 204
             server.stop()
         api.remove_image(image, force=True)
+
+    def test_environment_of_minichris(self, rig: Rig, jid: str, api: docker.APIClient) -> None:
+        """What https://github.com/FNNDSC/miniChRIS-docker sets in docker-compose.yml; the volume is that of pfcon."""
+        env = {
+            "CONTAINER_ENV": "docker", "CONTAINER_USER": "1001:", "ENABLE_HOME_WORKAROUND": "yes",
+            "JOB_LABELS": "org.chrisproject.miniChRIS=plugininstance", "SECRET_KEY": "secret", "REMOVE_JOBS": "yes",
+            "PFCON_SELECTOR": f"test={jid}", "NAME": "VOLUME",
+        }  # fmt: skip
+        with self.volume(rig, api, **env) as of_volume:
+            binds = api.create_host_config(binds=[f"{of_volume.env.pop('NAME')}:/var/local/storeBase"])
+            pfcon = api.create_container(rig.image, ["sleep", "600"], labels={"test": jid}, host_config=binds)["Id"]
+            api.start(pfcon)
+            try:
+                self.run_in_volume(of_volume, jid)
+            finally:
+                api.remove_container(pfcon, force=True)
 
     def test_impossible_cpu_limit(self, server: Server, rig: Rig, jid: str) -> None:
         answer = server.post(rig.request(jid, "true", cpu_limit=9_000_000))

@@ -135,7 +135,10 @@ def test_docker(request: dict[str, Any]) -> None:
     assert found.image == request["image"]
     assert found.fields["Labels"]["org.chrisproject.pman.name"] == request["jid"]
     host = found.fields["HostConfig"]
-    assert (host["NanoCpus"], host["Memory"]) == (request["cpu_limit"] * 10**6, request["memory_limit"] << 20)
+    assert (host["NanoCpus"], host["MemoryReservation"]) == (
+        request["cpu_limit"] * 10**6,
+        request["memory_limit"] << 20,
+    )
     gpus = [item["Count"] for item in host.get("DeviceRequests", [])]
     assert gpus == ([request["gpu_limit"]] if request["gpu_limit"] else [])
 

@@ -58,14 +58,13 @@ SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
 PODMAN = "Podman Engine"  # the name among the Components of /version, of Podman 3 to 5
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
 POOL_SIZE = 64  # connections kept; more are opened in need, and closed after use
-SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
 QUIET_SECONDS = 0.5  # a followed log that was silent for so long is taken to be read to its end
 FOLLOW_SECONDS = 1.0  # one that is never silent is read for so long
 LOGS_AT_ONCE = 8
 # For an engine to begin with the last lines of a log; Podman's time for them grows with the square of a line's length.
 TAIL_SECONDS = 3.0
 READS = 3  # how often a GET is sent whose answer is cut off or garbled
-START_SECONDS = 3.0  # how long pman waits at its start for an engine that hangs
+START_SECONDS = 8.0  # how long pman waits at its start for an engine that hangs
 KEPT_ENDINGS = 10_000
 CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
@@ -183,6 +182,10 @@ class Engine:
         """Whether Podman answers, by its own word: its socket also serves sites that set CONTAINER_ENV=docker."""
         return self._linked().is_podman
 
+    def version(self) -> tuple[int, ...]:
+        """Of the API that the engine speaks."""
+        return tuple(int(part) for part in self._linked().version.split("."))
+
     def registry_auth(self, image: str) -> dict[str, str]:
         """The header that passes the credentials of ~/.docker/config.json for this image's registry on, if any."""
         try:
@@ -228,18 +231,6 @@ class Engine:
         late = Unreachable(f"The container engine at {self.host} did not give the log within {seconds:.0f} s.")
         late.transient = False  # a second wait would be as long
         raise late
-
-    def require_subpath(self, settings: Settings) -> None:
-        """Raises Misconfigured where this engine would mount all of a volume in place of a job's directory."""
-        if settings.storage_type != "docker_local_volume":
-            return
-        version = self._linked().version
-        if tuple(int(part) for part in version.split(".")) < SUBPATH_API:
-            mountpoint = self.get(f"/volumes/{settings.volume_name}").get("Mountpoint", "its Mountpoint")
-            raise Misconfigured(
-                f"STORAGE_TYPE=docker_local_volume needs Docker 26 (API 1.45), and this engine has API {version}: "
-                f"take a newer engine, or set STORAGE_TYPE=host and STOREBASE={mountpoint}."
-            )
 
     def _linked(self) -> _Link:
         """Without a lock, so that an engine that hangs holds every thread up for one time-out and not for all."""
@@ -400,12 +391,12 @@ def overtime(labels: Mapping[str, str]) -> str:
 
 
 def _tls(settings: Settings) -> docker.tls.TLSConfig | bool:
-    if not settings.docker_tls_verify or settings.docker_cert_path is None:
+    if settings.docker_cert_path is None:
         return False
-    path = settings.docker_cert_path
+    path, verify = settings.docker_cert_path, settings.docker_tls_verify
     try:
         return docker.tls.TLSConfig(
-            client_cert=(str(path / "cert.pem"), str(path / "key.pem")), ca_cert=str(path / "ca.pem"), verify=True
+            client_cert=(str(path / "cert.pem"), str(path / "key.pem")), ca_cert=str(path / "ca.pem"), verify=verify
         )
     except docker.errors.TLSParameterError as error:
         raise Misconfigured(f"DOCKER_CERT_PATH={path} must hold ca.pem, cert.pem and key.pem: {error}") from error

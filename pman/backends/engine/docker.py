@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shlex
 import time
@@ -21,13 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pman.backends import logs
+from pman.backends import logs, retry
 from pman.backends.engine import api as engine
+from pman.backends.engine import former
 from pman.backends.engine import start as docker_start
 from pman.backends.engine.api import Engine
 from pman.backends.engine.images import Images
 from pman.backends.engine.start import Starter
-from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, no_such_job
+from pman.backends.engine.store import Store
+from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
 from pman.status import JobState, JobStatus, explain_memory, join_messages, merge, with_memory
@@ -61,37 +62,40 @@ class DockerBackend:
     """Jobs as containers of one engine."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._engine = Engine(settings)
+        self._store = Store(self._engine, settings)
         self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy or "missing"), _startable)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        self._engine.require_subpath(self._settings)
         body = engine.body_of(job, spec)
+        self._store.place(job, body.get("HostConfig", {}).get("Mounts") or [])
         if self._engine.is_podman():
             _refuse_options(job, body)
-        self._refuse_missing(body)
         if job.workers > MAX_WORKERS:
             raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})
         workers = [(_name(job.name, index), _for_worker(body, index)) for index in range(job.workers)]
+        if job.name != job.jid and self._former(job.jid):
+            return self._existing_former(job)
         try:
             if self._starter.run(job, workers):  # to ask an engine about a job that is just ending takes it a while
                 return JobStatus(job.jid, job.image, job.cmd, JobState.STARTED)
             return self.status(job.jid)
+        except docker_start.Foreign:
+            return self._existing_former(job)
         except NotFound:
             raise Unreachable(f"The job {job.jid} is just being deleted.") from None
 
-    def _refuse_missing(self, body: Json) -> None:
-        """Podman makes missing directories of mounts, as root; Docker refuses them. Judged where the store is seen."""
-        base = self._settings.storebase
-        if self._settings.container_env != "podman" or base is None or not os.path.isdir(base):
-            return
-        for mount in body.get("HostConfig", {}).get("Mounts", []):
-            source = str(mount.get("Source", ""))
-            if mount.get("Type") == "bind" and source.startswith(base) and not os.path.isdir(source):
-                raise BadRequest(f"The directory {source} does not exist.")
+    def _existing_former(self, job: Job) -> JobStatus:
+        found = self._former(job.jid)
+        if not found:
+            said = f"The engine has a container {job.name} that is not pman's; remove it, or use another jid."
+            raise Conflict(said)
+        image, argv = found["Config"]["Image"], _list(found["Config"].get("Cmd"))
+        if not former.is_same(job, image, argv, former.sources(found["Mounts"])):
+            raise jid_taken(job.jid)
+        return self.status(job.jid)
 
     @engine.understood
     def status(self, jid: str) -> JobStatus:
@@ -118,7 +122,12 @@ class DockerBackend:
     def _workers(self, jid: str) -> list[Json | None]:
         """The containers of a job in order, as inspect says; None for one that is not made yet, never for the first."""
         name = backend_name(jid)
-        first = self._find(jid, name)
+        try:
+            first = self._find(jid, name)
+        except NotFound:
+            if found := self._former(jid):
+                return [found]
+            raise
         count = int(_labels(first).get(WORKERS, 1))
         return [first, *(self._worker(jid, _name(name, index)) for index in range(1, count))]
 
@@ -128,9 +137,19 @@ class DockerBackend:
             container = docker_start.inspect(self._engine, name)
         except NotFound:
             raise no_such_job(jid) from None
-        if _labels(container).get(engine.JID) != jid:
+        if _labels(container).get(engine.JID) != jid or engine.DIGEST not in _labels(container):
             raise no_such_job(jid)
         return container
+
+    def _former(self, jid: str) -> Json | None:
+        """The container that pman 4 to 6 made for the jid."""
+        if not former.may_have(jid):
+            return None
+        try:
+            container = docker_start.inspect(self._engine, jid)
+        except NotFound:
+            return None
+        return container if former.is_container(container, jid, self._store.directory()) else None
 
     def _worker(self, jid: str, name: str) -> Json | None:
         try:
@@ -153,8 +172,22 @@ class DockerBackend:
 
     @engine.understood
     def delete(self, jid: str) -> None:
-        if not docker_start.remove_all(self._engine, jid):
+        if docker_start.remove_all(self._engine, jid):
+            return
+        if not (found := self._former(jid)):
             raise no_such_job(jid)
+        retry.call_last(self._remove_former, jid, found["Id"])
+
+    def _remove_former(self, jid: str, container_id: str) -> None:
+        def is_gone() -> bool:
+            found = self._former(jid)
+            if found and found["Id"] == container_id:
+                docker_start.remove(self._engine, {"Id": container_id, "State": found["State"]["Status"]})
+                return False
+            return True
+
+        if not retry.wait_until(is_gone, docker_start.DELETE_SECONDS):
+            raise Unreachable(f"The engine does not remove the container of {jid}.")
 
     def _end_overdue(self, containers: Iterable[Json]) -> bool:
         """Stop those whose time is up, all at once; False when there were none."""
@@ -208,7 +241,7 @@ class DockerBackend:
     @engine.understood
     def ping(self) -> None:
         self._engine.call("GET", "/_ping")
-        self._engine.require_subpath(self._settings)
+        self._store.check()
         limited = self._engine.get("/containers/json", filters={"label": [engine.LIMIT, engine.JID]})
         now = datetime.now(UTC)
         old = [c for c in limited if now.timestamp() - c["Created"] > _limit(c["Labels"]).total_seconds()]

@@ -38,6 +38,10 @@ DELETE_SECONDS = 20.0
 Json = dict[str, Any]
 
 
+class Foreign(Conflict):
+    """A container that is not this pman's has the name of the job's first."""
+
+
 class _CannotStart(BadRequest):
     """Nothing may be left of the job, since nothing there says why."""
 
@@ -82,6 +86,8 @@ class Starter:
 
         try:
             return self._images.with_image(str(body.get("Image")), lambda: self._post(name, body), exists, first)
+        except Foreign:
+            raise
         except Conflict:
             if not retry.wait_until(exists, NAMED_SECONDS):
                 raise Unreachable(f"The job {job.jid} is just being made or deleted.") from None
@@ -96,7 +102,7 @@ class Starter:
         except NotFound:
             return False
         if labels.get(engine.JID) != job.jid:
-            raise BadRequest(f"The engine has a container {name} that is not pman's; remove it, or use another jid.")
+            raise Foreign(f"The engine has a container {name} that has not pman's labels.")
         if labels.get(engine.DIGEST) != job.digest:
             raise jid_taken(job.jid)
         return True
@@ -161,10 +167,10 @@ def _remove_all(api: Engine, jid: str) -> None:
         if time.monotonic() > deadline:
             raise Unreachable(f"The engine does not remove the containers of {jid}.")
         for container in found:
-            _remove(api, container)
+            remove(api, container)
 
 
-def _remove(api: Engine, container: Json) -> None:
+def remove(api: Engine, container: Json) -> None:
     """Remove a container by force, unless it is gone."""
     path = f"/containers/{container['Id']}"
     if container["State"] == "running":  # Podman, forced to remove it, would first wait for its grace period

@@ -21,11 +21,12 @@ from typing import Any
 
 from pman.backends import logs, retry
 from pman.backends.engine import api as engine
+from pman.backends.engine import former
 from pman.backends.engine.api import Engine
+from pman.backends.engine.store import Store
 from pman.errors import (
     BackendError,
     Conflict,
-    Misconfigured,
     NotFound,
     PmanError,
     Unreachable,
@@ -86,19 +87,21 @@ class SwarmBackend:
     """Jobs as services of a Swarm, through one of its managers."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._engine = Engine(settings)
+        self._store = Store(self._engine, settings, self._nodes_mount_parts, _go_template)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        self._require_subpath()
         body = engine.body_of(job, spec)
+        self._store.place(job, body["TaskTemplate"]["ContainerSpec"].get("Mounts") or [])
         headers = self._engine.registry_auth(_image(body))
         try:
             # Perhaps of a service that is gone: after a DELETE that was cut short, and for a moment during each.
             if any(self._is_up(task) for task in self._living(job.jid)):
+                return self._existing(job)
+            if job.name != job.jid and self._former(job.jid):
                 return self._existing(job)
             self._engine.call("POST", "/services/create", body=body, headers=headers)
         except Conflict:
@@ -110,11 +113,19 @@ class SwarmBackend:
     def _existing(self, job: Job) -> JobStatus:
         try:
             service = self._find(job.jid)
+            if not _labels(service).get(engine.DIGEST):
+                return self._existing_former(job, service)
             if _labels(service).get(engine.DIGEST) != job.digest:
                 raise jid_taken(job.jid)
             return self._status(service, self._tasks(service))
         except NotFound:
             raise self._taken(job) from None
+
+    def _existing_former(self, job: Job, service: Json) -> JobStatus:
+        container = service["Spec"]["TaskTemplate"]["ContainerSpec"]
+        if not former.is_same(job, container["Image"], container["Command"], former.sources(container["Mounts"])):
+            raise jid_taken(job.jid)
+        return self._status(service, self._tasks(service))
 
     def _taken(self, job: Job) -> PmanError:
         """Why a service with the job's name could not be made although pman's job is not there."""
@@ -122,7 +133,7 @@ class SwarmBackend:
             service = self._engine.get(f"/services/{job.name}")
         except NotFound:
             service = None
-        if service and _labels(service).get(engine.JID) != job.jid:
+        if service and (_labels(service).get(engine.JID) != job.jid or engine.DIGEST not in _labels(service)):
             return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
         return Unreachable(f"The job {job.jid} is just being deleted.")
 
@@ -134,21 +145,33 @@ class SwarmBackend:
     def _find(self, jid: str) -> Json:
         """The service of exactly this jid; the engine would also take an id, or the beginning of one."""
         name = backend_name(jid)
+        service = self._named(name)
+        if service and _labels(service).get(engine.JID) == jid and _labels(service).get(engine.DIGEST):
+            return service
+        if found := self._former(jid, service if name == jid else None, look=name != jid):
+            return found
+        raise no_such_job(jid)
+
+    def _named(self, name: str) -> Json | None:
         try:
             service: Json = self._engine.get(f"/services/{name}")
         except NotFound:
-            raise no_such_job(jid) from None
+            return None
         except BackendError as error:
             raise self._explained(error) from error
-        if service["Spec"]["Name"] != name or _labels(service).get(engine.JID) != jid:
-            raise no_such_job(jid)
-        return service
+        return service if service["Spec"]["Name"] == name else None
+
+    def _former(self, jid: str, service: Json | None = None, look: bool = True) -> Json | None:
+        """The service that pman 4 to 6 made for the jid. look: whether the engine is to be asked for it."""
+        if look and former.may_have(jid):
+            service = self._named(jid)
+        return service if service and former.is_service(service, jid, self._store.directory()) else None
 
     def _tasks(self, service: Json) -> list[Json]:
         try:
             tasks: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
         except NotFound:  # deleted since it was found
-            raise no_such_job(_labels(service)[engine.JID]) from None
+            raise no_such_job(_jid(service)) from None
         return tasks
 
     def _status(self, service: Json, tasks: Iterable[Json]) -> JobStatus:
@@ -161,13 +184,13 @@ class SwarmBackend:
         labels, container = _labels(service), service["Spec"]["TaskTemplate"]["ContainerSpec"]
         ended = [end for task in slots if (end := engine.time_of(task["Status"].get("Timestamp")))]
         return JobStatus(
-            jid=labels[engine.JID],
-            image=labels.get(engine.IMAGE, container["Image"]),
+            jid=_jid(service),
+            image=labels.get(engine.IMAGE, container["Image"].split("@")[0]),
             cmd=shlex.join([*container.get("Command", []), *container.get("Args", [])]),
             state=state,
             message=join_messages([self._words(service, *one) for one in zip(slots, memory, strict=True)]),
             finished_at=max(ended, default=None) if state.final else None,
-            private=slots,
+            private=(slots, bool(container.get("TTY"))),
             posted_at=engine.time_of(service.get("CreatedAt")),
         )
 
@@ -202,24 +225,25 @@ class SwarmBackend:
 
     @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        tasks = status.private
-        assert isinstance(tasks, list)
+        assert isinstance(status.private, tuple)
+        tasks, raw = status.private
 
         def read(task: Json, share_bytes: int, seconds: float) -> str:
-            return self._log(task, max_lines, share_bytes, seconds)
+            return self._log(task, max_lines, share_bytes, seconds, raw)
 
         return logs.of_workers(read, tasks, max_lines, self._max_log_bytes, at_once=engine.LOGS_AT_ONCE)
 
-    def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float) -> str:
+    def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float, raw: bool) -> str:
         if not _container(task):
             return ""
         if task.get("NodeID") == self._own_node():
-            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes, seconds)
+            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes, seconds, raw=raw)
             if text is not None:
                 return text
         # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
         follow = task["Status"]["State"] == "starting"
-        return self._engine.tail(f"/tasks/{task['ID']}/logs", max_lines, max_bytes, seconds, follow=follow) or ""
+        path = f"/tasks/{task['ID']}/logs"
+        return self._engine.tail(path, max_lines, max_bytes, seconds, follow=follow, raw=raw) or ""
 
     def _own_node(self) -> str:
         if not self._node_id:
@@ -242,17 +266,27 @@ class SwarmBackend:
                 self._engine.call("DELETE", f"/services/{service_id}")
 
         def living() -> list[Json]:
-            return [task for task in self._living(jid) if task["ServiceID"] in service_ids]
+            return [task for task in self._living() if task["ServiceID"] in service_ids]
 
-        if retry.wait_until(lambda: not living(), DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
+        def is_over() -> bool:
+            return not living() and not any(self._is_there(service_id) for service_id in service_ids)
+
+        if retry.wait_until(is_over, DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
             return
-        if any(self._is_up(task) for task in living()):
+        if any(self._is_there(one) for one in service_ids) or any(self._is_up(task) for task in living()):
             raise Unreachable(f"The job {jid} has not ended within {DELETE_SECONDS:.0f} s; delete it again.")
         log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
 
-    def _living(self, jid: str) -> list[Json]:
-        """Tasks with this jid whose containers may still write, also those of a service that is gone."""
-        tasks = self._engine.get("/tasks", filters={"label": [f"{engine.JID}={jid}"]})
+    def _is_there(self, service_id: str) -> bool:
+        try:
+            self._engine.get(f"/services/{service_id}")
+        except NotFound:
+            return False
+        return True
+
+    def _living(self, jid: str = "") -> list[Json]:
+        """Tasks whose containers may still write, also those of a service that is gone; of this jid, or all of them."""
+        tasks = self._engine.get("/tasks", **({"filters": {"label": [f"{engine.JID}={jid}"]}} if jid else {}))
         return [task for task in tasks if task["Status"]["State"] not in OVER]
 
     def _is_up(self, task: Json) -> bool:
@@ -271,19 +305,13 @@ class SwarmBackend:
         services.sort(key=lambda service: service["CreatedAt"], reverse=True)
         return [self._status(service, tasks.get(service["ID"], [])) for service in services[:limit]]
 
-    def _require_subpath(self) -> None:
-        """Raises Misconfigured where a node would mount all of a volume in place of a job's directory."""
-        self._engine.require_subpath(self._settings)
-        if self._settings.storage_type != "docker_local_volume":
-            return
+    def _nodes_mount_parts(self) -> bool:
+        """Whether every node mounts a part of a volume where it is asked to; any other would mount all of it."""
         for node in self._engine.get("/nodes"):
-            version = node["Description"]["Engine"].get("EngineVersion", "")
-            found = re.match(r"(\d+)\.(\d+)", version)
+            found = re.match(r"(\d+)\.(\d+)", node["Description"]["Engine"].get("EngineVersion", ""))
             if not found or (int(found[1]), int(found[2])) < SUBPATH_ENGINE:
-                raise Misconfigured(
-                    f"STORAGE_TYPE=docker_local_volume needs Docker 26.1 on every node of the Swarm, and "
-                    f"{node['Description'].get('Hostname')} has {version or 'an unknown version'}."
-                )
+                return False
+        return True
 
     @engine.understood
     def ping(self) -> None:
@@ -294,7 +322,7 @@ class SwarmBackend:
                 raise Unreachable(f"The engine at {self._engine.host} does not take part in its Swarm now: {why}")
             raise NotAManager(self._engine.host)
         self._node_id = swarm.get("NodeID", "")
-        self._require_subpath()
+        self._store.check()
 
     def _explained(self, error: BackendError) -> BackendError:
         """The engine's answer to anything that only a manager can do, in words that help."""
@@ -318,8 +346,18 @@ def create(settings: Settings) -> SwarmBackend:
     return backend
 
 
+def _go_template(text: str) -> str:
+    """A text that Swarm, which expands it as a Go template, makes itself of (templates/swarm)."""
+    return text.replace("{{", '{{"{{"}}')
+
+
 def _labels(service: Json) -> Json:
     return service["Spec"].get("Labels") or {}
+
+
+def _jid(service: Json) -> str:
+    """A job's; one of pman 4 to 6 has no label, and the jid as its name."""
+    return str(_labels(service).get(engine.JID) or service["Spec"]["Name"])
 
 
 def _replicas(service: Json) -> int:
