@@ -112,8 +112,8 @@ def _make(path: str, owner: tuple[int, int], name: str) -> None:
             except FileExistsError:
                 if os.path.isdir(made):  # another request was quicker
                     continue
-                raise BadRequest({name: "is or is below a file in the store; it must be a directory."}) from None
-            if owner[0] not in (-1, os.geteuid()) or owner[1] not in (-1, os.getegid()):
+                raise BadRequest({name: "is a file in the store, or lies below one; it must be a directory."}) from None
+            if os.geteuid() == 0:  # nobody else may give a directory away
                 os.chown(made, *owner)
     except OSError as error:
         log.warning("cannot make %s, or give it to the user %s:%s of the job: %s", name, *owner, error.strerror)

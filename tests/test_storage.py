@@ -48,7 +48,7 @@ def test_made_directories_are_the_jobs_users(tmp_path: Path, env: dict[str, str]
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "feeds").write_text("")
-    with pytest.raises(BadRequest, match="output_dir: is or is below a file"):
+    with pytest.raises(BadRequest, match="output_dir: is a file in the store, or lies below one"):
         prepare(*job_of(tmp_path))
 
 

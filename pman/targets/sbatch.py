@@ -348,7 +348,7 @@ def _together(given: list[_Given]) -> Iterator[Problem]:
     if "requeue" in seen and "no-requeue" in seen:
         yield Problem(
             "SLURM may begin a job with --requeue anew, which pman's script refuses; "
-            "take it out and set requeue: true in site.yaml, where every step of the job may run twice",
+            "take it out: a job of pman's runs once",
             seen["requeue"].line,
         )
 
