@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def test_the_image_of_a_request_is_the_one_that_the_site_chooses(site: Site, tmp
     done = pman(site, "pull", str(tmp_path / "request.json"), **settings)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "state/.images/mirror.example.org+5000%pman%busybox+1.sif").stat().st_size
+
+
+def test_two_images_at_once(site: Site, tmp_path: Path) -> None:
+    """They may share layers, and so a cache that simultaneous pulls spoil."""
+    names = (IMAGE, "docker.io/pman/other:1")
+    site.offer(*names, root=tmp_path, pull_seconds=2)
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda name: pman(site, "pull", name, "--directory", str(tmp_path / "images")), names))
+    assert [(end.returncode, end.stderr) for end in done] == [(0, f"pulling {name}\n") for name in names]
 
 
 def test_an_image_that_is_not_there(site: Site, tmp_path: Path) -> None:

@@ -130,7 +130,10 @@ class InApptainer(Contract):
         with ThreadPoolExecutor(8) as pool:
             assert {answer.status_code for answer in pool.map(server.post, requests)} == {201}
         ends = [server.wait_final(name, 40 * jobs) for name in names]
-        assert [end["status"] for end in ends] == ["finishedSuccessfully"] * jobs, ends
+        failed = [
+            f"{end['jid']}: {end['message']} {end['logs']}" for end in ends if end["status"] == "finishedWithError"
+        ]
+        assert not failed, failed
         assert site.pulls.count(f"docker://{image}") == 1
         assert {rig.executions(name) for name in names} == {workers}
 

@@ -143,19 +143,19 @@ find_image() (
   exit 1
 )
 # PROGRAM SECONDS IMAGE DIRECTORY...: pulls the image into the first directory that can be written, and prints the file.
-# One process at a time does this, of those on all nodes: simultaneous pulls spoil each other's cache. Whoever waited
-# finds the file. Exit code 124: it took longer than the seconds.
+# One process at a time does this in a directory, of those on all nodes: simultaneous pulls spoil each other's cache,
+# also those of images that share a layer. Whoever waited finds the file. Exit code 124: it took longer than the seconds.
 pull_image() (
   program=$1 seconds=$2 image=$3 file=
   shift 3
   for directory in "$@"; do
     mkdir -p "$directory" 2>/dev/null
     file=$(file_name "$(short_name "$image")" "$directory")
-    if : 2>/dev/null 9>>"$file.lock"; then break; fi
+    if : 2>/dev/null 9>>"$directory/.lock"; then break; fi
     file=
   done
   if [ -z "$file" ]; then echo "pman: no image directory can be written: $*" >&2; exit 1; fi
-  exec 9>>"$file.lock"
+  exec 9>>"$directory/.lock"
   flock -w "$seconds" 9 || exit 124
   if find_image "$image" "$@"; then exit 0; fi
   rm -f "$file".part.*
