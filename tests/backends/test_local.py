@@ -338,10 +338,10 @@ def test_what_slurm_begins_anew(tmp_path: Path, restarts: list[int], runs: int) 
     """A requeued job runs unless it ran before; a first start may find its own claim (NFS)."""
     _, text = rendered(tmp_path, "slurm", 1, SLURM_RUNTIME="none")
     (tmp_path / "job.sh").write_text(text)
-    (tmp_path / "attempt.token").touch()
+    (tmp_path / "attempt.0123456789abcdef").touch()
     codes = []
     for restart in restarts:
-        env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x.token", "SLURM_RESTART_COUNT": str(restart)}
+        env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x.0123456789abcdef", "SLURM_RESTART_COUNT": str(restart)}
         codes.append(subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=env, check=False, timeout=20).returncode)
     assert (tmp_path / "claim.7").exists()
     assert codes == [127] * runs + [75] * (len(restarts) - runs)  # the sample's command is not on this machine

@@ -19,7 +19,7 @@ SCRIPTS = {
     "server.py": ("", ["1"], r"granian .*\d"),
     "cromwell.py": ("slurm", ["1"], r"sbatch.*\d"),
     "slurm.py": ("slurm", ["1", "20"], r"listing.*\d"),
-    "swarm.py": ("swarm", ["2"], r"docker: \d+ GETs a second, .* 2 server process"),
+    "swarm.py": ("swarm", ["2"], r"docker: \d+ GETs a second, \d+ clients"),
     "kubernetes_calls.py": ("kubernetes", ["2"], r"of which HTTP alone +\d"),
 }
 
