@@ -29,7 +29,7 @@ from pman.templating.render import Renderer, sample_job
 
 log = logging.getLogger("pman.http")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-FIRST_ANSWER_SECONDS = 2.0  # how long the start waits for a backend; one that hangs is waited for while pman serves
+FIRST_ANSWER_SECONDS = 5.0  # how long the start waits for a backend; one that hangs is waited for while pman serves
 DRAIN_BYTES = 64 * 1024 * 1024  # of a body that is too large
 
 

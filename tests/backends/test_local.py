@@ -341,7 +341,12 @@ def test_what_slurm_begins_anew(tmp_path: Path, restarts: list[int], runs: int) 
     (tmp_path / "attempt.0123456789abcdef").touch()
     codes = []
     for restart in restarts:
-        env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x.0123456789abcdef", "SLURM_RESTART_COUNT": str(restart)}
+        env = {
+            **os.environ,
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NAME": "x.0123456789abcdef",
+            "SLURM_RESTART_COUNT": str(restart),
+        }
         codes.append(subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=env, check=False, timeout=20).returncode)
     assert (tmp_path / "claim.7").exists()
     assert codes == [127] * runs + [75] * (len(restarts) - runs)  # the sample's command is not on this machine

@@ -559,7 +559,10 @@ def test_project_configuration_tells_a_container_the_number_of_its_job(
 ) -> None:
     """Which Apptainer's --containall hides with the rest of the environment."""
     apptainer = tmp_path / "apptainer"
-    apptainer.write_text('#!/bin/bash\nuntil [ $1 = docker://i ]; do shift; done\nexec env -i PATH="$PATH" "${@:2}"\n')
+    apptainer.write_text(
+        '#!/bin/bash\n[ "$2" != pull ] || exec touch "$3"\nuntil [ "$1" = env ]; do shift; done\n'
+        'exec env -i PATH="$PATH" "$@"\n'
+    )
     apptainer.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PMAN_CONTAINER", "apptainer")

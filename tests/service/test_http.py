@@ -378,7 +378,7 @@ def test_a_short_secret_and_a_misspelt_setting_are_warned_about(tmp_path: Path) 
         ),
         (
             {"CONTAINER_ENV": "docker", "DOCKER_HOST": "unix:///no/engine"},
-            "docker cannot take jobs yet: The container engine at unix:///no/engine does not answer: there is no socket",
+            "docker cannot take jobs yet: The container engine at unix:///no/engine does not answer: there is no",
         ),
     ],
 )

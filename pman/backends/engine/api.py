@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import ssl
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,7 +63,6 @@ LOGS_AT_ONCE = 8
 # For an engine to begin with the last lines of a log; Podman's time for them grows with the square of a line's length.
 TAIL_SECONDS = 3.0
 READS = 3  # how often a GET is sent whose answer is cut off or garbled
-START_SECONDS = 8.0  # how long pman waits at its start for an engine that hangs
 KEPT_ENDINGS = 10_000
 CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
@@ -343,25 +341,12 @@ def problems(settings: Settings) -> list[str]:
 
 
 def check(ping: Callable[[], None]) -> None:
-    """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later.
-
-    One that hangs is waited for shortly, so that pman listens soon.
-    """
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            ping()
-        except (PmanError, OSError) as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(START_SECONDS)
-    error = raised[0] if raised else None
-    if isinstance(error, Misconfigured):
-        raise error
-    if isinstance(error, BackendError):
+    """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later."""
+    try:
+        ping()
+    except Unreachable:
+        pass
+    except BackendError as error:
         raise Misconfigured(str(error)) from error
 
 
