@@ -149,3 +149,14 @@ def test_code_and_templates_are_live_at_once_in_dev_mode(tmp_path: Path) -> None
     finally:
         process.terminate()
         assert process.wait(15) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["swarm", "docker", "podman", "kubernetes"])
+def test_an_upgrade_is_rehearsed_by_the_live_tests(engine: str) -> None:
+    """They run with the live suites; here it is seen that the script finds them."""
+    env = os.environ | {"PYTEST_ADDOPTS": "--collect-only"}
+    command = ["scripts/rehearse-upgrade", engine]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_jobs_of_pman_6" in done.stdout
