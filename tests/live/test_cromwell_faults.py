@@ -277,13 +277,15 @@ def with_sbatch(slurm: Slurm, directory: Path, script: str) -> AbstractContextMa
 
 # Apptainer's --containall: the container has an environment and process ids of its own.
 APPTAINER = r"""#!/bin/bash
-shift
+[[ $2 != pull ]] || exec touch "$3"
+shift 2
 binds=()
 while [[ $1 == -* ]]; do
-  if [[ $1 == --bind ]]; then
-    [[ ${2#*:} != /share/* ]] || binds+=(--bind "${2%%:*}" "$(cut -d: -f2 <<<"$2")")
-    shift
-  fi
+  case $1 in --mount | --workdir | --cwd)
+    source=${2#*src=} target=${2#*dst=}
+    [[ $target != /share/* ]] || binds+=(--bind "${source%%[,\"]*}" "${target%%[,\"]*}")
+    shift ;;
+  esac
   shift
 done
 exec env -i PATH="$PATH" bwrap --unshare-pid --bind / / --dev-bind /dev /dev --tmpfs /share "${binds[@]}" "${@:2}"
