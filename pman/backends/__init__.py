@@ -43,7 +43,7 @@ class Backend(Protocol):
         """End the job and forget it: afterwards `status` raises NotFound and the jid may be submitted again."""
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        """pman's jobs by its labels, newest first, at most `limit` of them.
+        """pman's jobs, newest first, at most `limit` of them.
 
         In one or two calls of the backend, and one more for a job whose end it has not looked at before, where the
         list does not say whether a job ran out of memory (pman.status.with_memory).

@@ -381,7 +381,7 @@ def mount_events(lasted_minutes: int) -> Answer:
     return 200, {}, {"items": [event]}
 
 
-STUCK = "Worker 1: A directory of the job cannot be mounted: hostPath type check failed: /x is not a directory."
+STUCK = "worker 1: A directory of the job cannot be mounted: hostPath type check failed: /x is not a directory."
 
 
 def test_one_stuck_worker_is_explained_and_ends_the_job(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -501,6 +501,26 @@ def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.Kubern
     running = listed("e", 3, {"active": 1, "ready": 1, "startTime": STARTED_AT})
     script.answers = [page([running])]
     assert [status.jid for status in backend.jobs(3)] == ["e"]
+
+
+def test_jobs_of_pman_6_are_listed(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """They carry no label; whether one ran out of memory, its pod tells. Jobs of others are not listed."""
+    job, spec = job_and_spec(number_of_workers=1)
+    done = finished(job, spec)["status"]
+    (pod,) = pods_of(job, (0, "n"))
+    pod["metadata"]["labels"] = {kubernetes.OWNER: "u"}
+    ended = {"name": job.jid, "state": {"terminated": {"exitCode": 0, "reason": "OOMKilled"}}}
+    pod["status"] = {"phase": "Succeeded", "containerStatuses": [ended]}
+    others = [of_pman_6(job, done, name="other")[2], of_pman_6(job, done)[2], created(job, spec, annotations={})]
+    script.always = {"/jobs?": (200, {}, {"metadata": {}, "items": others})}
+    script.always["/pods?labelSelector=batch.kubernetes.io%2Fcontroller-uid&"] = (
+        200,
+        {},
+        {"metadata": {}, "items": [pod]},
+    )
+    (listed,) = backend.jobs(5)
+    assert (listed.jid, listed.state) == ("ok2", JobState.FAILED)
+    assert "out of memory" in listed.message
 
 
 def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -664,6 +684,15 @@ def test_ready_says_what_does_not_work_although_jobs_do(
     assert caplog.text.count("older than 1.31") == caplog.text.count("list events") == 1
 
 
+def test_ready_where_rights_may_not_be_asked(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """The answer only explains."""
+    denied = {
+        "message": 'User "u" cannot create resource "selfsubjectrulesreviews" in API group "authorization.k8s.io"'
+    }
+    script.always = {"reviews": (403, {}, denied), "/jobs?dryRun": (201, {}, {}), "/version": (403, {}, denied)}
+    assert "selfsubjectrulesreviews" in (backend.ping() or "")
+
+
 def test_ready_without_a_needed_right(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     script.answers = [granted(*PUBLIC_CHART[:2])]
     with pytest.raises(BackendError, match="lacks the right to get pods/log in the namespace rec"):
@@ -686,7 +715,8 @@ def test_ready_with_all_rights(script: Script, backend: kubernetes.KubernetesBac
 def of_pman_6(job: Job, status: dict[str, Any], **container: Any) -> Answer:
     """A Job as the public source of 6.3.1 makes it (pman/kubernetesmgr.py), and as the API server then shows it."""
     paths = (("/share/incoming", job.input_dir), ("/share/outgoing", job.output_dir))
-    mounts = [{"name": "storebase", "mountPath": path, "subPath": below} for path, below in paths]
+    mounts: list[dict[str, Any]] = [{"name": "storebase", "mountPath": path, "subPath": below} for path, below in paths]
+    mounts[0]["readOnly"] = True
     made = {"name": job.jid, "image": job.image, "command": list(job.argv), "volumeMounts": mounts, **container}
     spec = {"backoffLimit": 0, "parallelism": job.workers, "completions": job.workers, "completionMode": "NonIndexed"}
     metadata = {"name": job.jid, "uid": "u", "resourceVersion": "7", "creationTimestamp": STARTED_AT}
@@ -707,11 +737,13 @@ def test_jobs_of_pman_6_go_on(script: Script, backend: kubernetes.KubernetesBack
     script.always["/jobs?"] = 409, {}, {}
     status = backend.status(jid)
     assert (status.jid, status.state, status.cmd, status.image) == (jid, JobState.STARTED, job.cmd, job.image)
+    old[2]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"].append({"name": "d", "mountPath": "/dev/shm"})
     assert backend.logs(status, 10) == "hello\n"
     assert f"container={jid}&" in script.asked[-1][1]
     assert backend.submit(job, spec).state is JobState.STARTED
-    with pytest.raises(Conflict, match="another job"):
-        backend.submit(*job_and_spec(jid=jid, number_of_workers=1, args=["other"]))
+    for other in ({"args": ["other"]}, {"output_dir": "elsewhere"}, {"number_of_workers": 2}):
+        with pytest.raises(Conflict, match="another job"):
+            backend.submit(*job_and_spec(**{"jid": jid, "number_of_workers": 1, "args": ["$$(x)"], **other}))
     backend.delete(jid)
     assert script.asked[-1][:2] == ("DELETE", f"/apis/batch/v1/namespaces/rec/jobs/{jid}")
 
@@ -719,7 +751,14 @@ def test_jobs_of_pman_6_go_on(script: Script, backend: kubernetes.KubernetesBack
 def test_what_looks_almost_like_a_job_of_pman_6(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     """`kubectl create job` names the container after the Job, too."""
     job, _ = job_and_spec()
-    others: tuple[dict[str, Any], ...] = ({"volumeMounts": []}, {"name": "other"})
+    mounts = of_pman_6(job, {})[2]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    others: tuple[dict[str, Any], ...] = (
+        {"volumeMounts": []},
+        {"name": "other"},
+        {"command": [*job.argv, "more"]},
+        {"volumeMounts": [mounts[0] | {"readOnly": False}, mounts[1]]},
+        {"volumeMounts": [*mounts, {"name": "x", "mountPath": "/x"}]},
+    )
     for container in others:
         script.answers = [of_pman_6(job, {}, **container)] * 2
         for call in (backend.status, backend.delete):
@@ -781,10 +820,3 @@ def test_what_would_fail_every_job_stops_the_start(variable: str, value: str) ->
     env = {"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv", "SECRET_KEY": "x" * 20}
     with pytest.raises(Misconfigured, match=variable):
         backends.check_for_service(settings.load(env | {variable: value}))
-
-
-def test_a_template_without_pmans_label_makes_no_job(backend: kubernetes.KubernetesBackend) -> None:
-    """It would vanish from listings."""
-    job, spec = job_and_spec()
-    with pytest.raises(TemplateError, match="managed-by=pman"):
-        backend.submit(job, Spec("k8s", spec.text.replace("managed-by: pman", "managed-by: Helm")))

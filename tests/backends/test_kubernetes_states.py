@@ -99,8 +99,8 @@ def as_pods(rows: list[Object]) -> list[Object]:
 FAILURES = {
     "job_failed_exit3": "The job ended with exit code 3.",
     "pod_killed_by_signal": "The job was ended by signal 9.",
-    "pod_oom_killed": "The job ran out of memory: its limit is 16Mi.",
-    "pod_oom_child_of_shell": "The job ran out of memory: its limit is 16Mi.",
+    "pod_oom_killed": "The job exceeded its memory limit of 16 MiB (out of memory, exit code 137).",
+    "pod_oom_child_of_shell": "The job exceeded its memory limit of 16 MiB (out of memory, exit code 9).",
     "pod_activeDeadlineSeconds_exceeded": "The job reached its time limit of 2 min.",
     "pod_deleted_under_running_job": "A pod of the job was deleted or lost, and its result with it.",
     "pod_command_not_found": 'The program could not be started: exec: "/no/such/program": stat /no/such/program: '
@@ -117,7 +117,7 @@ def test_why_a_job_failed(name: str) -> None:
 
 def test_why_one_of_two_workers_failed() -> None:
     pods = as_pods(recorded("job_failed_one_of_two")["pods_final"])
-    assert reasons.failure(as_job(completions=2), pods) == "Worker 0 ended with exit code 7."
+    assert reasons.failure(as_job(completions=2), pods) == "worker 0: The job ended with exit code 7."
 
 
 def test_a_deadline_of_the_job() -> None:
@@ -314,7 +314,7 @@ def test_one_worker_of_several_waits() -> None:
     pods = as_pods(recorded("pod_missing_secret")["pods"])
     pods[0]["metadata"]["annotations"] = {reasons.INDEX: "3"}
     reason = reasons.waiting(as_job(completions=4), pods, lacking=False, events=lambda _: [])
-    assert reason.sentence == 'Worker 3: The container cannot be configured: secret "nosecret" not found.'
+    assert reason.sentence == 'worker 3: The container cannot be configured: secret "nosecret" not found.'
 
 
 def test_a_lost_claim_is_told_from_a_busy_node() -> None:
@@ -328,9 +328,9 @@ def test_a_lost_claim_is_told_from_a_busy_node() -> None:
 
 
 def test_quantities() -> None:
-    texts = ["100m", "2", "64Mi", "1k", "1.5Gi", "junk"]
+    texts = ["100m", "2", "64Mi", "1k", "1.5Gi", "3n", "7E", "1Ei", "junk", "1 "]
     numbers = [float(reasons.quantity(text)) for text in texts]
-    assert numbers == [0.1, 2, 64 * 2**20, 1000, 1.5 * 2**30, float("inf")]
+    assert numbers == [0.1, 2, 64 * 2**20, 1000, 1.5 * 2**30, 3e-9, 7e18, 2**60, float("inf"), float("inf")]
 
 
 def test_nothing_is_wrong_with_a_job_that_was_just_created() -> None:
@@ -407,7 +407,8 @@ FAILED = {
 
 def end(name: str) -> tuple[Object, list[Object]]:
     """A recorded Job and its pods, in the shape of the API."""
-    return {"metadata": {}} | ENDS[name]["job"], as_pods(ENDS[name]["pods"])
+    metadata = {"name": name, "annotations": {backend.JID: name}}
+    return {"metadata": metadata} | ENDS[name]["job"], as_pods(ENDS[name]["pods"])
 
 
 @pytest.mark.parametrize("name", FAILED)
@@ -436,6 +437,8 @@ def test_a_failing_container_beside_the_job_is_named() -> None:
     status["containerStatuses"][0]["state"] = {"waiting": {"reason": "PodInitializing"}}
     status["initContainerStatuses"][0]["state"]["terminated"] |= {"exitCode": 7}
     assert reasons.failure(job, pods) == "The container proxy of the job ended with exit code 7."
+    status["initContainerStatuses"][0]["state"]["terminated"] |= {"reason": "OOMKilled"}
+    assert reasons.failure(job, pods).startswith("The container proxy of the job failed. The machine ran out of memory")
     assert backend.pods_state(job | {"status": {"failed": 1}}, pods) is JobState.NOT_STARTED
 
 
@@ -444,21 +447,23 @@ def test_a_child_that_ran_out_of_memory_is_no_success() -> None:
     job, pods = end("oom0")
     job["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "16Mi"}}
     assert backend.job_state(job["status"]) is JobState.SUCCEEDED
-    failed, said = reasons.flaw(job, pods)
-    assert failed
-    assert said.startswith("A process of the job was ended for lack of memory: its limit is 16Mi. ")
+    status = backend._ended(job, JobState.SUCCEEDED, pods)
+    assert status.state is JobState.FAILED
+    assert status.message == (
+        "The job exceeded its memory limit of 16 MiB (out of memory, exit code 0). It went on without the process that "
+        "was killed, so its output may be incomplete."
+    )
 
 
 def test_a_success_under_eviction_is_marked() -> None:
     """A program that ends with 0 at SIGTERM; its pod is gone, so it may be that or a pod that was removed later."""
     job, pods = end("evict0")
     assert (backend.job_state(job["status"]), pods) == (JobState.SUCCEEDED, [])
-    assert reasons.flaw(job, pods)[1].startswith("Pods of the job are gone (1), with their logs. ")
+    assert reasons.flaw(job, pods).startswith("Pods of the job are gone (1), with their logs. ")
     ending = as_pods(ENDS["evictnopfp"]["pods_while_ending"])
     assert reasons.flaw(job, ending) == (
-        False,
         "Kubernetes told the job to end because its node is being drained, or somebody evicted it. The program then "
-        "ended with exit code 0: see whether its output is complete.",
+        "ended with exit code 0: see whether its output is complete."
     )
 
 

@@ -28,6 +28,7 @@ from pman.backends.engine.api import Engine
 from pman.backends.engine.images import Images
 from pman.backends.engine.start import Starter
 from pman.backends.engine.store import Store
+from pman.backends.former import may_name
 from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
@@ -92,8 +93,7 @@ class DockerBackend:
         if not found:
             said = f"The engine has a container {job.name} that is not pman's; remove it, or use another jid."
             raise Conflict(said)
-        image, argv = found["Config"]["Image"], _list(found["Config"].get("Cmd"))
-        if not former.is_same(job, image, argv, former.sources(found["Mounts"])):
+        if not former.of_container(found).is_same(job):
             raise jid_taken(job.jid)
         return self.status(job.jid)
 
@@ -143,7 +143,7 @@ class DockerBackend:
 
     def _former(self, jid: str) -> Json | None:
         """The container that pman 4 to 6 made for the jid."""
-        if not former.may_have(jid):
+        if not may_name(jid):
             return None
         try:
             container = docker_start.inspect(self._engine, jid)

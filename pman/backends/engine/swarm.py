@@ -24,6 +24,7 @@ from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine.api import Engine
 from pman.backends.engine.store import Store
+from pman.backends.former import may_name
 from pman.errors import (
     BackendError,
     Conflict,
@@ -122,8 +123,7 @@ class SwarmBackend:
             raise self._taken(job) from None
 
     def _existing_former(self, job: Job, service: Json) -> JobStatus:
-        container = service["Spec"]["TaskTemplate"]["ContainerSpec"]
-        if not former.is_same(job, container["Image"], container["Command"], former.sources(container["Mounts"])):
+        if not former.of_service(service).is_same(job):
             raise jid_taken(job.jid)
         return self._status(service, self._tasks(service))
 
@@ -163,7 +163,7 @@ class SwarmBackend:
 
     def _former(self, jid: str, service: Json | None = None, look: bool = True) -> Json | None:
         """The service that pman 4 to 6 made for the jid. look: whether the engine is to be asked for it."""
-        if look and former.may_have(jid):
+        if look and may_name(jid):
             service = self._named(jid)
         return service if service and former.is_service(service, jid, self._store.directory()) else None
 

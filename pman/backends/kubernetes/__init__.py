@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 from pman.backends import documents, logs, retry
+from pman.backends.former import may_name
 from pman.backends.kubernetes import older, rights
 from pman.backends.kubernetes import reasons as reasons
 from pman.backends.kubernetes.api import Api, Denied, Object, connect
@@ -29,7 +30,7 @@ from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
 from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus
+from pman.status import JobState, JobStatus, with_memory
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ POD_STATES: Mapping[str, JobState] = {
 _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
 
 JID, DIGEST = "org.chrisproject.pman.jid", "org.chrisproject.pman.digest"
-OURS = ("app.kubernetes.io/managed-by", "pman")  # label of what listings find
+OWNER = "batch.kubernetes.io/controller-uid"  # label of a Job's pods
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
 # etcd refuses requests above 1.5 MiB, and says so misleadingly (422 "selector not auto-generated", measured).
@@ -94,7 +95,6 @@ class KubernetesBackend:
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._reader = Reader(api, f"{self._core}/pods")
         self._said: set[str] = set()  # what is missing or old, and is logged once
-        self._age: str | None = None  # what is to be said of the cluster's version; None before it was asked
         self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -116,10 +116,10 @@ class KubernetesBackend:
 
     def _older(self, job: Job) -> Object | None:
         """The Job that pman 6 made of this jid, where it would have another name than pman gives it."""
-        if job.name == job.jid or not older.may_name(job.jid):
+        if job.name == job.jid or not may_name(job.jid):
             return None
         found = self._read(job.jid)
-        return found if found and _is_of(found, job.jid) else None
+        return found if found and _jid(found) == job.jid else None
 
     def _why_there(self, ending: Object) -> str:
         pods = self._pods(ending)
@@ -139,9 +139,9 @@ class KubernetesBackend:
         return None if code == 404 else job
 
     def _find(self, jid: str) -> Object:
-        for name in dict.fromkeys([backend_name(jid), *([jid] if older.may_name(jid) else [])]):
+        for name in dict.fromkeys([backend_name(jid), *([jid] if may_name(jid) else [])]):
             job = self._read(name)
-            if job and _is_of(job, jid) and "deletionTimestamp" not in job["metadata"]:
+            if job and _jid(job) == jid and "deletionTimestamp" not in job["metadata"]:
                 return job
         raise no_such_job(jid)
 
@@ -155,8 +155,8 @@ class KubernetesBackend:
 
     def _pods(self, job: Object) -> tuple[Object, ...]:
         """The pods of this very object, in index order; of those that tried one index the newest."""
-        selector = f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
-        found = self._api.call("GET", f"{self._core}/pods", {"labelSelector": selector})[1]["items"]
+        selector = {"labelSelector": f"{OWNER}={job['metadata']['uid']}"}
+        found = self._api.call("GET", f"{self._core}/pods", selector)[1]["items"]
         return reasons.in_order(found, _is_indexed(job))
 
     def _waits(self, job: Object, pods: Sequence[Object]) -> str:
@@ -258,21 +258,20 @@ class KubernetesBackend:
     def jobs(self, limit: int) -> list[JobStatus]:
         ours: list[Object] = []
         for page in self._pages(self._jobs):
-            more = [job for job in page if _annotation(job, JID) and "deletionTimestamp" not in job["metadata"]]
+            more = [job for job in page if _jid(job) and "deletionTimestamp" not in job["metadata"]]
             ours = heapq.nlargest(limit, ours + more, key=lambda job: str(job["metadata"]["creationTimestamp"]))
         waiting = (JobState.NOT_STARTED, JobState.STARTED)
         unclear = (job["metadata"]["uid"] for job in ours if job_state(job["status"]) not in waiting)
         pods: dict[str, list[Object]] = {uid: [] for uid in unclear}
-        for page in self._pages(f"{self._core}/pods") if pods else ():
+        for page in self._pages(f"{self._core}/pods", labelSelector=OWNER) if pods else ():
             for pod in page:
-                owner = pod["metadata"]["labels"].get("batch.kubernetes.io/controller-uid")
-                if owner in pods:
+                if (owner := pod["metadata"]["labels"][OWNER]) in pods:
                     pods[owner].append(pod)
         return [_listed(job, pods.get(job["metadata"]["uid"], [])) for job in ours]
 
-    def _pages(self, path: str) -> Iterator[list[Object]]:
-        """All of pman's objects of a kind, by name, in pieces of bounded size."""
-        query = {"labelSelector": "=".join(OURS), "limit": str(PAGE)}
+    def _pages(self, path: str, **query: str) -> Iterator[list[Object]]:
+        """All objects of a kind, by name, in pieces of bounded size."""
+        query["limit"] = str(PAGE)
         while True:
             found = self._api.call("GET", path, query)[1]
             yield found["items"]
@@ -281,24 +280,31 @@ class KubernetesBackend:
             query["continue"] = token
 
     def ping(self) -> str | None:
-        answer = self._api.call("POST", rights.REVIEW_PATH, body=rights.review(self._namespace))[1]
-        needed, helpful = rights.missing(answer["status"], self._namespace)
-        if needed:
-            raise BackendError(" ".join(needed))
+        notes = self._rights()
         with contextlib.suppress(Refused, BadRequest):  # quota or policy: the job is refused, not pman
             # A namespace that does not exist shows in nothing but this.
             self._api.call("POST", self._jobs, {"dryRun": "All"}, _PROBE)
-        notes = [*helpful, *filter(None, [self._version_note()])]
+        with contextlib.suppress(PmanError):
+            notes += self._of_version
         for note in notes:
             self._say_once(note)
         return " ".join(notes) or None
 
-    def _version_note(self) -> str:
+    def _rights(self) -> list[str]:
+        """What is to be said of pman's rights. Raises BackendError where one is missing that jobs need."""
+        try:
+            answer = self._api.call("POST", rights.REVIEW_PATH, body=rights.review(self._namespace))[1]
+        except Denied as error:  # use will tell
+            return [str(error)]
+        needed, helpful = rights.missing(answer["status"], self._namespace)
+        if needed:
+            raise BackendError(" ".join(needed))
+        return helpful
+
+    @functools.cached_property
+    def _of_version(self) -> list[str]:
         """What is to be said of the cluster's version, which is asked for once."""
-        if self._age is None:
-            with contextlib.suppress(PmanError):
-                self._age = _version_note(self._api.call("GET", "/version")[1])
-        return self._age or ""
+        return _version_notes(self._api.call("GET", "/version")[1])
 
 
 _PROBE = {
@@ -366,30 +372,22 @@ def _body(job: Job, spec: Spec) -> bytes:
 
     def identity(document: Any) -> tuple[str, str, str]:
         metadata = document["metadata"]
-        label = metadata["labels"][OURS[0]]
-        return (
-            metadata["name"],
-            metadata["annotations"][JID],
-            metadata["annotations"][DIGEST] if label == OURS[1] else "",
-        )
+        return metadata["name"], metadata["annotations"][JID], metadata["annotations"][DIGEST]
 
-    places = f"metadata.name, the annotations {JID} and {DIGEST}, and the label {'='.join(OURS)}"
-    document = documents.load(job, spec, identity, places)
+    document = documents.load(job, spec, identity, f"metadata.name, and the annotations {JID} and {DIGEST}")
     body = json.dumps(document).encode()
     if len(body) > MAX_BODY_BYTES:
         raise TooLarge(f"The job is too large for Kubernetes: {len(body)} bytes, of which it takes {MAX_BODY_BYTES}.")
     return body
 
 
-def _is_of(job: Object, jid: str) -> bool:
-    """Whether a Job is pman's, or pman 6's, of that jid."""
-    if given := _annotation(job, JID):
-        return given == jid
-    return bool(job["metadata"]["name"] == jid) and older.is_job(job)
+def _jid(job: Object) -> str:
+    """The jid of a Job that pman made, or pman 6; "" where it is somebody else's."""
+    return _annotation(job, JID) or (str(job["metadata"]["name"]) if older.is_job(job) else "")
 
 
 def _check_same(existing: Object, job: Job) -> None:
-    if not _is_of(existing, job.jid):
+    if _jid(existing) != job.jid:
         raise Conflict(f"The name {job.name} is taken in the namespace by a job that is not pman's; use another jid.")
     digest = _annotation(existing, DIGEST)
     if digest != job.digest if digest else not older.is_same(existing, job):
@@ -407,20 +405,18 @@ def _container(job: Object) -> Object:
 
 def _ended(job: Object, state: JobState, pods: Sequence[Object], events: reasons.Events = lambda _: ()) -> JobStatus:
     """A final state and what is to be said of it."""
-    if state is JobState.FAILED:
-        return _status(job, state, reasons.failure(job, pods, events), pods)
-    failed, message = reasons.flaw(job, pods)
-    return _status(job, JobState.FAILED if failed else state, message, pods)
+    message = reasons.failure(job, pods, events) if state is JobState.FAILED else reasons.flaw(job, pods)
+    return _status(job, with_memory(state, reasons.out_of_memory(pods)), message, pods)
 
 
 def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Object] = ()) -> JobStatus:
     container = _container(job)
     argv = [*container.get("command", []), *container.get("args", [])]
-    jid = _annotation(job, JID)
+    escaped = bool(_annotation(job, JID))  # by the template, not by pman 6
     return JobStatus(
-        jid=jid or job["metadata"]["name"],
+        jid=_jid(job),
         image=container["image"],
-        cmd=shlex.join(word.replace("$$", "$") if jid else word for word in argv),
+        cmd=shlex.join(word.replace("$$", "$") if escaped else word for word in argv),
         state=state,
         message=message,
         finished_at=reasons.finished_at(job["status"]) if state.final else None,
@@ -435,11 +431,11 @@ def _listed(job: Object, pods: list[Object]) -> JobStatus:
     return _ended(job, state, found) if state and state.final else _status(job, state or pods_state(job, found))
 
 
-def _version_note(version: Object) -> str:
+def _version_notes(version: Object) -> list[str]:
     minor = re.match(r"[0-9]+", str(version.get("minor")))  # some providers write `31+`
     if minor is None or int(minor[0]) >= OLDEST_MINOR:
-        return ""
-    return (
+        return []
+    return [
         f"Kubernetes {version.get('gitVersion')} is older than 1.{OLDEST_MINOR}: it calls a job of several workers "
         "failed while some of them still write output."
-    )
+    ]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from pman.status import explain_exit
+from pman.status import explain_exit, explain_memory
 
 Object = Mapping[str, Any]
 Events = Callable[[str], Sequence[Object] | None]  # uid of an object -> its events; None: pman may not read them
@@ -85,8 +85,11 @@ _REFUSED = re.compile(
 )
 _QUOTA = re.compile(r"exceeded quota: \S+ requested: (\S+), used: \S+, limited: (\S+)")
 _QUANTITY = re.compile(r"([0-9.]+)(n|u|m|k|[KMGTPE]i?)?")
-_SUFFIX = {"n": "1e-9", "u": "1e-6", "m": "1e-3", "k": "1e3", "M": "1e6", "G": "1e9", "T": "1e12", "P": "1e15"}
-_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+_UNITS: Mapping[str, Decimal] = {
+    **{unit: Decimal(10) ** power for unit, power in zip("num kMGTPE", range(-9, 19, 3), strict=True)},
+    **{f"{unit}i": Decimal(2) ** power for unit, power in zip("KMGTPE", range(10, 70, 10), strict=True)},
+}  # fmt: skip
+_SEE = "see whether its output is complete."
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -110,7 +113,7 @@ def waiting(job: Object, pods: Sequence[Object], lacking: bool, events: Events) 
         reason = _pod_waits(pod, events)
         if reason.sentence:
             one_of_several = len(pods) < job["spec"].get("completions", 1)
-            return replace(reason, sentence=f"Worker {index(pod)}: {reason.sentence}") if one_of_several else reason
+            return replace(reason, sentence=_of_worker(job, pod, reason.sentence)) if one_of_several else reason
     return Reason("")
 
 
@@ -142,11 +145,7 @@ def _refused_for_good(said: str) -> bool:
 def quantity(text: str) -> Decimal:
     """A Kubernetes quantity (`100m`, `64Mi`, `2`) as a number; infinity for what is none."""
     match = _QUANTITY.fullmatch(text)
-    if not match:
-        return Decimal("Infinity")
-    suffix = match[2] or ""
-    factor = Decimal(2) ** _BINARY[suffix] if suffix in _BINARY else Decimal(_SUFFIX.get(suffix, "1"))
-    return Decimal(match[1]) * factor
+    return Decimal(match[1]) * _UNITS[match[2] or " "] if match else Decimal("Infinity")
 
 
 def _pod_waits(pod: Object, events: Events) -> Reason:
@@ -285,27 +284,25 @@ def suspended(job: Object, events: Callable[[], Sequence[Object]]) -> str:
     return one_sentence(f"The job waits until Kueue admits it from the queue {queue}{why}")
 
 
-def flaw(job: Object, pods: Sequence[Object]) -> tuple[bool, str]:
-    """Of a job whose pods all ended with 0: whether it failed all the same, and what is wrong with it, or ""."""
+def out_of_memory(pods: Iterable[Object]) -> bool:
+    """Whether a process of the job's program was ended for lack of memory; the program itself may have gone on."""
+    return any(_end(main_status(pod)).get("reason") == "OOMKilled" for pod in pods)
+
+
+def flaw(job: Object, pods: Sequence[Object]) -> str:
+    """What is wrong with a job whose pods all ended with 0, or ""."""
     for pod in pods:
-        worker, status = _worker(job, pod), main_status(pod).get("state", {}).get("terminated", {})
-        if status.get("reason") == "OOMKilled":
-            limit = _memory_limit(job, main_status(pod)["name"])
-            return True, (
-                f"A process of {_lower(worker)} was ended for lack of memory: its limit is {limit}. "
-                "The program ended with exit code 0 all the same, but its output may be incomplete."
-            )
+        if out_of_memory([pod]):
+            return _of_worker(job, pod, _memory(job, main_status(pod)))
         if disrupted := _disruption(pod):
-            return False, (
-                f"Kubernetes told {_lower(worker)} to end {disrupted}. The program then ended with exit code 0: "
-                "see whether its output is complete."
-            )
+            sentence = f"Kubernetes told the job to end {disrupted}. The program then ended with exit code 0: {_SEE}"
+            return _of_worker(job, pod, sentence)
     removed = job["status"].get("succeeded", 0) - sum(pod["status"].get("phase") == "Succeeded" for pod in pods)
     if removed <= 0:
-        return False, ""
-    return False, (
+        return ""
+    return (
         f"Pods of the job are gone ({removed}), with their logs. If one was removed while its program ran (a drained "
-        "node, an eviction), the program was told to end: see whether its output is complete."
+        f"node, an eviction), the program was told to end: {_SEE}"
     )
 
 
@@ -317,15 +314,11 @@ def failure(job: Object, pods: Sequence[Object], events: Events = lambda _: ()) 
     if not failed:
         return _without_pod(job)
     pod = min(failed, key=lambda pod: _ended(pod) or datetime.now(UTC))
-    return one_sentence(_pod_failed(job, pod, _worker(job, pod), events))
+    return _of_worker(job, pod, one_sentence(_pod_failed(job, pod, events)))
 
 
-def _worker(job: Object, pod: Object) -> str:
-    return f"Worker {index(pod)}" if job["spec"].get("completions", 1) > 1 else "The job"
-
-
-def _lower(worker: str) -> str:
-    return worker[0].lower() + worker[1:]
+def _of_worker(job: Object, pod: Object, sentence: str) -> str:
+    return f"worker {index(pod)}: {sentence}" if job["spec"].get("completions", 1) > 1 else sentence
 
 
 def _disruption(pod: Object) -> str:
@@ -353,26 +346,26 @@ def _without_pod(job: Object) -> str:
     return one_sentence(f"Kubernetes ended the job: {condition.get('message') or condition.get('reason', '')}")
 
 
-def _pod_failed(job: Object, pod: Object, worker: str, events: Events) -> str:
+def _pod_failed(job: Object, pod: Object, events: Events) -> str:
     status = pod["status"]
     if status.get("reason") == "DeadlineExceeded":
         return _time_is_over(job, pod, events)
     if status.get("reason"):  # Evicted, Preempting, NodeShutdown, OutOfmemory, UnexpectedAdmissionError ...
-        return f"{worker} was ended by Kubernetes: {status['reason']}: {status.get('message', '')}"
+        return f"The job was ended by Kubernetes: {status['reason']}: {status.get('message', '')}"
     if disrupted := _disruption(pod):
-        return f"{worker} was ended by Kubernetes {disrupted}"
-    for container in containers(pod):
-        ended = container.get("state", {}).get("terminated", {})
-        if ended.get("exitCode"):
-            return _container_failed(job, pod, container["name"], ended, worker)
-    return f"{worker} failed: {status.get('message', 'no reason is known')}"
+        return f"The job was ended by Kubernetes {disrupted}"
+    failed = next((container for container in containers(pod) if _end(container).get("exitCode")), None)
+    if failed is None:
+        return f"The job failed: {status.get('message', 'no reason is known')}"
+    beside = "" if failed is main_status(pod) else f"The container {failed['name']} of the job"
+    return _container_failed(job, failed, beside)
 
 
 def _time_is_over(job: Object, pod: Object, events: Events) -> str:
     """kubelet counts from when it took the pod: the pull of the image is within the limit."""
     seconds = job["spec"]["template"]["spec"].get("activeDeadlineSeconds", 0)
     sentence = f"The job reached its time limit of {seconds / 60:g} min"
-    ended = main_status(pod).get("state", {}).get("terminated", {})
+    ended = _end(main_status(pod))
     took, began, end = time(pod["status"].get("startTime")), time(ended.get("startedAt")), time(ended.get("finishedAt"))
     if took is None:
         return sentence
@@ -389,21 +382,21 @@ def _time_is_over(job: Object, pod: Object, events: Events) -> str:
     )
 
 
-def _memory_limit(job: Object, name: str) -> str:
-    every = job["spec"]["template"]["spec"]["containers"]
-    found = (c.get("resources", {}).get("limits", {}).get("memory") for c in every if c["name"] == name)
-    return next(found, None) or "the node's"
-
-
-def _container_failed(job: Object, pod: Object, name: str, ended: Object, worker: str) -> str:
-    code, reason = ended["exitCode"], ended.get("reason")
-    if name != main_status(pod).get("name", name):
-        worker = f"The container {name} of {_lower(worker)}"
-    if reason == "OOMKilled":
-        return f"{worker} ran out of memory: its limit is {_memory_limit(job, name)}"
-    if reason in NEVER_RAN:
+def _container_failed(job: Object, status: Object, beside: str) -> str:
+    """beside: what to call a container that is not the job's."""
+    ended = _end(status)
+    if ended.get("reason") == "OOMKilled":
+        return f"{beside} failed. {_memory(job, status)}" if beside else _memory(job, status)
+    if ended.get("reason") in NEVER_RAN:
         return f"The program could not be started: {ended.get('message', '').rsplit('container process: ', 1)[-1]}"
-    return explain_exit(code, worker)
+    return explain_exit(ended["exitCode"], beside or "The job")
+
+
+def _memory(job: Object, status: Object) -> str:
+    every = job["spec"]["template"]["spec"]["containers"]
+    limits = (c.get("resources", {}).get("limits", {}).get("memory") for c in every if c["name"] == status["name"])
+    limit = next(limits, None)
+    return explain_memory(int(quantity(limit) / 2**20) if limit else 0, _end(status)["exitCode"], known=True)
 
 
 def main_status(pod: Object) -> Object:
@@ -414,9 +407,15 @@ def main_status(pod: Object) -> Object:
 
 def ran(pod: Object) -> bool:
     """Whether the job's program has begun in this pod."""
-    state = main_status(pod).get("state", {})
-    ended = state.get("terminated", {})
-    return "running" in state or bool(ended.get("startedAt") and ended.get("reason") not in NEVER_RAN)
+    status = main_status(pod)
+    ended = _end(status)
+    return "running" in status.get("state", {}) or bool(ended.get("startedAt") and ended.get("reason") not in NEVER_RAN)
+
+
+def _end(status: Object) -> Object:
+    """How a container ended, {} before that."""
+    ended: Object = status.get("state", {}).get("terminated", {})
+    return ended
 
 
 def index(pod: Object) -> int:
@@ -456,5 +455,5 @@ def containers(pod: Object) -> Iterator[Object]:
 
 
 def _ended(pod: Object) -> datetime | None:
-    times = [time(c.get("state", {}).get("terminated", {}).get("finishedAt")) for c in containers(pod)]
+    times = [time(_end(container).get("finishedAt")) for container in containers(pod)]
     return min((moment for moment in times if moment), default=None)
