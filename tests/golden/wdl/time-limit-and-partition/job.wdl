@@ -24,10 +24,10 @@ fi
 $detach "$@" &
 pid=$!
 (
-trap 'kill "$!"; exit 0' TERM
+trap 'kill -KILL "$!"; exit 0' TERM
 sleep "$limit_seconds" &
 wait "$!" || exit 0
-trap 'kill "$!"; exit 124' TERM
+trap 'kill -KILL "$!"; exit 124' TERM
 kill -TERM "$group$pid"
 sleep 10 &
 wait "$!"
