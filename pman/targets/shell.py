@@ -112,6 +112,7 @@ def first_line(text: str) -> str:
 
 def run_worker(job: Job, text: str, *arguments: str, env: Mapping[str, str] | None = None) -> Delivered:
     """What a script that extends sh/job.sh.j2 runs: one worker, as its supervisor would run it."""
+    text = re.sub(r'(?m)^( *)run_command "\$@"$', r'\1exec "$@"', text)  # a builtin leaves no record where it is called
     found = run(job, re.sub(r"(?m)^supervise$", "run_worker 0", text), *arguments, env=env)
     return replace(found, wraps=True)
 
