@@ -38,6 +38,7 @@ from pman.templating.render import Renderer
 from tests.conftest import development
 from tests.contract import Contract
 from tests.fakes.faultproxy import FaultProxy
+from tests.fakes.registry import slow_registry
 from tests.generate import HOSTILE
 from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, Server, running, wait_for
 
@@ -399,13 +400,41 @@ def evict(cluster: Cluster, jid: str) -> None:
     cluster.kubectl("create", f"--raw={path}", "--filename=-", given=json.dumps(eviction))
 
 
-def test_the_time_limit_counts_the_image(server: Server, rig: Rig, jid: str) -> None:
-    """A registry that refuses: the reason is in the final sentence, with the limit."""
-    server.post(rig.request(jid, "true", image="127.0.0.1:9/none:1", time_limit_minutes=1))
-    job = server.wait_final(jid, 150)
-    assert job["message"].startswith(
-        "The job reached its time limit of 1 min before its program had begun: Failed to pull"
-    )
+LIMIT = """{% extends "shipped/k8s/job.yaml.j2" %}
+{% block pod_spec_extra %}
+      activeDeadlineSeconds: 15  # of two the last one counts; the request's are minutes
+{% endblock %}
+"""
+
+
+def know_registry(cluster: Cluster, address: str) -> None:
+    """The one-node cluster asks no registry but those that it was told of."""
+    if cluster.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
+        pytest.skip("the registry is this machine's")
+    where = Path(cluster.env["PMAN_DEV_KUBERNETES_RUN"]) / "containerd/registries" / f"{address.replace(':', '_')}_"
+    where.mkdir(parents=True)
+    (where / "hosts.toml").write_text(f'server = "http://{address}"\n')
+
+
+def test_the_time_limit_counts_the_image(cluster: Cluster, rig: Rig, jid: str, tmp_path: Path) -> None:
+    """The final sentence says why an image did not come, or how long one took that came, beside the limit."""
+    (tmp_path / "k8s").mkdir()
+    (tmp_path / "k8s/job.yaml.j2").write_text(LIMIT)
+    server = rig.start(TEMPLATES_DIR=str(tmp_path))
+    server.post(rig.request(f"{jid}-refused", "true", image="127.0.0.1:9/none:1"))
+    wait_message(server, f"{jid}-refused", "cannot be pulled")
+    with slow_registry(7) as image:
+        know_registry(cluster, image.partition("/")[0])
+        server.post(rig.request(jid, "echo begun; sleep 600", image=image))
+        job = server.wait_final(jid, 60)
+    limit = "The job reached its time limit of 0.25 min"
+    counted = re.fullmatch(rf"{limit}, which includes (\d+) s before .*; the program ran for (\d+) s\.", job["message"])
+    assert counted, job["message"]
+    waited, ran = int(counted[1]), int(counted[2])  # of its grace period too
+    assert (waited >= 7, 14 <= waited + ran < 40, job["logs"]) == (True, True, "begun\n"), job
+    refused = server.wait_final(f"{jid}-refused", 60)["message"]
+    assert refused.startswith(f"{limit} before its program had begun: Failed to pull"), refused
+    server.stop()
 
 
 def older_job(cluster: Cluster, rig: Rig, jid: str, script: str, workers: int = 1) -> dict[str, Any]:
@@ -912,6 +941,10 @@ def test_what_the_chart_renders(cluster: Cluster, tmp_path: Path, values: dict[s
     pod = by_kind["Deployment"]["spec"]["template"]["spec"]
     assert ("ServiceMonitor" in by_kind) is ("serviceMonitor" in values)
     assert ("PodDisruptionBudget" in by_kind) is (by_kind["Deployment"]["spec"]["replicas"] > 1)
+    if not values:  # one port for the image, the pod and the Service
+        port = re.findall(r" PORT=(\d+) ", (ROOT / "deploy/Dockerfile").read_text())
+        (service,) = by_kind["Service"]["spec"]["ports"]
+        assert [str(config.port), str(service["port"])] == port * 2
     if values is OF_PFCON:
         assert config.container_user == "2000:3000"
         assert (pod["securityContext"]["runAsUser"], pod["containers"][0]["image"]) == (2000, "r/pman:7")
@@ -1012,32 +1045,54 @@ def public_chart(cluster: Cluster) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def rolled_out(cluster: Cluster, directory: Path, site: dict[str, Any]) -> str:
+    """A kustomization over what the public chart renders; pman's address, once its pod is ready.
+
+    Its command is the chart's, by the Python of this machine and at a port of the test's: this cluster's pods have this
+    machine's network, where port 5010 may be somebody's.
+    """
+    port = free_port()
+    rendered = public_chart(cluster)
+    (given,) = [document for document in rendered if document["kind"] == "Deployment"]
+    command = [
+        word.replace("5010", str(port)) for word in given["spec"]["template"]["spec"]["containers"][1]["command"]
+    ]
+    assert command[0] == "gunicorn"
+    probe = {"name": "pman", "readinessProbe": {"httpGet": {"port": port}}}
+    pod = {"securityContext": {"runAsUser": 1001}, "containers": [probe], "terminationGracePeriodSeconds": 1}
+    here = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "chris-pfcon"}}
+    patches = [lacking(cluster, port, "chris-pfcon", sys.executable, "-m", *command)]
+    patches += [json.dumps(here | {"spec": {"template": {"spec": pod}}})]
+    site = site | {"patches": [*site.get("patches", []), *({"patch": patch} for patch in patches)]}
+    (directory / "all.yaml").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": rendered}))
+    (directory / "kustomization.yaml").write_text(json.dumps(site | {"namespace": cluster.namespace}))
+    cluster.kubectl("apply", f"--kustomize={directory}")
+    cluster.kubectl("rollout", "status", "deployment/chris-pfcon", "--timeout=180s")
+    return f"http://127.0.0.1:{port}"
+
+
 def test_from_the_public_chart(tmp_path: Path) -> None:
-    """With the patches of docs/kubernetes.md, pman takes the place of pman 6 beside pfcon, and runs jobs."""
+    """pman takes the place of pman 6 beside pfcon by its image alone; with the page's patches it does all it can."""
     with namespace() as cluster:
         if cluster.env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
             pytest.skip("the pod runs this machine's Python, and has its network")
-        rig, port = kubernetes_rig(cluster, tmp_path), free_port()
+        rig = kubernetes_rig(cluster, tmp_path)
         rig.store.chmod(0o777)
-        everything = {"apiVersion": "v1", "kind": "List", "items": public_chart(cluster)}
-        (tmp_path / "all.yaml").write_text(json.dumps(everything))
         (page,) = re.findall(r"^```yaml\n(resources:.*?)^```$", PAGE.read_text(), re.S | re.M)
         image, tag = rig.image.rsplit(":", 1)
         site = yaml.safe_load(page.replace("registry.example.org/pman", image).replace('"7"', f'"{tag}"'))
-        # This cluster's pods have this machine's network, where port 5010 may be somebody's, and its Python.
-        deployment = yaml.safe_load(site["patches"][0]["patch"])
-        container = deployment["spec"]["template"]["spec"]["containers"][0]
-        command = [sys.executable, "-m", *container["command"]]
-        site["namespace"] = cluster.namespace
-        site["patches"] += [{"patch": lacking(cluster, port, "chris-pfcon", *command)}]
-        probe = {"name": "pman", "readinessProbe": {"httpGet": {"port": port}}}
-        pod = {"securityContext": {"runAsUser": 1001}, "containers": [probe]}
-        site["patches"] += [{"patch": json.dumps(deployment | {"spec": {"template": {"spec": pod}}})}]
-        (tmp_path / "kustomization.yaml").write_text(json.dumps(site))
         with claim(cluster, rig.store, "chris-storebase"):
-            cluster.kubectl("apply", f"--kustomize={tmp_path}")
-            cluster.kubectl("rollout", "status", "deployment/chris-pfcon", "--timeout=180s")
-            use_deployment(cluster, rig, f"http://127.0.0.1:{port}", "chris-pfcon", "1001")
+            url = rolled_out(cluster, tmp_path, {name: site[name] for name in ("resources", "images")})
+            answer = requests.get(f"{url}/readyz", timeout=60)
+            assert (answer.status_code, "list events" in answer.json()["message"]) == (200, True)
+            request = rig.request("swapped", COUNTED + "id -u")
+            rig.outgoing("swapped").chmod(0o777)
+            run_a_job(rig, url, request, "1001\n")
+            assert requests.delete(f"{url}/api/v1/swapped/", timeout=60).status_code == 204
+            cluster.kubectl("delete", "deployment", "chris-pfcon", "--cascade=foreground")
+            url = rolled_out(cluster, tmp_path, site)
+            use_deployment(cluster, rig, url, "chris-pfcon", "1001")
+            assert "Using worker: gthread" in cluster.kubectl("logs", "deployment/chris-pfcon", "--container=pman")
 
 
 def use_deployment(cluster: Cluster, rig: Rig, url: str, name: str = "pman", uid: str = "10001") -> None:
@@ -1045,19 +1100,24 @@ def use_deployment(cluster: Cluster, rig: Rig, url: str, name: str = "pman", uid
     assert "ERROR" not in cluster.kubectl("logs", f"deployment/{name}", "--container=pman")
     request = rig.request("inside", COUNTED + 'cat "$1/in"; id -u', type="ds", output_dir="made/by pman/out")
     (rig.store / request["input_dir"] / "in").write_text("from inside\n")
+    run_a_job(rig, url, request, f"from inside\n{uid}\n")
+    missing = rig.request("missing", "true", type="ds", input_dir="no such")
+    assert requests.post(f"{url}/api/v1/", json=missing, timeout=60).status_code == 400
+    assert not (rig.store / "no such").exists()
+
+
+def run_a_job(rig: Rig, url: str, request: dict[str, Any], logs: str) -> None:
+    """Once, and well, with these logs."""
     answer = requests.post(f"{url}/api/v1/", json=request, timeout=60)
     assert answer.status_code == 201, answer.text
 
     def final() -> dict[str, str] | None:
-        job: dict[str, str] = requests.get(f"{url}/api/v1/inside/", timeout=60).json()
+        job: dict[str, str] = requests.get(f"{url}/api/v1/{request['jid']}/", timeout=60).json()
         return job if job["status"].startswith("finished") else None
 
     job = wait_for(final, rig.job_seconds, "the job to end", every=0.3)
-    assert (job["status"], job["logs"]) == ("finishedSuccessfully", f"from inside\n{uid}\n"), job
+    assert (job["status"], job["logs"]) == ("finishedSuccessfully", logs), job
     assert (rig.store / request["output_dir"] / "runs").read_text() == "run\n"
-    missing = rig.request("missing", "true", type="ds", input_dir="no such")
-    assert requests.post(f"{url}/api/v1/", json=missing, timeout=60).status_code == 400
-    assert not (rig.store / "no such").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- faults
