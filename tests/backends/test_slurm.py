@@ -228,7 +228,7 @@ def test_what_the_commands_know_of_the_cluster(tmp_path: Path, monkeypatch: pyte
     assert not {"SBATCH_PARTITION", "SECRET_KEY"} & set(found)
     script = RENDERER.render(render.sample_job(CONFIG), "slurm").text
     dropped = [line.split()[1:] for line in script.splitlines() if line.strip().startswith("unset SLURM_JWT")]
-    assert [set(slurm_commands.COMMANDS_ONLY) <= set(names) for names in dropped] == [True]
+    assert [{*slurm_commands.COMMANDS_ONLY, "LC_ALL", "LD_LIBRARY_PATH"} <= set(names) for names in dropped] == [True]
 
 
 def test_a_command_that_hangs_or_is_missing(tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ class Site:
         return f"{self.root / 'bin'}:{os.environ['PATH']}"
 
     @property
+    def profile(self) -> str:
+        """The line of a shell that gives a job of such a machine the program."""
+        return f'export PATH="{self.root}/bin:$PATH"'
+
+    @property
     def pulls(self) -> list[str]:
         """What was pulled, one source for each try."""
         file = self.root / "pulls"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -215,7 +216,12 @@ class TestSlurm(InApptainer):
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Rig]:
         engine = development("slurm")
-        rig = slurm_rig(tmp_path_factory.mktemp("slurm"), engine, SLURM_RUNTIME="apptainer", PATH=site.path)
+        overlay = site.root / "templates" / "slurm" / "job.sh.j2"
+        overlay.parent.mkdir(parents=True)
+        prologue = f"{{% block prologue %}}\n{site.profile}\n{{% endblock %}}\n"
+        overlay.write_text(f'{{% extends "shipped/slurm/job.sh.j2" %}}\n{prologue}')
+        env = {"SLURM_RUNTIME": "apptainer", "TEMPLATES_DIR": str(site.root / "templates")}
+        rig = slurm_rig(tmp_path_factory.mktemp("slurm"), engine, **env)
         with running(dataclasses.replace(rig, image=IMAGE)) as rig:
             yield rig
 
@@ -229,10 +235,10 @@ class TestCromwell(InApptainer):
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Rig]:
         directory = tmp_path_factory.mktemp("cromwell")
+        (site.root / "profile").write_text(f"{site.profile}\nexport PMAN_SITE_VALUE={shlex.quote(HOSTILE[2])}\n")
         env = {
-            "PATH": site.path,
+            "PMAN_PROLOGUE": f". {site.root}/profile",
             "PMAN_PASS_ENVIRONMENT": "PMAN_SITE_* NO_SUCH",
-            "PMAN_SITE_VALUE": HOSTILE[2],
             "PMAN_CONTAINER_ARGS": f"--bind {directory}:/atlas:ro --workdir /no/such",
         }
         with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import random
 import re
 import subprocess
@@ -23,6 +24,11 @@ from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, Server, wait_for
 
 pytestmark = pytest.mark.live("slurm")
 NAME = "org.chrisproject.pman.name"
+# What Cromwell's own process may have had, and what a job must not get.
+DIRTY = {
+    "LD_LIBRARY_PATH": "/dirty", "LANG": "dirty", "DATABASE_PASSWORD": "dirty", "SBATCH_JOB_NAME": "dirty",
+    "USER": "dirty",
+}  # fmt: skip
 
 
 class TestCharliecloud(Contract):
@@ -52,7 +58,7 @@ def slurm() -> Slurm:
 
 @pytest.fixture(scope="module")
 def engine(directory: Path, slurm: Slurm) -> Iterator[Cromwell]:
-    with cromwell(directory / "cromwell", slurm, "bubblewrap") as server:
+    with cromwell(directory / "cromwell", slurm, "bubblewrap", **DIRTY) as server:
         yield server
 
 
@@ -101,6 +107,16 @@ def test_examples(server: Server, rig: Rig, slurm: Slurm, path: Path) -> None:
         assert (rig.store / f"key-{jid}" / "outgoing" / "arguments.txt").read_text() == printed
     assert len(slurm.jobs(jid)) == 1
     assert server.delete(jid).status_code == 204
+
+
+def test_a_known_environment(server: Server, rig: Rig, jid: str) -> None:
+    server.post(rig.request(jid, "env; umask; ulimit -n", number_of_workers=2))
+    lines = server.wait_final(jid)["logs"].splitlines()
+    user = pwd.getpwuid(os.geteuid())
+    known = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "0022")
+    own = (f"HOME={user.pw_dir}", f"USER={user.pw_name}", f"LOGNAME={user.pw_name}")
+    assert [one for one in (*known, *own) if not any(line.startswith(one) for line in lines)] == [], lines
+    assert not [line for line in lines if "dirty" in line], lines
 
 
 # -- what becomes of jobs in SLURM ---------------------------------------------------------------------------------

@@ -297,8 +297,8 @@ def with_apptainer(slurm: Slurm, directory: Path) -> Iterator[Rig]:
     apptainer = directory / "apptainer"
     apptainer.write_text(APPTAINER)
     apptainer.chmod(0o755)
-    path = f"{directory}:{os.environ['PATH']}"
-    with cromwell(directory / "engine", slurm, "apptainer", PATH=path) as engine, rig_over(engine, directory) as rig:
+    env = {"PMAN_PROLOGUE": f'PATH="{directory}:$PATH"'}
+    with cromwell(directory / "engine", slurm, "apptainer", **env) as engine, rig_over(engine, directory) as rig:
         yield rig
 
 

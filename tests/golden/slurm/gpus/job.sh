@@ -4,6 +4,7 @@
 #SBATCH --output=slurm-%j.log
 #SBATCH --open-mode=append
 #SBATCH --no-requeue
+#SBATCH --propagate=NONE
 #SBATCH --signal=B:USR2@30
 #SBATCH --ntasks=1
 #SBATCH --nodes=1
@@ -19,11 +20,18 @@ image=docker.io/fnndsc/pl-simpledsapp:2.1.0
 limit_is_near=
 interruptions=0 # signals that ended a wait(1) before its time
 trap 'limit_is_near=yes interruptions=$((interruptions + 1))' USR2 # a scheduler's warning, which may come at once
-# rename(2) is atomic, so of all SLURM jobs that carry this script exactly one goes on, and none of a former attempt.
-# NFS may say that it failed when it has just been done. SLURM may begin a job anew, also before this script ever ran.
-# 75: another one runs the job, it ran already, it was deleted, or this node does not see the state directory.
 if [ "${1-}" != worker ]; then
-  unset SLURM_JWT SLURM_CONF_SERVER SLURM_SACK_SOCKET SSH_AUTH_SOCK
+  # The environment is the node's. Of the one of sbatch, SLURM's variables are left and where SLURM's commands are.
+  unset SLURM_JWT SLURM_CONF_SERVER SLURM_SACK_SOCKET SSH_AUTH_SOCK SLURM_TIME_FORMAT LC_ALL LD_LIBRARY_PATH
+  commands=$(type -P srun)
+  export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin${commands:+:${commands%/*}} LANG=C.UTF-8
+  IFS=: read -r USER _ _ _ _ HOME _ < <(getent passwd "$UID")
+  export HOME="${HOME:-/}" USER LOGNAME="$USER"
+  umask 022
+
+  # rename(2) is atomic, so of all SLURM jobs that carry this script exactly one goes on, and none of a former attempt.
+  # NFS may say that it failed when it has just been done. SLURM may begin a job anew, also before this script ever ran.
+  # 75: another one runs the job, it ran already, it was deleted, or this node does not see the state directory.
   if [[ $SLURM_JOB_NAME =~ \.([0-9a-f]{16})([^0-9a-f]|$) ]]; then
     attempt=attempt.${BASH_REMATCH[1]}
   else # a plug-in of the site took the token out of the name; but pman writes down the number that sbatch told it
