@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import flask
 
 from pman import __version__
 from pman.backends import BACKENDS, Backend, logs
-from pman.errors import BadRequest, NotFound, PmanError
+from pman.errors import BadRequest, NotFound, PmanError, Unreachable
 from pman.job import make_job, parse_request
 from pman.service import metrics, openapi
 from pman.service.auth import Users
@@ -20,6 +20,7 @@ from pman.templating.render import Renderer
 blueprint = flask.Blueprint("api", __name__)
 Reply = tuple[dict[str, str], int]
 MAX_LISTED = 1000
+MAX_UNDECIDED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Service:
     renderer: Renderer
     backend: Backend
     users: Users | None  # None: everybody may do everything
+    undecided: set[str] = field(default_factory=set)  # jids whose DELETE failed, and may have been done all the same
 
 
 def service() -> Service:
@@ -102,10 +104,25 @@ def delete(jid: str) -> tuple[str, int]:
     s = service()
     flask.g.jid = jid
     if s.settings.remove_jobs:
-        metrics.ask("delete", lambda: s.backend.delete(jid))
+        _delete(s, jid)
     else:
         metrics.ask("status", lambda: s.backend.status(jid))
     return "", 204
+
+
+def _delete(s: Service, jid: str) -> None:
+    """Where a job is missing since an earlier DELETE got no answer, that is no error: pfcon would call it a failure."""
+    try:
+        metrics.ask("delete", lambda: s.backend.delete(jid))
+    except NotFound:
+        if jid not in s.undecided:
+            raise
+    except Unreachable:
+        if len(s.undecided) >= MAX_UNDECIDED:
+            s.undecided.clear()
+        s.undecided.add(jid)
+        raise
+    s.undecided.discard(jid)
 
 
 @blueprint.get("/api/v1/jobs/")

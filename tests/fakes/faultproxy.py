@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 _BLOCK = 65536
+Passes = Callable[[bytes], tuple[bytes, bool]]
 
 
 class FaultProxy:
@@ -59,17 +60,24 @@ class FaultProxy:
 
     # -------------------------------------------------------------------------------------------------------- faults
 
-    def cut_before(self, match: bytes) -> None:
-        """Once: when a client's block of bytes holds `match`, cut its connection and forward nothing of the block."""
-        self._armed.append((match, "cut before"))
+    def cut_before(self, match: bytes, skip: int = 0, times: int = 1) -> None:
+        """When a client's block of bytes holds `match`, cut its connection and forward nothing of the block.
 
-    def cut_after(self, match: bytes, skip: int = 0) -> None:
-        """Once: forward the block that holds `match`, and cut when the target answers, instead of passing that on.
-
-        skip: how many such blocks, of whatever connection, are passed on whole before it.
+        skip: how many such blocks, of whatever connection, are passed on whole before that. times: how often it holds.
         """
+        self._arm(match, "cut before", skip, times)
+
+    def cut_within(self, match: bytes, skip: int = 0, times: int = 1) -> None:
+        """As cut_before, but forward the block, and cut after half of the target's answer."""
+        self._arm(match, "cut within", skip, times)
+
+    def cut_after(self, match: bytes, skip: int = 0, times: int = 1) -> None:
+        """As cut_before, but forward the block, and cut when the target answers, instead of passing that on."""
+        self._arm(match, "cut after", skip, times)
+
+    def _arm(self, match: bytes, fault: str, skip: int, times: int) -> None:
         self._skip = skip
-        self._armed.append((match, "cut after"))
+        self._armed += [(match, fault)] * times
 
     def disarm(self) -> bool:
         """Forget what was armed and has not come; False when there was nothing of that."""
@@ -142,26 +150,28 @@ class FaultProxy:
                 continue
             with self._lock:
                 self._open |= {client, upstream}
-            waiting = threading.Event()  # set: the answer to what was forwarded last must not arrive
-            _thread(self._forward, client, upstream, lambda block, w=waiting: self._of_client(block, w))
-            _thread(self._forward, upstream, client, lambda block, w=waiting: self._of_target(block, w))
+            faults: list[str] = []  # what becomes of the answer to what was forwarded last
+            _thread(self._forward, client, upstream, lambda block, f=faults: self._of_client(block, f))
+            _thread(self._forward, upstream, client, lambda block, f=faults: self._of_target(block, f))
 
-    def _of_client(self, block: bytes, waiting: threading.Event) -> bytes | None:
-        """What of a client's block goes on now; None ends its connection."""
+    def _of_client(self, block: bytes, faults: list[str]) -> tuple[bytes, bool]:
+        """What of a client's block goes on now, and whether the connection stays."""
         kind = self._armed_for(block)
-        if kind == "cut after":
-            waiting.set()
+        if kind in ("cut within", "cut after"):
+            faults.append(kind)
         if kind == "hold":
             _thread(self._deliver_later, block)
-            return b""
-        return None if kind == "cut before" else block
+            return b"", True
+        return (b"", False) if kind == "cut before" else (block, True)
 
-    def _of_target(self, block: bytes, waiting: threading.Event) -> bytes | None:
+    def _of_target(self, block: bytes, faults: list[str]) -> tuple[bytes, bool]:
         old, new = self._replacement
         if old and old in block:
             self.replaced += 1
             block = block.replace(old, new)
-        return None if waiting.is_set() else block
+        if faults:
+            return (block[: len(block) // 2] if faults == ["cut within"] else b""), False
+        return block, True
 
     def _armed_for(self, block: bytes) -> str:
         with self._lock:
@@ -181,15 +191,16 @@ class FaultProxy:
             upstream.sendall(request)
             self.late_answers.append(upstream.recv(_BLOCK))
 
-    def _forward(self, source: socket.socket, sink: socket.socket, passes: Callable[[bytes], bytes | None]) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, passes: Passes) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(_BLOCK):
                 self._flowing.wait()
-                if (rest := passes(block)) is None or self._unlucky():
+                rest, stays = (b"", False) if self._unlucky() else passes(block)
+                sink.sendall(rest)
+                if not stays:
                     with self._lock:
                         self.cuts += 1
                     break
-                sink.sendall(rest)
             else:
                 self._end(source, sink)
                 return

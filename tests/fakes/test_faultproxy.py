@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -53,6 +54,16 @@ def test_cut_before_and_after(proxy: FaultProxy) -> None:
     assert _Target.paths == ["/plain", "/unanswered"]
     assert get(proxy, "/lost") == "ok"
     assert proxy.cuts == 2
+
+
+def test_cut_within_again_and_again(proxy: FaultProxy) -> None:
+    proxy.cut_within(b"/halved", skip=1, times=2)
+    assert get(proxy, "/halved") == "ok"
+    for _ in range(2):
+        with contextlib.suppress(requests.ConnectionError):
+            assert get(proxy, "/halved") != "ok"
+    assert get(proxy, "/halved") == "ok"
+    assert _Target.paths == ["/halved"] * 4
 
 
 def test_hold_then_deliver(proxy: FaultProxy) -> None:

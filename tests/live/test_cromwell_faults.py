@@ -188,30 +188,6 @@ def test_the_connection_is_cut_around_the_submission(
         assert len(slurm.jobs(jid)) == 1
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "ENDED"])
-def test_the_answer_to_any_call_of_a_delete_is_lost(
-    engine: Cromwell, slurm: Slurm, tmp_path: Path, jid: str, state: str
-) -> None:
-    """Whichever it is: pfcon gets its 204, since it takes a 404 for a deletion that failed."""
-    with proxied(engine, tmp_path) as (rig, proxy):
-        server = rig.start()
-        for number in range(20):
-            name = f"{jid}-{number}"
-            server.post(rig.request(name, COUNTED + ("sleep 300" if state == "RUNNING" else "exit 0")))
-            wait_for(lambda name=name: rig.executions(name), 60, "the job to begin")  # type: ignore[misc]
-            if state == "ENDED":
-                server.wait_final(name)
-            proxy.cut_after(b"/api/workflows/v1", skip=number)
-            answer = server.delete(name)
-            assert answer.status_code == 204, f"{answer.text} after the answer to call {number} was lost"
-            all_answered = proxy.disarm()
-            assert server.get(name).status_code == 404
-            assert server.delete(name).status_code == 404  # this one came too late
-            if all_answered:
-                break
-        assert number >= 4, "a DELETE is a query, an abort or more, a label, a query"
-
-
 def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: str) -> None:
     server = rig.start()
     server.post(rig.request(jid, COUNTED + UNTIL_GO + "echo survived"))
