@@ -26,11 +26,12 @@ class Slurm:
     """A SLURM of scripts/engines/slurm."""
 
     env: dict[str, str]  # what reaches it
+    prefix: tuple[str, ...] = ()  # runs the command that follows it where SLURM's network is
 
     def run(self, *command: str) -> str:
         """What a SLURM command prints."""
         env = {**os.environ, **self.env}
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+        return subprocess.run([*self.prefix, *command], env=env, check=True, capture_output=True, text=True).stdout
 
     def jobs(self, jid: str, states: str = "all") -> list[str]:
         """Ids of the jobs of `jid` that SLURM remembers; the reference configuration makes the jid their comment."""
@@ -48,16 +49,16 @@ def shared_slurm() -> Slurm:
 
 
 @contextmanager
-def own_slurm() -> Iterator[Slurm]:
-    """One whose daemons may be stopped."""
+def own_slurm(*prefix: str) -> Iterator[Slurm]:
+    """One whose daemons may be stopped; `prefix` as of Slurm."""
     with tempfile.TemporaryDirectory(prefix="pman-slurm-") as home:  # short: SLURM's sockets have long names
         script, env = str(ROOT / "scripts" / "engines" / "slurm"), {"PMAN_DEV_HOME": home}
-        slurm = Slurm({**development("slurm"), **env})
+        slurm = Slurm({**development("slurm"), **env}, prefix)
         slurm.run(script, "up")
         lines = slurm.run(script, "env").splitlines()
         words = [word for line in lines for word in shlex.split(line)[1:]]
         try:
-            yield Slurm(env | dict(word.split("=", 1) for word in words))
+            yield Slurm(env | dict(word.split("=", 1) for word in words), prefix)
         finally:
             slurm.run(script, "down")
 

@@ -16,20 +16,24 @@ BASE = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "deploy/Dockerfile").read_text(),
 CROMWELL = re.findall(r"image: \S+:-(\S+cromwell\S+)\}$", (ROOT / "deploy/compose.slurm.yml").read_text(), re.M)[0]
 # What the Dockerfile, jobs of the embedded backend, and the jobs and scripts of Cromwell's stand-in call.
 PROGRAMS = (
-    "awk", "basename", "bash", "cat", "chmod", "cut", "date", "dirname", "env", "expr", "find", "grep", "hostname",
-    "id", "ln", "ls", "mkdir", "mkfifo", "mv", "rm", "sed", "seq", "setsid", "sh", "sleep", "sort", "sync", "tail",
-    "tee", "timeout", "touch", "tr", "uname", "wc",
+    "awk", "basename", "bash", "cat", "chmod", "cut", "date", "dirname", "env", "expr", "find", "grep", "head",
+    "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "mv", "readlink", "rm", "sed", "seq", "setsid", "sh", "sleep",
+    "sort", "sync", "tail", "tee", "timeout", "touch", "tr", "uname", "wc",
 )  # fmt: skip
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 PATH = f"PATH=/opt/pman/bin:/usr/local/bin:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
-# As the public image starts Cromwell: the configuration is named by a property of Java's, and the logs of workflows are
-# written below the working directory.
+# As the public image starts Cromwell: a property of Java's names the configuration, and the logs of workflows are
+# written below the working directory. Without file.encoding Java spoils what is not ASCII.
 START_CROMWELL = """#!/bin/sh -e
 [ "$1" = server ]
 mkdir -p cromwell-workflow-logs
-conf=$(printf %s "$JAVA_OPTS" | tr ' ' '\\n' | sed -n 's/^-Dconfig.file=//p')
+property() { printf %s "$JAVA_OPTS" | tr ' ' '\\n' | sed -n "s/^-D$1=//p"; }
+[ "$(property file.encoding)" = UTF-8 ]
+conf=$(property config.file)
 grep -q 'include "slurm.conf"' "$conf"
-exec python3 -m tests.fakes.cromwell --local --listen 0.0.0.0 --port 8000 --root "$PMAN_CROMWELL_ROOT" \\
+address=$(sed -n 's/^webservice.interface = "\\(.*\\)"$/\\1/p' "$conf")
+database=$(sed -n 's/^ *url = "jdbc:hsqldb:file:\\([^;]*\\)\\/[^;]*;.*/\\1/p' "$conf")
+exec python3 -m tests.fakes.cromwell $STAND_IN --listen "$address" --port 8000 --root "$database" --configured-root \\
     --conf "${conf%/*}/slurm.conf"
 """
 
@@ -109,7 +113,7 @@ def make_cromwell(docker: list[str], directory: Path) -> None:
     (directory / "start").write_text(START_CROMWELL)
     (directory / "start").chmod(0o755)
     (directory / "Dockerfile").write_text(
-        f"FROM {BASE}\nCOPY app /app\nCOPY start /start\nENV PYTHONPATH=/app\n"
+        f"FROM {BASE}\nCOPY app /app\nCOPY start /start\nENV PYTHONPATH=/app STAND_IN=--local\n"
         'RUN mkdir /share && mkdir -m 777 /share/outgoing\nENTRYPOINT ["/start"]\n'
     )
     out([*docker, "build", "--tag", CROMWELL, str(directory)], env={**os.environ, "DOCKER_BUILDKIT": "0"})

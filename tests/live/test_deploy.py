@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 import yaml
 
 from tests.conftest import development
-from tests.live.images import BASE, CROMWELL, libraries, make_base, make_cromwell, make_root, out
+from tests.live.images import BASE, CROMWELL, make_base, make_cromwell, out
 from tests.rig import HEEDING_INTERRUPTS, ROOT, wait_for
 
 pytestmark = pytest.mark.live("swarm")
@@ -189,66 +188,6 @@ def test_compose_up_with_cromwell(
     (tmp_path / "slurm/bin").mkdir(parents=True)
     with munge(), up(docker, "deploy/compose.slurm.yml", env, tmp_path / "log") as container:
         smoke(docker, container)
-
-
-# Its arguments: a root directory, pairs of a file or directory and its place there, "--", a command for some user.
-ENTER = """
-set -e
-root=$1; shift
-while [ "$1" != -- ]; do
-    if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$root${2%/*}"; touch "$root$2"; fi
-    mount --bind "$1" "$root$2"
-    shift 2
-done
-shift
-exec chroot --userspec=12345:12345 "$root" "$@"
-"""
-
-
-@pytest.mark.live("slurm")
-def test_slurms_commands_have_what_they_need_in_cromwells_container(tmp_path: Path) -> None:
-    """The mounts and variables of compose.slurm.yml, in a directory as bare as the image, and a real SLURM."""
-    if os.environ.get("CI") != "true" and os.geteuid():
-        pytest.skip("needs root")
-    env = development("slurm")
-    root, prefix, conf = tmp_path / "image", tmp_path / "slurm", tmp_path / "conf"
-    make_root(root)
-    (prefix / "bin").mkdir(parents=True)
-    for name in ("sbatch", "squeue", "scancel"):
-        shutil.copy2(found := str(shutil.which(name)), prefix / "bin")
-    shown = out(["scontrol", "show", "config"], env={**os.environ, **env})
-    plugins = Path(re.findall(r"PluginDir *= (\S+)", shown)[0])  # Debian's are in no directory of SLURM's own
-    shutil.copytree(plugins, root / plugins.relative_to("/"))
-    for path in libraries(found).union(*(libraries(str(plugin)) for plugin in plugins.glob("*.so"))):
-        if "libmunge" not in path:
-            (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, root / path.lstrip("/"))
-    conf.mkdir()
-    text = Path(env["SLURM_CONF"]).read_text()
-    ((socket_line, socket),) = re.findall(r"^(AuthInfo=socket=(\S+))$", text, re.M)
-    place = f"/run/munge/{Path(socket).name}"
-    text = re.sub(
-        r"^SlurmUser=.*", "SlurmUser=slurm", text.replace(socket_line, f"AuthInfo=socket={place}"), flags=re.M
-    )
-    (conf / "slurm.conf").write_text(text)
-    (tmp_path / "cromwell").mkdir()
-    values = {"SLURM_PREFIX": str(prefix)} | dict.fromkeys(
-        ("PMAN_CROMWELL_ROOT", "PMAN_CROMWELL_DATABASE"), str(tmp_path / "cromwell")
-    )
-
-    def filled_in(value: str) -> str:
-        return re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", lambda found: values.get(found[1], found[2]), value)
-
-    service = yaml.safe_load((ROOT / "deploy/compose.slurm.yml").read_text())["services"]["cromwell"]
-    mounts = {filled_in(volume["target"]): filled_in(volume["source"]) for volume in service["volumes"]}
-    here = {"/etc/slurm": str(conf), "/run/munge": str(Path(socket).parent), "/etc/cromwell": f"{ROOT}/deploy/cromwell"}
-    assert set(here) <= set(mounts)
-    mounts |= here
-    places = [word for target, source in mounts.items() for word in (source, target)]
-    environment = [f"{name}={filled_in(service['environment'][name])}" for name in ("PATH", "SLURM_CONF")]
-    script = "id=$(sbatch --parsable --hold --wrap=true) && squeue --noheader --format=%A%u%t && scancel $id"
-    enter = ["unshare", "--mount", "--propagation=private", "bash", "-c", ENTER, "enter", str(root), *places]
-    assert "PD" in out([*enter, "--", "env", "-i", *environment, "sh", "-c", script])
 
 
 @contextlib.contextmanager

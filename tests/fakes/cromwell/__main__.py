@@ -20,6 +20,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fakes.cromwell", description="A stand-in for Cromwell.")
     parser.add_argument("--conf", type=Path, required=True, help="Cromwell's configuration (HOCON)")
     parser.add_argument("--root", type=Path, required=True, help="directory of the database and of the executions")
+    parser.add_argument("--configured-root", action="store_true", help="executions are where the configuration says")
     parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument(
@@ -56,7 +57,9 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    config = replace(load(options.conf).at(options.root / "executions"), docker_bug=options.docker_bug)
+    config = replace(load(options.conf), docker_bug=options.docker_bug)
+    if not options.configured_root:
+        config = config.at(options.root / "executions")
     chosen = pace(config, options.pace, options.set)
     with Cromwell(config, options.root, options.port, chosen, options.write_delay, options.listen) as server:
         print(f"Cromwell's stand-in serves {server.url}", flush=True)
