@@ -277,7 +277,7 @@ def _contradictions(s: Settings) -> list[tuple[bool, str]]:
         ),
         (s.storage_type == "nfs" and s.nfs_server is None, "NFS_SERVER is required with STORAGE_TYPE=nfs."),
         (
-            s.templates_dir is not None and not s.templates_dir.is_dir(),
+            s.templates_dir is not None and not os.path.isdir(s.templates_dir),
             f"TEMPLATES_DIR={s.templates_dir} is no directory.",
         ),
     ]

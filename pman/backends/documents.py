@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -10,23 +9,19 @@ import yaml
 from pman.errors import TemplateError
 from pman.job import Job
 from pman.targets import TARGETS
+from pman.targets.documents import Identity
 from pman.templating.render import Spec
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def load(job: Job, spec: Spec, identity: Callable[[Any], tuple[str, str, str]], places: str) -> dict[str, Any]:
-    """The spec as a document. Raises TemplateError where it is none that can be found again under the job's jid.
-
-    identity: name, jid and digest, as the document has them at `places`.
-    """
+def load(job: Job, spec: Spec, identity: Identity) -> dict[str, Any]:
+    """The spec as a document. Raises TemplateError where it is none that can be found again under the job's jid."""
     where = f"{TARGETS[spec.target].template}:1: "
     try:
         document: dict[str, Any] = yaml.load(spec.text, _LOADER)  # noqa: S506 - a safe loader
-        found = identity(document)
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise TemplateError(f"{where}the template renders no job with {places}: {said}") from error
-    if found != (job.name, job.jid, job.digest):
-        raise TemplateError(f"{where}job.name, jid and digest must be the job's own in {places}")
+    except yaml.YAMLError as error:
+        raise TemplateError(f"{where}the template renders no YAML: {' '.join(str(error).split())}") from error
+    if found := identity.lacks(job, document):
+        raise TemplateError(f"{where}{found[1]}")
     return document

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from pman import settings
 from pman.checking import corpus, lint, proof
 from pman.checking.corpus import Case
 from pman.checking.overlay import Finding, Overlay, finding_of
 from pman.checking.report import each_once
-from pman.errors import BadRequest, PmanError, Refused, TemplateError
+from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError
 from pman.job import Job, make_job, validate
 from pman.settings import Settings
 from pman.storage import mounts
 from pman.targets import TARGETS, problems
 from pman.targets.record import Flaw, Judging, Problem, Stuck
 from pman.targets.shell import bash_problems
+from pman.templating.files import unreadable
 from pman.templating.render import Renderer, Spec
 from pman.templating.sandbox import TimedOut
 
@@ -42,10 +45,13 @@ class SiteCheck:
     requests: Path | None = None
     targets: Sequence[str] = ()
     how: Judging = field(default_factory=Judging)
-    rendered: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # results that are checked, refused, unwritable
 
     def findings(self) -> list[Finding]:
         """All that is wrong, each once, in the order of files and lines. Raises Misconfigured, BadRequest."""
+        hidden = unreadable(self.directory) if self.directory else []
+        if hidden:
+            return [Finding("unreadable", said, path, 1) for path, said in sorted(hidden)]
         try:
             overlay = Overlay(Renderer(self._settings({}), TARGETS))
         except TemplateError as error:
@@ -61,41 +67,57 @@ class SiteCheck:
         base = {"STOREBASE": "/pman-check/it's the store", **beside, **self.overrides}
         return settings.load({**base, **own, **environment})
 
-    def _cases(self) -> list[Case]:
-        own = [self.directory / "requests"] if self.directory else []
-        return [
-            *corpus.cases(),
-            *(case for path in [*own, *filter(None, [self.requests])] for case in corpus.own_cases(path)),
+    def _own_cases(self) -> list[Case]:
+        places = [
+            *([self.directory / "requests"] if self.directory else []),
+            *([self.requests] if self.requests else []),
         ]
+        return [case for path in places for case in corpus.own_cases(path)]
 
     def _target(self, overlay: Overlay, target: str) -> list[Finding]:
         made: dict[str, Renderer] = {}
         found: list[Finding] = []
-        refusals, cases = 0, [case for case in self._cases() if target in case.targets]
-        for case in cases:
+        counts: Counter[str] = Counter()
+        known = corpus.accepted(overlay.renderer, target, self._own_cases())
+        for case in corpus.cases() + self._own_cases():
+            if target not in case.targets:
+                continue
             if str(case.settings) not in made:
                 made[str(case.settings)] = Renderer(self._settings(case.settings), TARGETS)
-            renderer = made[str(case.settings)]
-            job = make_job(validate(dict(case.request)), renderer.settings)
             try:
-                attempt = _Attempt(overlay, target, case.name, renderer, proof.marked(job))
-                found += self._judge(attempt, job)
-            except Refused:
-                refusals += 1
-            except BadRequest as error:
-                refusals += case.may_be_unwritable
-                found += [] if case.may_be_unwritable else [finding_of(error.detail or str(error))]
+                for posed in corpus.posings(case, known):
+                    outcome = self._outcome(overlay, target, made[str(case.settings)], posed, found)
+                    if outcome != "refused":
+                        break
             except Stuck as error:
                 return [*found, _placed(overlay, target, Finding("changed", str(error), ""), "argv")]
-            except PmanError as error:
-                found.append(finding_of(str(error)))
-                if isinstance(error.__cause__, TimedOut):
-                    return found
-            self.rendered += 1
-        if refusals == len(cases):
+            counts[outcome] += 1
+            if outcome == "timed out":
+                return found
+        self.counts += counts
+        if not counts["checked"] and counts["refused"]:
             said = "every request of the corpus is refused, so nothing is checked: give accepted ones with --requests"
             found.append(_placed(overlay, target, Finding("all-refused", said, "")))
         return found
+
+    def _outcome(
+        self, overlay: Overlay, target: str, renderer: Renderer, case: Case, found: list[Finding]
+    ) -> Literal["checked", "refused", "unwritable", "timed out"]:
+        """What became of one request; adds to `found`. Raises Stuck, and Misconfigured where a parser is missing."""
+        job = make_job(validate(dict(case.request)), renderer.settings)
+        try:
+            found += self._judge(_Attempt(overlay, target, case.name, renderer, proof.marked(job)), job)
+        except Refused:
+            return "refused"
+        except BadRequest as error:
+            found += [] if case.may_be_unwritable else [finding_of(error.detail or str(error))]
+            return "unwritable"
+        except Misconfigured:
+            raise
+        except PmanError as error:
+            found.append(finding_of(str(error)))
+            return "timed out" if isinstance(error.__cause__, TimedOut) else "checked"
+        return "checked"
 
     def _judge(self, attempt: _Attempt, job: Job) -> list[Finding]:
         """All about one request; `attempt` renders its marked job."""

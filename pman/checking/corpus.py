@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pman.errors import BadRequest, PmanError
-from pman.job import validate
+from pman.errors import BadRequest, PmanError, Refused
+from pman.job import make_job, validate
 from pman.targets import TARGETS
 from pman.targets.record import CANARY
-from pman.templating.render import SAMPLE
+from pman.templating.render import SAMPLE, Renderer
+from pman.templating.site import scalars
 
 _HOSTILE = (
     "it's", 'a "quote"', "$(touch x) `y`", "~{wdl} >>> ${x} $HOME", "$(PMAN_WORKER_COUNT) $$", "{{.Node.ID}} {{",
@@ -24,6 +27,10 @@ _RUN = f"$({CANARY}){{{{{CANARY}}}}}"
 _RUN_QUOTED = f'";{CANARY};"'
 _RUN_BELOW = f"x\n{CANARY} #"
 
+_WHO = ("auid", "image")
+_SIZES = ("number_of_workers", "cpu_limit", "memory_limit", "gpu_limit", "time_limit_minutes", "partition", "type")
+_MAX_CANDIDATES = 1000  # a millisecond each
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -34,6 +41,7 @@ class Case:
     settings: Mapping[str, str] = field(default_factory=dict)
     targets: Collection[str] = frozenset(TARGETS)
     may_be_unwritable: bool = False  # a language may have no way to write its values
+    own: bool = False  # a site's, which is posed as it is
 
 
 def cases() -> list[Case]:
@@ -79,7 +87,44 @@ def own_cases(directory: Path) -> list[Case]:
         try:
             data = json.loads(path.read_bytes())
             validate(data)
-        except (ValueError, PmanError) as error:
+        except (ValueError, OSError, PmanError) as error:
             raise BadRequest(f"{path}: {error}") from None
-        found.append(Case(path.name, data))
+        found.append(Case(path.name, data, own=True))
     return found
+
+
+def accepted(renderer: Renderer, target: str, own: Sequence[Case]) -> Mapping[str, Any]:
+    """A request that the site accepts: the sample, one of its own, or the sample with what its site.yaml names.
+
+    The sample where it accepts none of them.
+    """
+    for request in itertools.islice(_candidates(renderer, own), _MAX_CANDIDATES):
+        try:
+            renderer.render(make_job(validate(dict(request)), renderer.settings), target)
+        except (Refused, BadRequest):
+            continue
+        except PmanError:
+            break
+        return request
+    return SAMPLE
+
+
+def _candidates(renderer: Renderer, own: Sequence[Case]) -> Iterator[Mapping[str, Any]]:
+    yield SAMPLE
+    yield from (case.request for case in own)
+    named = dict.fromkeys(text for _, text in scalars(renderer.settings.templates_dir) if text)
+    # A pattern or a prefix of images becomes one image that it holds.
+    images = [*named, *(re.sub(r"[*?]|/$", lambda found: found[0].strip("*?") + "x", text) for text in named)]
+    yield from ({**SAMPLE, "auid": name} for name in named)
+    yield from ({**SAMPLE, "image": image} for image in images)
+    yield from ({**SAMPLE, "auid": name, "image": image} for name in named for image in images)
+
+
+def posings(case: Case, known: Mapping[str, Any]) -> Iterator[Case]:
+    """The case, and what to pose instead where a site refuses it: the same by the user and with the image of a request
+    that it accepts, then also with the sizes of that request.
+    """
+    yield case
+    for fields in () if case.own else (_WHO, (*_WHO, *_SIZES)):
+        rest = {name: value for name, value in case.request.items() if name not in fields}
+        yield replace(case, request={**rest, **{name: known[name] for name in fields if name in known}})

@@ -23,21 +23,27 @@ from pman.checking.overlay import (
     block_lines,
     branches,
     constants,
-    files,
     macros,
     written,
 )
 from pman.targets import TARGETS
 from pman.templating import sandbox
+from pman.templating.files import files
 from pman.templating.render import language
 
 _READ_BESIDE = ("site.yaml", "settings.env")
 _BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
 
+# How the names begin by which templates read what a scheduler must be told, and what each is.
+_HANDED_ON = {
+    "cpu_": "number of CPUs", "memory_": "memory limit", "gpu_": "number of GPUs", "workers": "number of workers",
+    "time_limit": "time limit", "partition": "partition", "image": "image",
+}  # fmt: skip
+
 
 def findings(overlay: Overlay) -> list[Finding]:
     """Everything that is wrong in the site's own files."""
-    rules = (_references, _blocks, _names, _sets, _marked_safe, quoting.findings)
+    rules = (_references, _blocks, _lost, _names, _sets, _marked_safe, quoting.findings)
     templates = [template for name in overlay.site_names if (template := overlay.template(name))]
     found = [finding for template in templates for rule in rules for finding in rule(overlay, template)]
     return [*overlay.findings, *found, *(_unused(overlay, overlay.directory) if overlay.directory else ())]
@@ -53,8 +59,11 @@ def _unused(overlay: Overlay, directory: Path) -> Iterator[Finding]:
             yield Finding("unused-file", f"nothing reads this template{near}", str(directory / name), 1)
     for path in sorted(files(directory)):
         if path.suffix != ".j2" and not _BESIDE.fullmatch(path.relative_to(directory).as_posix()):
-            message = f"nothing reads this file: templates end in .j2{sandbox.hint(path.name, _READ_BESIDE)}"
-            yield Finding("unused-file", message, str(path), level="warning")
+            name = path.relative_to(directory).as_posix()
+            near = f"; did you mean {name}.j2?" if f"{name}.j2" in overlay.shipped_names else ""
+            near = near or sandbox.near(path.name, _READ_BESIDE)
+            message = f"nothing reads this file: templates end in .j2{near}"
+            yield Finding("unused-file", message, str(path), 1, level="error" if near else "warning")
 
 
 def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
@@ -96,6 +105,52 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
             message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
             yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")
     yield from _outside_blocks(template, template.tree.body)
+
+
+def _lost(overlay: Overlay, template: Template) -> Iterator[Finding]:
+    """What of a request the shipped template hands on to the scheduler, and what comes in its place does not."""
+    if template.name not in {target.template for target in TARGETS.values()}:
+        return
+    shipped, chain = overlay.chain(f"shipped/{template.name}"), overlay.chain(template.name)
+    if not shipped or chain[-1].parent:
+        return
+    left = set(_handed_on(overlay, chain))
+    for name in sorted(set(_handed_on(overlay, shipped)) - left):
+        own = [
+            block for block in template.tree.find_all(nodes.Block) if name in _handed_on(overlay, shipped, block.name)
+        ]
+        message = f"the {name} of a request has no effect: the shipped template hands it on, and nothing here does"
+        line, word = (own[0].lineno, own[0].name) if own else (1, "")
+        yield replace(at(template, "lost", message, line, word), level="warning")
+
+
+def _handed_on(overlay: Overlay, chain: list[Template], block: str = "") -> Iterator[str]:
+    """Which of _HANDED_ON the text that a chain of templates renders, or one block of it, reads."""
+    defined: dict[str, list[nodes.Block]] = {}
+    for template in chain:
+        for found in template.tree.find_all(nodes.Block):
+            defined.setdefault(found.name, []).append(found)
+    waiting: list[nodes.Node] = [*defined.get(block, [])[:1]] if block else [chain[-1].tree]
+    while waiting:
+        node = waiting.pop()
+        if (
+            isinstance(node, nodes.Assign)
+            and isinstance(node.target, nodes.Name)
+            and node.target.name in sandbox.POLICY
+        ):
+            continue
+        if isinstance(node, nodes.Block):
+            texts = defined[node.name]
+            last = next((n for n, text in enumerate(texts) if not _calls(text, "super")), len(texts))
+            waiting += [child for text in texts[: last + 1] for child in text.body]
+            continue
+        of_job = attribute_of(node) is not None and written(node.node) == "job"  # type: ignore[attr-defined]
+        name = node.name if isinstance(node, nodes.Name) else attribute_of(node) if of_job else None
+        yield from (said for prefix, said in _HANDED_ON.items() if name and name.startswith(prefix))
+        waiting += node.iter_child_nodes()
+        if isinstance(node, nodes.Include):
+            included = (overlay.template(name) for name in constants(node.template))
+            waiting += [template.tree for template in included if template]
 
 
 def _ends_line(body: list[nodes.Node]) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from pman.settings import Settings
 from pman.storage import Storage
 from pman.targets import TARGETS
 from pman.templating import sandbox
-from pman.templating.render import SECRETS, Renderer, shipped_templates
+from pman.templating.files import files, shipped_templates
+from pman.templating.render import SECRETS, Renderer
 
 _TYPES: Mapping[str, Any] = {"job": Job, "storage": Storage, "settings": Settings}
 _OF_MAPPINGS = ["items", "keys", "values", "get"]
@@ -213,16 +213,6 @@ def at(template: Template, rule: str, message: str, line: int, word: str = "") -
     lines = template.source.splitlines()
     found = re.search(rf"\b{re.escape(word)}\b", lines[line - 1]) if word and 0 < line <= len(lines) else None
     return Finding(rule, message, template.path, line, found.start() + 1 if found else 0)
-
-
-def files(directory: Path) -> Iterator[Path]:
-    """The files of an overlay, through symbolic links (a ConfigMap's are), without those that begin with a dot."""
-    seen = set()
-    for place, directories, names in os.walk(directory, followlinks=True):
-        real = os.path.realpath(place)
-        directories[:] = [] if real in seen else [name for name in directories if not name.startswith(".")]
-        seen.add(real)
-        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def _templates(directory: Path) -> list[str]:

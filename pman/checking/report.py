@@ -21,7 +21,7 @@ def each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
             continue  # the same name, met again while rendering
         cause = re.sub(r" \(request: [^()]*\)$", "", finding.message)
         if finding.rule == "changed":  # whatever it is instead
-            cause = re.split(r" is ['\"]|variable |^word ", cause, maxsplit=1)[0]
+            cause = re.sub(r"\d+", "", re.split(r" is ['\"]|variable |^word ", cause, maxsplit=1)[0])
         if finding.rule == "invalid":  # parsers count the words of the request, and go on to quote it
             cause = re.sub(r"\d+", "", cause)[:40]
         groups.setdefault((finding.rule, finding.file, finding.line, cause), []).append(finding)

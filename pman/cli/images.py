@@ -18,7 +18,8 @@ from pman.errors import BadRequest, Misconfigured
 from pman.job import image_reference, make_job, validate
 from pman.settings import Settings
 from pman.targets import TARGETS
-from pman.templating.render import Renderer, shipped_templates
+from pman.templating.files import shipped_templates
+from pman.templating.render import Renderer
 
 _PULL = 'pull_image "$@"'
 _LIST = 'for file in "$1"/*.sif; do [ ! -s "$file" ] || du -m "$file"; done'

@@ -22,7 +22,8 @@ from pman.storage import Mount, Storage
 from pman.targets import TARGETS
 from pman.targets.record import Judging, Stuck
 from pman.templating import sandbox
-from pman.templating.render import SECRETS, Renderer, shipped_templates
+from pman.templating.files import shipped_templates
+from pman.templating.render import SECRETS, Renderer
 
 if TYPE_CHECKING:
     from pman.checking.overlay import Overlay, Template
@@ -99,7 +100,8 @@ def check(
         if form == "text":
             for finding in now:
                 click.secho(str(finding), fg="red" if finding.level == "error" else "yellow")
-            click.echo(f"{place or 'shipped templates'}: {run.rendered} results, {len(now)} findings", err=True)
+        counts = ", ".join(f"{run.counts[word]} {word}" for word in ("checked", "refused", "unwritable"))
+        click.echo(f"{place or 'shipped templates'}: {counts}, {len(now)} findings", err=True)
     if form != "text":
         click.echo(report.to_json(found) if form == "json" else report.to_sarif(found, __version__))
     sys.exit(any(finding.level == "error" for finding in found))
@@ -120,6 +122,13 @@ def _overlay(directory: Path | None) -> Overlay:
     from pman.checking.overlay import Overlay
 
     return Overlay(Renderer(settings.load({"TEMPLATES_DIR": str(directory)} if directory else {}), TARGETS))
+
+
+def _of_a_site(directory: Path | None) -> Overlay:
+    overlay = _overlay(directory)
+    if overlay.directory is None:
+        raise Misconfigured("Name the site's overlay: give --templates DIR, or set TEMPLATES_DIR.")
+    return overlay
 
 
 @templates.command("list")
@@ -169,7 +178,7 @@ def diff(directory: Path | None) -> None:
 
     Each of its templates, or of its blocks, against the shipped one.
     """
-    overlay = _overlay(directory)
+    overlay = _of_a_site(directory)
     for name in overlay.site_names:
         template, shipped = overlay.template(name), overlay.template(f"shipped/{name}")
         if template and template.parent:
@@ -286,7 +295,7 @@ def upgrade_check(old: Path, directory: Path | None) -> None:
     OLD_VERSION_DIR holds the templates of the version that you come from. Exit status 1 when any does: read the diff
     and adapt the override. 2 where OLD_VERSION_DIR lacks a template.
     """
-    overlay = _overlay(directory)
+    overlay = _of_a_site(directory)
     touched = False
     for name in overlay.site_names:
         if name in overlay.shipped_names and not (old / name).is_file():

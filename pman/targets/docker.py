@@ -12,9 +12,11 @@ from typing import Any
 import yaml
 
 from pman.job import INCOMING, OUTGOING, Job
-from pman.targets.documents import line, need, said, yaml_document
+from pman.targets.documents import Identity, line, need, said, yaml_document
 from pman.targets.record import Delivered, Judging, Problem, Starter, Target
 
+JID, DIGEST = "org.chrisproject.pman.name", "org.chrisproject.pman.digest"  # labels
+IDENTITY = Identity({("Labels", JID): "job.jid", ("Labels", DIGEST): "job.digest"})
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "argv": ("environment", "container_extra"),
     "env": ("environment",),
@@ -40,14 +42,18 @@ def _judge(text: str, _how: Judging) -> Iterator[Problem]:
     return schema_problems(text, "ContainerCreate")
 
 
-def _read(_job: Job, text: str) -> Delivered:
+def _read(job: Job, text: str) -> Delivered:
     body = yaml.safe_load(text)
     # An empty program takes the image's own ENTRYPOINT away.
     words = [*filter(None, body.get("Entrypoint") or []), *(body.get("Cmd") or [])]
     host = body.get("HostConfig", {})
     binds = [bind.rsplit(":", 2 if bind.count(":") > 1 else 1) for bind in host.get("Binds", [])]
     mounts = [*host.get("Mounts", []), *({"Source": bind[0], "Target": bind[1]} for bind in binds)]
-    return replace(engine(words, body.get("Env") or [], mounts, str), image=body["Image"])
+    return replace(
+        engine(words, body.get("Env") or [], mounts, str),
+        image=body["Image"],
+        others=tuple(IDENTITY.flaws(job, body, text)),
+    )
 
 
 def engine(words: list[str], env: list[str], mounts: list[Any], read: Callable[[str], str]) -> Delivered:

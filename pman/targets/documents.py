@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from pman.errors import Misconfigured
+from pman.job import Job
 from pman.targets.record import CANARY, Flaw, Problem
 from pman.templating.site import StrictLoader
 
@@ -47,18 +49,51 @@ def said(error: Any) -> str:
 
 def line(text: str, error: Any) -> int:
     """The line of the YAML node that a schema does not accept; for an unknown key, that of the key."""
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    for part in error.absolute_path:
-        node = _child(node, part)
+    node = _node(text, error.absolute_path)
     named = re.findall(r"'([^']*)'", error.message) if error.validator == "additionalProperties" else []
     keys = [key for key, _ in node.value if key.value in named] if isinstance(node, yaml.MappingNode) else []
     return int((keys[0] if keys else node).start_mark.line) + 1
+
+
+def _line_at(text: str, path: Iterable[str | int]) -> int:
+    return int(_node(text, path).start_mark.line) + 1
+
+
+def _node(text: str, path: Iterable[str | int]) -> Any:
+    """The YAML node at the path, or as far along it as there are nodes."""
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    for part in path:
+        node = _child(node, part)
+    return node
 
 
 def _child(node: Any, part: Any) -> Any:
     if isinstance(part, int):
         return node.value[part]
     return next((value for key, value in node.value if key.value == part), node)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Where a document carries the identity of its job: path -> `job.FIELD`, or a text that must stand there."""
+
+    parts: Mapping[tuple[str, ...], str]
+
+    def lacks(self, job: Job, document: Any) -> tuple[tuple[str, ...], str] | None:
+        """The first path at which the document is not the job's, and a sentence about it."""
+        for path, wanted in self.parts.items():
+            found = document
+            for step in path:
+                found = found.get(step) if isinstance(found, Mapping) else None
+            if found != (getattr(job, wanted[4:]) if wanted.startswith("job.") else wanted):
+                shown = f"{{{{ {wanted} }}}}" if wanted.startswith("job.") else wanted
+                return path, f"{' '.join(path)} must be {shown}, or pman does not find the job again"
+        return None
+
+    def flaws(self, job: Job, document: Any, text: str) -> Iterator[Flaw]:
+        """What the document, read from `text`, lacks of the job's identity."""
+        if found := self.lacks(job, document):
+            yield Flaw("identity", found[1], _line_at(text, found[0]))
 
 
 def json_problems(text: str) -> Iterator[Problem]:

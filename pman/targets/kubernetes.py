@@ -10,10 +10,18 @@ from typing import Any
 import yaml
 
 from pman.job import INCOMING, OUTGOING, Job
-from pman.targets.documents import expanded, line, need, said, yaml_document
+from pman.targets.documents import Identity, expanded, line, need, said, yaml_document
 from pman.targets.record import CANARY, MARK, Delivered, Flaw, Judging, Problem, Starter, Target
 from pman.templating import quote
 
+JID, DIGEST = "org.chrisproject.pman.jid", "org.chrisproject.pman.digest"  # annotations
+IDENTITY = Identity(
+    {
+        ("metadata", "name"): "job.name",
+        ("metadata", "annotations", JID): "job.jid",
+        ("metadata", "annotations", DIGEST): "job.digest",
+    }
+)
 KUBERNETES_VERSION = "1.35"  # what pman's live suite runs
 
 
@@ -54,8 +62,9 @@ def _labels(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
                 yield Problem(f"the label {name} cannot be {value!r}: an annotation can", lines[-1] if lines else None)
 
 
-def _read(_job: Job, text: str) -> Delivered:
-    pod = yaml.safe_load(text)["spec"]["template"]["spec"]
+def _read(job: Job, text: str) -> Delivered:
+    document = yaml.safe_load(text)
+    pod = document["spec"]["template"]["spec"]
     container = next((c for c in pod["containers"] if MARK in _words(c)), None)
     if container is None:
         raise ValueError("no container has it in command and args, word by word")
@@ -69,7 +78,8 @@ def _read(_job: Job, text: str) -> Delivered:
     sources = {m["mountPath"]: _volume_source(volumes[m["name"]], m) for m in mounts if m["name"] in volumes}
     words = [_expand(word, env) for word in _words(container)]
     texts = [text for each in _containers(pod) for text in _expandable(each)]
-    others = (*lost, *_in_scripts(pod), *expanded(texts, r"(?<!\$)(?:\$\$)*\$\(", "Kubernetes", "k8s"))
+    own = IDENTITY.flaws(job, document, text)
+    others = (*own, *lost, *_in_scripts(pod), *expanded(texts, r"(?<!\$)(?:\$\$)*\$\(", "Kubernetes", "k8s"))
     places = sources.get(INCOMING, ""), sources.get(OUTGOING, "")
     return Delivered(words, env, *places, image=container["image"], others=others)
 

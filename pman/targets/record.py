@@ -49,7 +49,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What does not arrive. what: argv, env, incoming, outgoing, volumes, image; injected, script: what runs instead.
+    """What does not arrive. what: argv, env, incoming, outgoing, volumes, image; injected, script: what runs instead;
+    identity.
 
     line: in the rendered text, from 1, if known.
     """

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pman.job import Job
-from pman.targets.record import CANARY, MARK, Delivered, Problem, Starter, Stuck
+from pman.targets.record import CANARY, MARK, Delivered, Flaw, Problem, Starter, Stuck
 
 _TIMEOUT_SECONDS = 20
 _CPU_SECONDS = 3  # of each process of a script; a whole script takes some 20 ms
@@ -43,6 +43,7 @@ STARTER = Starter(
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "argv": ("command", "runtime", "prologue", "environment"),
     "env": ("environment", "command", "runtime", "prologue"),
+    "identity": ("claim", "start"),
     "injected": ("environment", "prologue", "command"),
     **dict.fromkeys(("incoming", "outgoing"), ("runtime", "environment", "prologue", "command")),
 }
@@ -104,6 +105,13 @@ def _shellcheck(script: str) -> Iterator[Problem]:
     run = subprocess.run(_SHELLCHECK, input=script.encode(), capture_output=True, check=False)
     for item in json.loads(run.stdout or b"[]"):
         yield Problem(f"shellcheck SC{item['code']}: {item['message']}", item["line"])
+
+
+def identity(claim: str, text: str) -> Iterator[Flaw]:
+    """What a script lacks that pman needs to run its job once and to see its end: the claim, and the return code."""
+    for line, without in ((claim, "the job may run twice"), ("mv rc.new rc", "pman never sees that the job has ended")):
+        if line not in text:
+            yield Flaw("identity", f"the script does not hold `{line}`, without which {without}")
 
 
 def first_line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pman.job import Job
@@ -37,7 +38,8 @@ def _judge(text: str, how: Judging) -> Iterator[Problem]:
 
 
 def _read(job: Job, text: str) -> Delivered:
-    return shell.run_worker(job, text, "worker", env={"SLURM_JOB_ID": "1", "SLURM_PROCID": "0"})
+    found = shell.run_worker(job, text, "worker", env={"SLURM_JOB_ID": "1", "SLURM_PROCID": "0"})
+    return replace(found, others=tuple(shell.identity('mv -T "$attempt" "claim.$SLURM_JOB_ID"', text)))
 
 
 TARGET = Target(

@@ -10,10 +10,13 @@ from typing import Any
 import yaml
 
 from pman.job import Job
+from pman.targets import docker
 from pman.targets.docker import CAUSES, engine, mount_source, schema_problems
-from pman.targets.documents import expanded
+from pman.targets.documents import Identity, expanded
 from pman.targets.record import Delivered, Judging, Problem, Starter, Target
 from pman.templating import quote
+
+IDENTITY = Identity({("Name",): "job.name", **docker.IDENTITY.parts})
 
 
 def go_template(value: Any) -> str:
@@ -25,8 +28,9 @@ def _judge(text: str, _how: Judging) -> Iterator[Problem]:
     return schema_problems(text, "ServiceCreate")
 
 
-def _read(_job: Job, text: str) -> Delivered:
-    container = yaml.safe_load(text)["TaskTemplate"]["ContainerSpec"]
+def _read(job: Job, text: str) -> Delivered:
+    body = yaml.safe_load(text)
+    container = body["TaskTemplate"]["ContainerSpec"]
     words = [*container.get("Command", []), *container.get("Args", [])]
     env, mounts = container.get("Env") or [], container.get("Mounts") or []
     found = engine(words, [_go(entry) for entry in env], mounts, _go)
@@ -34,7 +38,7 @@ def _read(_job: Job, text: str) -> Delivered:
     return replace(
         found,
         image=container["Image"],
-        others=tuple(expanded(texts, r"\{\{", "Swarm", "gotemplate")),
+        others=(*IDENTITY.flaws(job, body, text), *expanded(texts, r"\{\{", "Swarm", "gotemplate")),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pman.job import Job
 from pman.targets import cromwell_conf, shell
 from pman.targets.documents import need
-from pman.targets.record import Delivered, Judging, Problem, Starter, Target
+from pman.targets.record import Delivered, Flaw, Judging, Problem, Starter, Target
 from pman.templating.quote import Filter, Unwritable, bare, text_of
 
 # Words that Cromwell goes on replacing in the finished script, also inside the user's text (measured on Cromwell 93).
@@ -162,7 +162,9 @@ def _read(job: Job, text: str) -> Delivered:
     first, script = command_of(text)
     found = shell.run(job, script, env={"SLURM_JOB_ID": "1", "SLURM_PROCID": "0"})
     injected = [line and line + first - 1 for line in found.injected]
-    return replace(found, incoming=incoming, outgoing=outgoing, injected=injected)
+    said = "the runtime attribute jid is not the job's own, by which its SLURM job is named"
+    others = () if runtime.get("jid") == job.jid else (Flaw("identity", said, level="warning"),)
+    return replace(found, incoming=incoming, outgoing=outgoing, injected=injected, others=others)
 
 
 TARGET = Target(
@@ -185,6 +187,7 @@ TARGET = Target(
     read=_read,
     causes={
         **shell.CAUSES,
+        "identity": ("runtime",),
         **dict.fromkeys(("incoming", "outgoing"), ("directories", *shell.CAUSES["incoming"])),
     },
 )

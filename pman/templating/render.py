@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import bisect
 import functools
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,8 @@ from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateE
 from pman.job import Job, JobRequest, make_job
 from pman.settings import Settings
 from pman.storage import mounts
-from pman.templating import quote, sandbox
-from pman.templating.site import read_site
+from pman.templating import files, quote, sandbox
+from pman.templating.site import read_site, scalars
 
 # slurmctld refuses longer scripts (max_script_size, 4 MB by default); Kubernetes and Docker refuse less than that.
 MAX_SPEC_BYTES = 4 * 1024 * 1024
@@ -33,6 +32,7 @@ SAMPLE: Mapping[str, Any] = {
     "entrypoint": ["simpledsapp"], "args": ["--threshold", "0.5"], "env": ["GREETING=hello"], "number_of_workers": 1,
     "cpu_limit": 1500, "memory_limit": 512, "gpu_limit": 0,
 }  # fmt: skip
+_UNUSUAL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 SECRETS = frozenset({"secret_key", "cromwell_auth_password", "cromwell_service_account"})
 
 
@@ -79,9 +79,9 @@ class Renderer:
         self.targets = targets
         own = ((language(target.template), target.filters) for target in targets.values())
         self.filters = sandbox.languages(own)
-        self.site = read_site(settings.templates_dir)  # the values of site.yaml
+        self._read_site()
         self._public = MappingProxyType(settings.model_dump(mode="json", exclude=set(SECRETS)))
-        loader = _loader(settings.templates_dir)
+        loader = files.loader(settings.templates_dir)
         self._environments = {
             name: sandbox.environment(loader, filters, filters[name].write, settings.dev)
             for name, filters in self.filters.items()
@@ -90,11 +90,15 @@ class Renderer:
     def render(self, job: Job, target: str) -> Spec:
         """The spec of `job`. Raises TemplateError (file:line: cause), Refused, TooLarge, or BadRequest (unwritable)."""
         if self.settings.dev:
-            self.site = read_site(self.settings.templates_dir)
+            self._read_site()
         entry = self.targets[target]
         context = self._context(job)
         extras = {name: self._text(template, context) for name, template in entry.extras.items()}
         return Spec(target, self._text(entry.template, context), extras)
+
+    def _read_site(self) -> None:
+        files.require_readable(self.settings.templates_dir)
+        self.site = read_site(self.settings.templates_dir)  # the values of site.yaml
 
     def pieces(self, job: Job, name: str) -> list[Piece]:
         """The text of the rendered template `name` with where it comes from. Raises as `render` does."""
@@ -146,6 +150,23 @@ class Renderer:
         """`file:line: cause` of an error raised while the template `name` was compiled or rendered."""
         return _explain(error, name, {word for filters in self.filters.values() for word in filters})
 
+    def _blamed(self, error: quote.Unwritable, name: str, job: Job) -> PmanError:
+        """What to say of a value that cannot be written: to the user, or to who wrote site.yaml or a setting."""
+        fields = {
+            "jid": job.jid, "auid": job.auid, "partition": job.partition, "input_dir": job.input_dir,
+            "output_dir": job.output_dir, "args": job.argv, "env": [value for _, value in job.env],
+        }  # fmt: skip
+        of_request = [(name, text) for name, value in fields.items() if value for text in _texts(value)]
+        of_settings = [(name.upper(), text) for name, value in self._public.items() for text in _texts(value)]
+        source, part = _blame(error.value, [*of_request, *scalars(self.settings.templates_dir), *of_settings])
+        place, said = self.explain(error, name), f"cannot be written for this scheduler: {error}"
+        if source in fields:
+            return BadRequest({source: f"{said}."}, detail=place)
+        here = place.removesuffix(f": {error}")
+        if isinstance(source, int):
+            return TemplateError(f"{self.settings.templates_dir}/site.yaml:{source}: {part!r} {said} ({here})")
+        return TemplateError(f"{here}: {f'the setting {source}' if source else repr(error.value)} {said}")
+
     @contextmanager
     def _explained(self, name: str, job: Job) -> Iterator[None]:
         try:
@@ -153,21 +174,26 @@ class Renderer:
         except PmanError:
             raise
         except quote.Unwritable as error:
-            said = f"cannot be written for this scheduler: {error}."
-            raise BadRequest({_field(job, error.value): said}, detail=self.explain(error, name)) from error
+            raise self._blamed(error, name, job) from error
         except Exception as error:
             raise TemplateError(self.explain(error, name)) from error
 
 
-def _field(job: Job, value: Any) -> str:
-    """The field of the request that most of a printed value comes from."""
-    parts = {
-        "jid": [job.jid], "auid": [job.auid], "input_dir": [job.input_dir], "output_dir": [job.output_dir],
-        "args": job.argv, "env": [value for _, value in job.env],
-    }  # fmt: skip
-    text = str(value)
-    lengths = {name: max((len(part) for part in given if part in text), default=0) for name, given in parts.items()}
-    return max(lengths, key=lambda name: lengths[name]) if any(lengths.values()) else "job"
+def _blame(value: Any, parts: Iterable[tuple[Any, str]]) -> tuple[Any, str]:
+    """The part (its source, its text) for which a value cannot be written; ("", "") where none is in it.
+
+    That is one with a control character or half a surrogate pair, else the longest.
+    """
+    texts = _texts(value)
+    found = [part for part in parts if part[1] and any(part[1] in text for text in texts)]
+    return max(found, key=lambda part: (bool(_UNUSUAL.search(part[1])), len(part[1])), default=("", ""))
+
+
+def _texts(value: Any) -> list[str]:
+    """All text in a value."""
+    if isinstance(value, Mapping):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    return [text for part in value for text in _texts(part)] if isinstance(value, list | tuple) else [str(value)]
 
 
 def sample_job(settings: Settings) -> Job:
@@ -226,16 +252,6 @@ def _compiled_lines(debug_info: str) -> tuple[list[int], list[int]]:
     return [int(compiled) for _, compiled in pairs], [int(line) for line, _ in pairs]
 
 
-@functools.cache
-def shipped_templates() -> Path:
-    """The directory of the shipped templates: inside the wheel, or beside `pman/` in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for directory in (package / "templates", package.parent / "templates"):
-        if (directory / "wdl").is_dir():
-            return directory
-    raise Misconfigured("pman's own templates are missing: the installation is incomplete.")
-
-
 def _join(chunks: Iterator[str], name: str) -> str:
     parts, size = [], 0
     for chunk in chunks:
@@ -248,24 +264,3 @@ def _join(chunks: Iterator[str], name: str) -> str:
 
 def _refuse(reason: str) -> NoReturn:
     raise Refused(str(reason))
-
-
-def _loader(overlay: Path | None) -> jinja2.BaseLoader:
-    shipped = jinja2.FileSystemLoader(shipped_templates())
-    site = [_Confined(overlay)] if overlay else []
-    return jinja2.ChoiceLoader([jinja2.PrefixLoader({"shipped": shipped}), *site, shipped])
-
-
-class _Confined(jinja2.FileSystemLoader):
-    """Reads no file that a symbolic link puts outside its directory."""
-
-    def get_source(self, environment: jinja2.Environment, template: str) -> Any:
-        try:
-            found = super().get_source(environment, template)
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise TemplateError(f"{self.searchpath[0]}/{template}:{line}: this is no UTF-8") from None
-        root = os.path.realpath(self.searchpath[0])
-        if not os.path.realpath(found[1]).startswith(root + os.sep):
-            raise TemplateError(f"{found[1]}:1: a symbolic link leads out of the template directory")
-        return found

@@ -358,12 +358,16 @@ class _Undefined(jinja2.StrictUndefined):
         return said + hint(str(self._undefined_name), known)
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """What `name` may have been meant to be, as the end of a sentence; "" for nothing."""
+    found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
 def hint(name: str, known: Iterable[str]) -> str:
-    """What `name` may have been meant to be, as the end of a sentence; "" where nothing is known."""
-    near = difflib.get_close_matches(name, known := sorted(known), n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known here: {', '.join(known[:30])}" if known else ""
+    """What `name` may have been meant to be, else what is known, as the end of a sentence; "" where nothing is."""
+    known = sorted(known)
+    return near(name, known) or (f"; known here: {', '.join(known[:30])}" if known else "")
 
 
 def members(value: Any) -> list[str]:

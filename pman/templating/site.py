@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,20 @@ def read_site(overlay: Path | None) -> Mapping[str, Any]:
     if values is not None and not isinstance(values, dict):
         raise TemplateError(f"{path}:1: site.yaml must be a mapping of names to values")
     return values or {}
+
+
+def scalars(overlay: Path | None) -> Iterator[tuple[int, str]]:
+    """Every text, number and name in the overlay's site.yaml, which `read_site` has read before, with its line."""
+    path = overlay / "site.yaml" if overlay else None
+    waiting = [yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)] if path and path.is_file() else []
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            yield node.start_mark.line + 1, node.value
+        elif node and id(node) not in seen:
+            seen.add(id(node))
+            waiting += [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
 
 
 class StrictLoader(yaml.SafeLoader):

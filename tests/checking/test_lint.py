@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pman import checking
+from pman import checking, settings
 from pman.checking import overlay
+from pman.targets import TARGETS
+from pman.templating import render
 from tests.checking.overlays import (
     FOREVER,
     K8S,
@@ -22,6 +27,7 @@ from tests.checking.overlays import (
     run,
     write,
 )
+from tests.rig import ROOT
 
 BROKEN = [
     Broken(
@@ -82,12 +88,12 @@ BROKEN = [
     Broken(
         "template without its suffix",
         {"wdl/job.wdl": extending(WDL)},
-        "wdl/job.wdl", 0, "templates end in .j2", "unused-file",
+        "wdl/job.wdl", 1, "templates end in .j2; did you mean wdl/job.wdl.j2?", "unused-file",
     ),
     Broken(
         "site.yaml with another suffix",
         {"site.yml": "account: lab\n"},
-        "site.yml", 0, "nothing reads this file: templates end in .j2; did you mean site.yaml?", "unused-file",
+        "site.yml", 1, "nothing reads this file: templates end in .j2; did you mean site.yaml?", "unused-file",
     ),
     Broken(
         "parent that does not exist",
@@ -265,6 +271,55 @@ BROKEN = [
 @pytest.mark.parametrize("broken", BROKEN, ids=[broken.name for broken in BROKEN])
 def test_what_is_broken_is_named(broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_named(broken, tmp_path, monkeypatch)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {**only(SLURM, "prologue", "true\n"), "site.yaml": "\ufeffa: 1\n", "settings.env": "\ufeffSTOREBASE=/x\n"},
+    )
+    (tmp_path / SLURM).write_text("\ufeff" + (tmp_path / SLURM).read_text())
+    assert checking.SiteCheck(tmp_path).findings() == []
+    assert render.Renderer(settings.load({"TEMPLATES_DIR": str(tmp_path)}), TARGETS).site == {"a": 1}
+
+
+def test_what_the_user_may_not_read_counts_as_unreadable(tmp_path: Path) -> None:
+    """Root reads everything, unless it gives up the capability."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm").chmod(0)
+    drop = (
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"]
+        if os.geteuid() == 0
+        else []
+    )
+    for command in (["check", str(tmp_path)], ["render", "-", "--to", "slurm", "--templates", str(tmp_path)]):
+        ran = subprocess.run(
+            [*drop, sys.executable, "-m", "pman", *command], capture_output=True, text=True, check=False
+        )
+        assert "slurm:1: " in ran.stdout + ran.stderr
+        assert "this cannot be read: Permission denied" in ran.stdout + ran.stderr
+        assert ran.returncode == (1 if command[0] == "check" else 2)
+
+
+def test_nothing_is_checked_where_a_parser_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes_validate", None)
+    result = run("check", "--to", "k8s")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "kubernetes_validate is needed to check this: pip install 'pman[check]'" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["diff"], ["upgrade-check", str(ROOT / "templates")]])
+def test_commands_about_an_overlay_want_one(command: list[str]) -> None:
+    result = run("templates", *command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Name the site's overlay" in result.stderr
+
+
+def test_a_name_of_pmans_without_j2_is_an_error(tmp_path: Path) -> None:
+    (finding,) = checking.SiteCheck(write(tmp_path, {K8S.removesuffix(".j2"): "a: 1\n"}), targets=["k8s"]).findings()
+    assert (finding.level, finding.message) == (
+        "error", "nothing reads this file: templates end in .j2; did you mean k8s/job.yaml.j2?",
+    )  # fmt: skip
 
 
 def test_a_mounted_configmap_is_read_through_its_links(tmp_path: Path) -> None:

@@ -43,14 +43,15 @@ from pman.errors import (
 )
 from pman.job import Job
 from pman.settings import Settings
+from pman.targets import docker as docker_target
+from pman.targets import swarm
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-JID = "org.chrisproject.pman.name"
-DIGEST = "org.chrisproject.pman.digest"
+JID, DIGEST = docker_target.JID, docker_target.DIGEST
 IMAGE = "org.chrisproject.pman.image"
 LIMIT = "org.chrisproject.pman.time-limit-minutes"
 SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
@@ -352,11 +353,7 @@ def check(ping: Callable[[], None]) -> None:
 
 def body_of(job: Job, spec: Spec) -> dict[str, Any]:
     """The spec as a body. Raises TemplateError."""
-
-    def identity(body: Any) -> tuple[str, str, str]:
-        return body.get("Name", job.name), body["Labels"][JID], body["Labels"][DIGEST]
-
-    return documents.load(job, spec, identity, f"Name and the labels {JID} and {DIGEST}")
+    return documents.load(job, spec, swarm.IDENTITY if spec.target == "swarm" else docker_target.IDENTITY)
 
 
 def time_of(text: str | None) -> datetime | None:

@@ -31,6 +31,8 @@ from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, 
 from pman.job import Job, backend_name
 from pman.settings import Settings
 from pman.status import JobState, JobStatus, with_memory
+from pman.targets.kubernetes import DIGEST, IDENTITY
+from pman.targets.kubernetes import JID as JID
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,6 @@ POD_STATES: Mapping[str, JobState] = {
 }
 _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
 
-JID, DIGEST = "org.chrisproject.pman.jid", "org.chrisproject.pman.digest"
 OWNER = "batch.kubernetes.io/controller-uid"  # label of a Job's pods
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
@@ -369,12 +370,7 @@ def _counted(value: object) -> bool:
 
 def _body(job: Job, spec: Spec) -> bytes:
     """The spec as JSON. Raises TemplateError where it is no Job that can be found again under its jid."""
-
-    def identity(document: Any) -> tuple[str, str, str]:
-        metadata = document["metadata"]
-        return metadata["name"], metadata["annotations"][JID], metadata["annotations"][DIGEST]
-
-    document = documents.load(job, spec, identity, f"metadata.name, and the annotations {JID} and {DIGEST}")
+    document = documents.load(job, spec, IDENTITY)
     body = json.dumps(document).encode()
     if len(body) > MAX_BODY_BYTES:
         raise TooLarge(f"The job is too large for Kubernetes: {len(body)} bytes, of which it takes {MAX_BODY_BYTES}.")
