@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pman.backends import kubernetes as backend
-from pman.backends.kubernetes import reasons
+from pman.backends.kubernetes import ends, objects, starts
 from pman.backends.kubernetes.api import to_error
 from pman.errors import BackendError, BadRequest, Refused, TooLarge, Unreachable
 from pman.status import JobState
@@ -112,16 +112,16 @@ FAILURES = {
 def test_why_a_job_failed(name: str) -> None:
     recording = recorded(name)
     pods = as_pods(recording.get("pods_final", recording.get("pods")))
-    assert reasons.failure(as_job(), pods) == FAILURES[name]
+    assert ends.failure(as_job(), pods) == FAILURES[name]
 
 
 def test_why_one_of_two_workers_failed() -> None:
     pods = as_pods(recorded("job_failed_one_of_two")["pods_final"])
-    assert reasons.failure(as_job(completions=2), pods) == "worker 0: The job ended with exit code 7."
+    assert ends.failure(as_job(completions=2), pods) == "worker 0: The job ended with exit code 7."
 
 
 def test_a_deadline_of_the_job() -> None:
-    assert reasons.failure(as_job(condition="DeadlineExceeded"), []) == "The job reached its time limit."
+    assert ends.failure(as_job(condition="DeadlineExceeded"), []) == "The job reached its time limit."
 
 
 # Recording -> what the sentence begins with, and whether it may heal.
@@ -164,9 +164,9 @@ def ago(minutes: float) -> str:
 Events = Callable[[str], list[Object] | None]
 
 
-def waiting(pods: list[Object], events: Events, job: Object | None = None) -> reasons.Reason:
+def waiting(pods: list[Object], events: Events, job: Object | None = None) -> starts.Reason:
     job = job or as_job()
-    return reasons.waiting(job, pods, lacking=len(pods) < job["spec"]["completions"], events=events)
+    return starts.waiting(job, pods, lacking=len(pods) < job["spec"]["completions"], events=events)
 
 
 def event(reason: str, message: str, first: int = 0, last: int = 0) -> Object:
@@ -178,7 +178,7 @@ def event(reason: str, message: str, first: int = 0, last: int = 0) -> Object:
     }  # fmt: skip
 
 
-def minutes(reason: reasons.Reason) -> int | None:
+def minutes(reason: starts.Reason) -> int | None:
     return None if reason.lasted is None else round(reason.lasted.total_seconds() / 60)
 
 
@@ -253,7 +253,7 @@ def test_a_mount_that_failed_and_was_made_is_forgotten() -> None:
     pods = as_pods(recorded("pod_hostPath_missing_ContainerCreating")["pods"])
     pods[0]["status"]["conditions"][0] |= {"status": "True"}
     assert pods[0]["status"]["conditions"][0]["type"] == "PodReadyToStartContainers"
-    assert waiting(pods, lambda _: pytest.fail("no need of events")) == reasons.Reason("")
+    assert waiting(pods, lambda _: pytest.fail("no need of events")) == starts.Reason("")
 
 
 def test_a_mount_fails_for_as_long_as_it_is_reported() -> None:
@@ -312,8 +312,8 @@ def test_a_quota_that_is_merely_used_up_may_heal(limit: str, can_heal: bool) -> 
 
 def test_one_worker_of_several_waits() -> None:
     pods = as_pods(recorded("pod_missing_secret")["pods"])
-    pods[0]["metadata"]["annotations"] = {reasons.INDEX: "3"}
-    reason = reasons.waiting(as_job(completions=4), pods, lacking=False, events=lambda _: [])
+    pods[0]["metadata"]["annotations"] = {objects.INDEX: "3"}
+    reason = starts.waiting(as_job(completions=4), pods, lacking=False, events=lambda _: [])
     assert reason.sentence == 'worker 3: The container cannot be configured: secret "nosecret" not found.'
 
 
@@ -329,7 +329,7 @@ def test_a_lost_claim_is_told_from_a_busy_node() -> None:
 
 def test_quantities() -> None:
     texts = ["100m", "2", "64Mi", "1k", "1.5Gi", "3n", "7E", "1Ei", "junk", "1 "]
-    numbers = [float(reasons.quantity(text)) for text in texts]
+    numbers = [float(objects.quantity(text)) for text in texts]
     assert numbers == [0.1, 2, 64 * 2**20, 1000, 1.5 * 2**30, 3e-9, 7e18, 2**60, float("inf"), float("inf")]
 
 
@@ -341,10 +341,10 @@ def test_nothing_is_wrong_with_a_job_that_was_just_created() -> None:
 
 
 def test_a_node_that_does_not_answer() -> None:
-    assert "localhost" in reasons.node_silent(as_pods(recorded("node_lost")["pods"]))
+    assert "localhost" in starts.node_silent(as_pods(recorded("node_lost")["pods"]))
     for name in ("job_failed_exit3", "job_succeeded_timeline"):
         rows = [row for row in recorded(name)["timeline"] if row["kind"] == "pod"]
-        assert not any(reasons.node_silent(as_pods([row])) for row in rows)
+        assert not any(starts.node_silent(as_pods([row])) for row in rows)
 
 
 ERRORS = {
@@ -416,7 +416,7 @@ def test_why_a_job_ended(name: str) -> None:
     job, pods = end(name)
     events = [event for event in ENDS[name]["events"] if event["object"].startswith("Pod/")]
     assert backend.job_state(job["status"]) is JobState.FAILED
-    assert reasons.failure(job, pods, lambda _: events).startswith(FAILED[name])
+    assert ends.failure(job, pods, lambda _: events).startswith(FAILED[name])
 
 
 def test_the_time_limit_names_the_time_before_the_program() -> None:
@@ -424,7 +424,7 @@ def test_the_time_limit_names_the_time_before_the_program() -> None:
     job, pods = end("dl")
     job["spec"]["template"]["spec"]["activeDeadlineSeconds"] = 60
     pods[0]["status"]["startTime"] = "2026-11-30T10:49:54Z"
-    assert reasons.failure(job, pods) == (
+    assert ends.failure(job, pods) == (
         "The job reached its time limit of 1 min, which includes 40 s before its program began (for the image, say); "
         "the program ran for 15 s."
     )
@@ -436,9 +436,9 @@ def test_a_failing_container_beside_the_job_is_named() -> None:
     status = pods[0]["status"]
     status["containerStatuses"][0]["state"] = {"waiting": {"reason": "PodInitializing"}}
     status["initContainerStatuses"][0]["state"]["terminated"] |= {"exitCode": 7}
-    assert reasons.failure(job, pods) == "The container proxy of the job ended with exit code 7."
+    assert ends.failure(job, pods) == "The container proxy of the job ended with exit code 7."
     status["initContainerStatuses"][0]["state"]["terminated"] |= {"reason": "OOMKilled"}
-    assert reasons.failure(job, pods).startswith("The container proxy of the job failed. The machine ran out of memory")
+    assert ends.failure(job, pods).startswith("The container proxy of the job failed. The machine ran out of memory")
     assert backend.pods_state(job | {"status": {"failed": 1}}, pods) is JobState.NOT_STARTED
 
 
@@ -459,21 +459,21 @@ def test_a_success_under_eviction_is_marked() -> None:
     """A program that ends with 0 at SIGTERM; its pod is gone, so it may be that or a pod that was removed later."""
     job, pods = end("evict0")
     assert (backend.job_state(job["status"]), pods) == (JobState.SUCCEEDED, [])
-    assert reasons.flaw(job, pods).startswith("Pods of the job are gone (1), with their logs. ")
+    assert ends.flaw(job, pods).startswith("Pods of the job are gone (1), with their logs. ")
     ending = as_pods(ENDS["evictnopfp"]["pods_while_ending"])
-    assert reasons.flaw(job, ending) == (
+    assert ends.flaw(job, ending) == (
         "Kubernetes told the job to end because its node is being drained, or somebody evicted it. The program then "
         "ended with exit code 0: see whether its output is complete."
     )
 
 
-@pytest.mark.parametrize("reason", reasons._DISRUPTIONS)
+@pytest.mark.parametrize("reason", ends._DISRUPTIONS)
 def test_why_kubernetes_ended_a_pod(reason: str) -> None:
     job, _ = end("evictnopfp")
     pods = as_pods(ENDS["evictnopfp"]["pods_while_ending"])
     pods[0]["status"] |= {"phase": "Failed"}
     pods[0]["status"]["conditions"][0]["reason"] = reason
-    assert reasons.failure(job, pods) == f"The job was ended by Kubernetes {reasons._DISRUPTIONS[reason]}."
+    assert ends.failure(job, pods) == f"The job was ended by Kubernetes {ends._DISRUPTIONS[reason]}."
 
 
 MOUNTS = [
@@ -526,9 +526,10 @@ def test_a_queue_of_kueue() -> None:
         event("Pending", "another", 1, 1) | {"involvedObject": {"kind": "Workload", "name": "job-chris-jid-10-ab12c"}},
     ]
     assert (
-        reasons.suspended(job, lambda: seen) == f"The job waits until Kueue admits it from the queue imaging: {said}."
+        starts.suspended(job, lambda _: seen) == f"The job waits until Kueue admits it from the queue imaging: {said}."
     )
-    assert reasons.suspended(job, lambda: []) == "The job waits until Kueue admits it from the queue imaging."
+    untold = "The job waits until Kueue admits it from the queue imaging."
+    assert starts.suspended(job, lambda _: []) == starts.suspended(job, lambda _: None) == untold
 
 
 def test_what_is_said_without_events() -> None:

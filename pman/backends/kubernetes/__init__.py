@@ -22,8 +22,7 @@ from typing import Any
 
 from pman.backends import documents, logs, retry
 from pman.backends.former import may_name
-from pman.backends.kubernetes import older, rights
-from pman.backends.kubernetes import reasons as reasons
+from pman.backends.kubernetes import ends, objects, older, rights, starts
 from pman.backends.kubernetes.api import Api, Denied, Object, connect
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
@@ -150,49 +149,42 @@ class KubernetesBackend:
         pods = self._pods(job)
         state = job_state(job["status"])
         if state is not None and state.final:
-            return _ended(job, state, pods, self._events)
-        message = reasons.node_silent(pods) or self._waits(job, pods)
+            return _ended(job, state, pods, self._events_of)
+        message = starts.node_silent(pods) or self._waits(job, pods)
         return _status(job, state or pods_state(job, pods), message, pods)
 
     def _pods(self, job: Object) -> tuple[Object, ...]:
         """The pods of this very object, in index order; of those that tried one index the newest."""
         selector = {"labelSelector": f"{OWNER}={job['metadata']['uid']}"}
         found = self._api.call("GET", f"{self._core}/pods", selector)[1]["items"]
-        return reasons.in_order(found, _is_indexed(job))
+        return objects.in_order(found, _is_indexed(job))
 
     def _waits(self, job: Object, pods: Sequence[Object]) -> str:
         """Why workers do not start, or "". A job that cannot run whole is ended when patience with that is over."""
         conditions = _held(job["status"])
         if "Suspended" in conditions:
-            return reasons.suspended(job, self._queue_events)
+            return starts.suspended(job, self._events)
         if conditions or not job["status"].get("startTime"):  # ending already; not looked at yet
             return ""
         ahead = [pod for pod in pods if not _begun(pod) and "deletionTimestamp" not in pod["metadata"]]
-        reason = reasons.waiting(job, ahead, _lacks_pods(job, pods), functools.cache(self._events))
+        reason = starts.waiting(job, ahead, _lacks_pods(job, pods), functools.cache(self._events_of))
         if not reason.can_heal and reason.lasted is not None and reason.lasted >= self._patience:
             self._give_up(job, reason.sentence, ran=any(map(_begun, pods)))
         return reason.sentence
 
-    def _events(self, uid: str) -> list[Object] | None:
-        """The events of an object; None where pman may not read any. They only explain: no error of theirs counts."""
+    def _events_of(self, uid: str) -> list[Object] | None:
+        return self._events(f"involvedObject.uid={uid}")
+
+    def _events(self, selector: str) -> list[Object] | None:
+        """Events; None where pman may not read any. They only explain: no error of theirs counts."""
         try:
-            return self._list_events(f"involvedObject.uid={uid}")
+            return list(self._api.call("GET", f"{self._core}/events", {"fieldSelector": selector})[1]["items"])
         except Denied as error:
             self._say_once(f"{error} Jobs are not explained by their events.")
         except PmanError as error:
             log.warning("events cannot be read: %s", error)
             return []
         return None
-
-    def _queue_events(self) -> list[Object]:
-        try:
-            return self._list_events("involvedObject.kind=Workload,reason=Pending")
-        except PmanError as error:
-            self._say_once(f"{error} Why Kueue holds jobs back is not told.")
-            return []
-
-    def _list_events(self, selector: str) -> list[Object]:
-        return list(self._api.call("GET", f"{self._core}/events", {"fieldSelector": selector})[1]["items"])
 
     def _say_once(self, sentence: str) -> None:
         if sentence not in self._said:
@@ -205,7 +197,7 @@ class KubernetesBackend:
         A deadline that has passed does it. It ends workers that run, and takes their logs away, as when one of them
         fails. Nothing happens when the job has changed since it was read, or when pman may not change it.
         """
-        notes = {reasons.GAVE_UP: sentence} | ({} if ran else {NEVER_RAN: "true"})
+        notes = {ends.GAVE_UP: sentence} | ({} if ran else {NEVER_RAN: "true"})
         metadata = {"annotations": notes, "resourceVersion": job["metadata"]["resourceVersion"]}
         patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
         try:
@@ -227,7 +219,7 @@ class KubernetesBackend:
             return self._reader.read(pod, container, share, share_bytes, seconds) if _begun(pod) else ""
 
         several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1
-        numbers = [reasons.index(pod) for pod in pods] if several else None
+        numbers = [objects.index(pod) for pod in pods] if several else None
         return logs.of_workers(read, pods, max_lines, self._max_log_bytes, at_once=AT_ONCE, numbers=numbers)
 
     def delete(self, jid: str) -> None:
@@ -361,7 +353,7 @@ def pods_state(job: Object, pods: Sequence[Object]) -> JobState:
 
 def _begun(pod: Object) -> bool:
     phase = POD_STATES.get(pod["status"].get("phase", "Pending"), JobState.UNDEFINED)
-    return reasons.ran(pod) or (phase is not JobState.NOT_STARTED and pod["status"]["phase"] != "Failed")
+    return objects.ran(pod) or (phase is not JobState.NOT_STARTED and pod["status"]["phase"] != "Failed")
 
 
 def _counted(value: object) -> bool:
@@ -396,13 +388,13 @@ def _annotation(job: Object, name: str) -> str:
 
 def _container(job: Object) -> Object:
     containers: list[Object] = job["spec"]["template"]["spec"]["containers"]
-    return next((container for container in containers if container["name"] == reasons.MAIN), containers[0])
+    return next((container for container in containers if container["name"] == objects.MAIN), containers[0])
 
 
-def _ended(job: Object, state: JobState, pods: Sequence[Object], events: reasons.Events = lambda _: ()) -> JobStatus:
+def _ended(job: Object, state: JobState, pods: Sequence[Object], events: starts.Events = lambda _: ()) -> JobStatus:
     """A final state and what is to be said of it."""
-    message = reasons.failure(job, pods, events) if state is JobState.FAILED else reasons.flaw(job, pods)
-    return _status(job, with_memory(state, reasons.out_of_memory(pods)), message, pods)
+    message = ends.failure(job, pods, events) if state is JobState.FAILED else ends.flaw(job, pods)
+    return _status(job, with_memory(state, ends.out_of_memory(pods)), message, pods)
 
 
 def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Object] = ()) -> JobStatus:
@@ -415,15 +407,15 @@ def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Obje
         cmd=shlex.join(word.replace("$$", "$") if escaped else word for word in argv),
         state=state,
         message=message,
-        finished_at=reasons.finished_at(job["status"]) if state.final else None,
+        finished_at=objects.finished_at(job["status"]) if state.final else None,
         private=_Found(job, tuple(pods)),
-        posted_at=reasons.time(job["metadata"].get("creationTimestamp")),
+        posted_at=objects.time(job["metadata"].get("creationTimestamp")),
     )
 
 
 def _listed(job: Object, pods: list[Object]) -> JobStatus:
     state = job_state(job["status"])
-    found = reasons.in_order(pods, _is_indexed(job))
+    found = objects.in_order(pods, _is_indexed(job))
     return _ended(job, state, found) if state and state.final else _status(job, state or pods_state(job, found))
 
 

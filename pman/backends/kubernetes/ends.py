@@ -1,0 +1,141 @@
+"""How a Kubernetes job ended, in one sentence for its user, from what the Job and its pods say.
+
+Pure functions over decoded JSON of the API; the forms of the messages were recorded on 1.35.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from pman.backends.kubernetes import objects
+from pman.backends.kubernetes.objects import Object, containers, end_of, main_status, of_worker, one_sentence, ran, time
+from pman.backends.kubernetes.starts import Events, failed_pull
+from pman.status import explain_exit, explain_memory
+
+GAVE_UP = "org.chrisproject.pman.gave-up"  # annotation: the sentence for which pman ended the job
+# https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
+_DISRUPTIONS: Mapping[str, str] = {
+    "PreemptionByScheduler": "to make room for a pod of higher priority",
+    "DeletionByTaintManager": "because its node was lost or closed to it by a taint",
+    "EvictionByEvictionAPI": "because its node is being drained, or somebody evicted it",
+    "DeletionByPodGC": "because its node is gone",
+    "TerminationByKubelet": "because its node ran short of something or is shut down",
+}
+_SEE = "see whether its output is complete."
+
+
+def out_of_memory(pods: Iterable[Object]) -> bool:
+    """Whether a process of the job's program was ended for lack of memory; the program itself may have gone on."""
+    return any(end_of(main_status(pod)).get("reason") == "OOMKilled" for pod in pods)
+
+
+def flaw(job: Object, pods: Sequence[Object]) -> str:
+    """What is wrong with a job whose pods all ended with 0, or ""."""
+    for pod in pods:
+        if out_of_memory([pod]):
+            return of_worker(job, pod, _memory(job, main_status(pod)))
+        if disrupted := _disruption(pod):
+            sentence = f"Kubernetes told the job to end {disrupted}. The program then ended with exit code 0: {_SEE}"
+            return of_worker(job, pod, sentence)
+    removed = job["status"].get("succeeded", 0) - sum(pod["status"].get("phase") == "Succeeded" for pod in pods)
+    if removed <= 0:
+        return ""
+    return (
+        f"Pods of the job are gone ({removed}), with their logs. If one was removed while its program ran (a drained "
+        f"node, an eviction), the program was told to end: {_SEE}"
+    )
+
+
+def failure(job: Object, pods: Sequence[Object], events: Events = lambda _: ()) -> str:
+    """Why a job with the condition Failed failed. pods: those that are left, in index order."""
+    if gave_up := job["metadata"].get("annotations", {}).get(GAVE_UP):
+        return str(gave_up)
+    failed = [pod for pod in pods if pod["status"].get("phase") == "Failed"]
+    if not failed:
+        return _without_pod(job)
+    pod = min(failed, key=lambda pod: _ended(pod) or datetime.now(UTC))
+    return of_worker(job, pod, one_sentence(_pod_failed(job, pod, events)))
+
+
+def _disruption(pod: Object) -> str:
+    """For what Kubernetes itself ended the pod, as the end of a sentence; "" where it did not."""
+    held = (c for c in pod["status"].get("conditions", []) if c["type"] == "DisruptionTarget" and c["status"] == "True")
+    condition = next(held, None)
+    if condition is None:
+        return ""
+    reason = condition.get("reason", "")
+    return _DISRUPTIONS.get(reason, f"({reason}: {condition.get('message', '')})")
+
+
+def _without_pod(job: Object) -> str:
+    conditions = job["status"].get("conditions", [])
+    condition: Object = next((c for c in conditions if c["type"] == "Failed"), {})
+    if condition.get("reason") == "DeadlineExceeded":
+        return "The job reached its time limit."
+    if condition.get("reason") == "BackoffLimitExceeded":
+        return "A pod of the job was deleted or lost, and its result with it."
+    if "DisruptionTarget" in condition.get("message", ""):  # by the template's podFailurePolicy
+        return (
+            "Kubernetes ended a pod of the job to have its node or its place (a drain, an eviction, a preemption, a "
+            "lost node), and its logs are gone. The program did not fail: the job may be run again."
+        )
+    return one_sentence(f"Kubernetes ended the job: {condition.get('message') or condition.get('reason', '')}")
+
+
+def _pod_failed(job: Object, pod: Object, events: Events) -> str:
+    status = pod["status"]
+    if status.get("reason") == "DeadlineExceeded":
+        return _time_is_over(job, pod, events)
+    if status.get("reason"):  # Evicted, Preempting, NodeShutdown, OutOfmemory, UnexpectedAdmissionError ...
+        return f"The job was ended by Kubernetes: {status['reason']}: {status.get('message', '')}"
+    if disrupted := _disruption(pod):
+        return f"The job was ended by Kubernetes {disrupted}"
+    failed = next((container for container in containers(pod) if end_of(container).get("exitCode")), None)
+    if failed is None:
+        return f"The job failed: {status.get('message', 'no reason is known')}"
+    beside = "" if failed is main_status(pod) else f"The container {failed['name']} of the job"
+    return _container_failed(job, failed, beside)
+
+
+def _time_is_over(job: Object, pod: Object, events: Events) -> str:
+    """kubelet counts from when it took the pod: the pull of the image is within the limit."""
+    seconds = job["spec"]["template"]["spec"].get("activeDeadlineSeconds", 0)
+    sentence = f"The job reached its time limit of {seconds / 60:g} min"
+    ended = end_of(main_status(pod))
+    took, began, end = time(pod["status"].get("startTime")), time(ended.get("startedAt")), time(ended.get("finishedAt"))
+    if took is None:
+        return sentence
+    if not ran(pod) or began is None or end is None:
+        pull = failed_pull(events(pod["metadata"]["uid"]))
+        why = f": {pull}" if pull else ", perhaps while its image was pulled"
+        return f"{sentence} before its program had begun{why}"
+    waited = (began - took).total_seconds()
+    if waited < max(5.0, seconds / 100):
+        return sentence
+    return (
+        f"{sentence}, which includes {waited:.0f} s before its program began (for the image, say); the program ran for "
+        f"{(end - began).total_seconds():.0f} s"
+    )
+
+
+def _container_failed(job: Object, status: Object, beside: str) -> str:
+    """beside: what to call a container that is not the job's."""
+    ended = end_of(status)
+    if ended.get("reason") == "OOMKilled":
+        return f"{beside} failed. {_memory(job, status)}" if beside else _memory(job, status)
+    if ended.get("reason") in objects.NEVER_RAN:
+        return f"The program could not be started: {ended.get('message', '').rsplit('container process: ', 1)[-1]}"
+    return explain_exit(ended["exitCode"], beside or "The job")
+
+
+def _memory(job: Object, status: Object) -> str:
+    every = job["spec"]["template"]["spec"]["containers"]
+    limits = (c.get("resources", {}).get("limits", {}).get("memory") for c in every if c["name"] == status["name"])
+    limit = next(limits, None)
+    return explain_memory(int(objects.quantity(limit) / 2**20) if limit else 0, end_of(status)["exitCode"], known=True)
+
+
+def _ended(pod: Object) -> datetime | None:
+    times = [time(end_of(container).get("finishedAt")) for container in containers(pod)]
+    return min((moment for moment in times if moment), default=None)
