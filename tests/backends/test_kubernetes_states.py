@@ -82,6 +82,7 @@ def as_job(completions: int = 1, memory: str = "16Mi", condition: str = "Backoff
         "metadata": {"uid": "u"},
         "spec": {
             "completions": completions,
+            "completionMode": "Indexed",
             "template": {"spec": {"containers": [container], "activeDeadlineSeconds": 120}},
         },
         "status": {"startTime": "2026-11-23T15:31:00Z", "conditions": [{"type": "Failed", "reason": condition}]},
@@ -117,7 +118,10 @@ def test_why_a_job_failed(name: str) -> None:
 
 def test_why_one_of_two_workers_failed() -> None:
     pods = as_pods(recorded("job_failed_one_of_two")["pods_final"])
-    assert ends.failure(as_job(completions=2), pods) == "worker 0: The job ended with exit code 7."
+    job = as_job(completions=2)
+    assert ends.failure(job, pods) == "worker 0: The job ended with exit code 7."
+    job["spec"]["completionMode"] = "NonIndexed"  # of pman 6, whose workers have no numbers
+    assert ends.failure(job, pods) == "The job ended with exit code 7."
 
 
 def test_a_deadline_of_the_job() -> None:

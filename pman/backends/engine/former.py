@@ -29,20 +29,20 @@ def of_service(document: Json) -> Former:
 def is_container(document: Json, jid: str, store: str) -> bool:
     """Whether a container is a job of that jid. store: the directory of all jobs."""
     restart = (document["HostConfig"].get("RestartPolicy") or {}).get("Name")
-    binds = all(mount["Type"] == "bind" for mount in document.get("Mounts") or [])
-    return restart in ("no", "") and binds and _is_job(of_container(document), jid, store)
+    below = _are_binds_below(document.get("Mounts"), store)
+    return restart in ("no", "") and below and of_container(document).is_job(jid)
 
 
 def is_service(document: Json, jid: str, store: str) -> bool:
     """Whether a service is a job of that jid. store: the directory of all jobs."""
     task = document["Spec"]["TaskTemplate"]
     container, restart = task["ContainerSpec"], (task.get("RestartPolicy") or {}).get("Condition")
-    binds = all(mount["Type"] == "bind" for mount in container.get("Mounts") or [])
-    return restart == "none" and container.get("TTY") is True and binds and _is_job(of_service(document), jid, store)
+    below = _are_binds_below(container.get("Mounts"), store)
+    return restart == "none" and container.get("TTY") is True and below and of_service(document).is_job(jid)
 
 
-def _is_job(found: Former, jid: str, store: str) -> bool:
-    return found.is_job(jid) and all(_is_below(source, store) for source, *_ in found.mounts)
+def _are_binds_below(mounts: list[Json] | None, store: str) -> bool:
+    return all(mount["Type"] == "bind" and _is_below(mount["Source"], store) for mount in mounts or ())
 
 
 def _is_below(path: str, store: str) -> bool:

@@ -157,7 +157,7 @@ class KubernetesBackend:
         """The pods of this very object, in index order; of those that tried one index the newest."""
         selector = {"labelSelector": f"{OWNER}={job['metadata']['uid']}"}
         found = self._api.call("GET", f"{self._core}/pods", selector)[1]["items"]
-        return objects.in_order(found, _is_indexed(job))
+        return objects.in_order(found, job)
 
     def _waits(self, job: Object, pods: Sequence[Object]) -> str:
         """Why workers do not start, or "". A job that cannot run whole is ended when patience with that is over."""
@@ -218,8 +218,7 @@ class KubernetesBackend:
         def read(pod: Object, share_bytes: int, seconds: float) -> str:
             return self._reader.read(pod, container, share, share_bytes, seconds) if _begun(pod) else ""
 
-        several = _is_indexed(found.job) and found.job["spec"].get("completions", 1) > 1
-        numbers = [objects.index(pod) for pod in pods] if several else None
+        numbers = [objects.index(pod) for pod in pods] if objects.is_numbered(found.job) else None
         return logs.of_workers(read, pods, max_lines, self._max_log_bytes, at_once=AT_ONCE, numbers=numbers)
 
     def delete(self, jid: str) -> None:
@@ -326,10 +325,6 @@ def _held(status: Mapping[str, Any]) -> set[str]:
     return {condition["type"] for condition in status.get("conditions", []) if condition["status"] == "True"}
 
 
-def _is_indexed(job: Object) -> bool:
-    return bool(job["spec"].get("completionMode") == "Indexed")
-
-
 def _lacks_pods(job: Object, pods: Sequence[Object]) -> bool:
     """Whether there are fewer pods than workers, beside those that somebody removed after they had succeeded."""
     ended = sum(pod["status"].get("phase") == "Succeeded" for pod in pods)
@@ -415,7 +410,7 @@ def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Obje
 
 def _listed(job: Object, pods: list[Object]) -> JobStatus:
     state = job_state(job["status"])
-    found = objects.in_order(pods, _is_indexed(job))
+    found = objects.in_order(pods, job)
     return _ended(job, state, found) if state and state.final else _status(job, state or pods_state(job, found))
 
 

@@ -27,8 +27,18 @@ def quantity(text: str) -> Decimal:
     return Decimal(match[1]) * _UNITS[match[2] or " "] if match else Decimal("Infinity")
 
 
+def is_indexed(job: Object) -> bool:
+    """Whether its pods have numbers, as those of pman's jobs have; pman 6 gave them none."""
+    return bool(job["spec"].get("completionMode") == "Indexed")
+
+
+def is_numbered(job: Object) -> bool:
+    """Whether there are several workers, each with a number."""
+    return is_indexed(job) and job["spec"].get("completions", 1) > 1
+
+
 def of_worker(job: Object, pod: Object, sentence: str) -> str:
-    return f"worker {index(pod)}: {sentence}" if job["spec"].get("completions", 1) > 1 else sentence
+    return f"worker {index(pod)}: {sentence}" if is_numbered(job) else sentence
 
 
 def main_status(pod: Object) -> Object:
@@ -56,10 +66,10 @@ def index(pod: Object) -> int:
     return int(marks.get(INDEX, 0))
 
 
-def in_order(pods: Iterable[dict[str, Any]], indexed: bool) -> tuple[dict[str, Any], ...]:
-    """The pods by completion index and age; of an indexed job's only the newest of each index."""
+def in_order(pods: Iterable[dict[str, Any]], job: Object) -> tuple[dict[str, Any], ...]:
+    """A job's pods by completion index and age; where they have one, only the newest of each index."""
     ordered = sorted(pods, key=lambda pod: (index(pod), str(pod["metadata"]["creationTimestamp"])))
-    return tuple({index(pod): pod for pod in ordered}.values()) if indexed else tuple(ordered)
+    return tuple({index(pod): pod for pod in ordered}.values()) if is_indexed(job) else tuple(ordered)
 
 
 def finished_at(status: Object) -> datetime | None:
