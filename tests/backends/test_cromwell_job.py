@@ -19,7 +19,9 @@ from pman.job import make_job, validate
 from pman.targets import TARGETS
 from pman.templating.render import Renderer
 from tests.deliver import cromwell_script
-from tests.rig import wait_for
+from tests.fakes.cromwell.config import load
+from tests.fakes.cromwell.job import Job
+from tests.rig import ROOT, wait_for
 
 # timeout(1) as images have it. The template must need none of them; BusyBox hands on the command's own exit code.
 TIMEOUTS = {
@@ -148,6 +150,22 @@ def test_what_a_command_leaves_behind_is_ended(tmp_path: Path, shell: str) -> No
     done = run(job, tmp_path, **env)
     assert (done.returncode, done.stderr) == (0, "")
     wait_for(lambda: not alive(int(done.stdout)), 10, "the process to be gone")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_last_words_are_in_the_log_when_the_script_has_ended(tmp_path: Path, shell: str) -> None:
+    """Cromwell's script does not wait for the two tee(1) that copy the output, and a container ends them with it."""
+    env = shell_of_an_image(tmp_path / "bin", shell)
+    (tmp_path / "bin/tee").write_text(f'#!/bin/sh\nsleep 0.5\nexec {shutil.which("tee")} "$@"\n')
+    (tmp_path / "bin/tee").chmod(0o755)
+    (backend,) = load(ROOT / "deploy/cromwell/slurm.conf").at(tmp_path).backends.values()
+    job = Job(backend, "workflow", "ChRISJob", "task", attempt=1, docker=False)
+    job.execution.mkdir(parents=True)
+    command = script(tmp_path / "command", "sh", "-c", "echo said; echo complained >&2; exit 3").read_text()
+    job.file("script").write_text(job.script(command))
+    null = subprocess.DEVNULL  # a pipe would wait for tee(1), too
+    subprocess.run(["sh", job.file("script")], env=os.environ | env, stdout=null, stderr=null, check=False, timeout=60)
+    assert [job.file(name).read_text() for name in ("rc", "stdout", "stderr")] == ["3\n", "said\n", "complained\n"]
 
 
 def alive(pid: int) -> bool:
