@@ -201,10 +201,11 @@ class KubernetesBackend:
         metadata = {"annotations": notes, "resourceVersion": job["metadata"]["resourceVersion"]}
         patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
         try:
-            with contextlib.suppress(Refused, BadRequest):
-                self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
+            self._api.call("PATCH", f"{self._jobs}/{job['metadata']['name']}", body=patch, allow=(404, 409))
         except Denied as error:
             self._say_once(f"{error} Jobs that cannot start wait for ever.")
+        except PmanError as error:
+            log.warning("a job that cannot start goes on waiting: %s", error)
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         found = status.private

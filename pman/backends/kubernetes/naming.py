@@ -13,7 +13,7 @@ from pman.settings import Settings
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# What the template says itself: a listing, a selector or a policy of pman's relies on it.
+# What the template says itself: a selector or a policy relies on it.
 OWN_LABELS = re.compile(r"app\.kubernetes\.io/(managed-by|name|instance|component)|org\.chrisproject\.pman\..*")
 MOST_USER = 2**31 - 1  # runAsUser and runAsGroup
 
