@@ -240,6 +240,11 @@ def problems(text: str) -> Iterator[Problem]:
             message = "sbatch does not read this line, since it does not begin with `#SBATCH`"
             yield Problem(f"{message}; write it so, or take it out", number, rule="ignored")
     yield from _together(given)
+    if (again := [one for one in given if one.option.name == "requeue"]) and 'flock "$begun"' not in text:
+        message = (
+            "SLURM may begin a job with --requeue anew, which this script refuses; set `requeue: true` in site.yaml"
+        )
+        yield Problem(f"{message} in place of the option", again[-1].line)
 
 
 def _first_command(text: str) -> int:
@@ -262,6 +267,8 @@ def _words(line: str) -> list[str]:
     """get_argument() of opt.c: \\ before any character, quotes of both kinds, a comment behind an unquoted #."""
     words, word, quote, escaped = list[str](), "", "", False
     for character in line:
+        if escaped and character.isspace():
+            raise _Bad("SLURM 22.05 ends a value at a blank behind \\; put the value into quotes")
         if escaped:
             word, escaped = word + character, False
         elif character == "\\":
@@ -345,12 +352,6 @@ def _together(given: list[_Given]) -> Iterator[Problem]:
         if len(together) > 1:
             words = " beside ".join(f"--{one.option.name} of line {one.line}" for one in together)
             yield Problem(f"{words}: {why}", max(one.line for one in together))
-    if "requeue" in seen and "no-requeue" in seen:
-        yield Problem(
-            "SLURM may begin a job with --requeue anew, which pman's script refuses; "
-            "take it out: a job of pman's runs once",
-            seen["requeue"].line,
-        )
 
 
 def _alone(one: _Given) -> Iterator[str]:

@@ -19,6 +19,8 @@ _SPECIAL = re.compile(r"[^A-Za-z0-9./:@,=+%_\x80-\U0010ffff-]")
 def sbatch(value: Any) -> str:
     """A word of a `#SBATCH` line: sbatch reads these itself, with \\ before any character that stands for itself.
 
+    A blank is put into quotes, since SLURM 22.05.8 ends a word at a blank behind \\, which 24.11.5 does not.
+
     Control characters are refused: a line break would begin a line of its own (get_argument() of SLURM's
     src/sbatch/opt.c; tried with 22.05).
     """
@@ -27,7 +29,7 @@ def sbatch(value: Any) -> str:
     text = text_of(value)
     if any(ord(character) < 32 or character == "\x7f" for character in text):
         raise Unwritable("a control character cannot stand in a #SBATCH line")
-    return _SPECIAL.sub(r"\\\g<0>", text)
+    return _SPECIAL.sub(r"\\\g<0>", text).replace("\\ ", '" "')
 
 
 def _judge(text: str, how: Judging) -> Iterator[Problem]:

@@ -47,6 +47,7 @@ def read_by_sbatch(line: str) -> list[str]:
     word, open_quote, escaped, started = "", "", False, False
     for character in line:
         if escaped:
+            assert not character.isspace(), "SLURM 22.05.8 ends the word here"
             word, escaped = word + character, False
         elif character == "\\":
             escaped = started = True
@@ -328,6 +329,15 @@ def run_shell(command: str) -> None:
 @pytest.fixture
 def engine(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
+
+
+def test_a_job_has_the_name_that_its_script_says(engine: Fake) -> None:
+    """The number of an earlier sbatch is found by that name in the accounts."""
+    engine.say("sbatch", f"echo $* > {engine.here}/options; echo 10")
+    record = engine.submit(script='#!/bin/bash\n#SBATCH --job-name=chris" "0.0123456789abcdef.j\n')
+    name = f"chris 0.0123456789abcdef.j.{record.token}"
+    assert f"--job-name={name} " in (engine.here / "options").read_text()
+    assert [job.token for job in slurm_commands.parse_rows(f"10|RUNNING|N/A|N/A|None|{name}")] == [record.token]
 
 
 @pytest.mark.slow

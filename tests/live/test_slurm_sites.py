@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import pwd
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest
 
 from tests.conftest import development
 from tests.contract import Contract
-from tests.live.test_slurm import slurm_rig, wrapped
-from tests.rig import Rig, running
+from tests.live.test_slurm import open_directory, run, slurm_id, slurm_rig, wrapped
+from tests.rig import COUNTED, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
 
@@ -74,10 +75,11 @@ class TestOtherSites:
         wrapped(bin_directory, "dirty", DIRTY)
         for name in ("env", "cat", "bwrap", "sbatch", "squeue", "sacct", "scancel"):
             (bin_directory / name).symlink_to(shutil.which(name, path=rig.env.get("PATH")) or "")
-        server = rig.start(SLURM_COMMAND_PREFIX=str(bin_directory / "dirty"))
+        server = rig.start(SLURM_COMMAND_PREFIX=str(bin_directory / "dirty"), JOB_LABELS="site=it's #1,b=c d")
         try:
             script = "env; umask; ulimit -n"
-            assert server.post(rig.request(jid, script, number_of_workers=2)).status_code == 201
+            request = rig.request(jid, script, number_of_workers=2)
+            assert server.post(request).status_code == 201
             job = server.wait_final(jid)
         finally:
             server.stop()
@@ -86,3 +88,93 @@ class TestOtherSites:
         own = (f"HOME={user.pw_dir}", f"USER={user.pw_name}", f"LOGNAME={user.pw_name}")
         assert [lines.count(line) for line in (*KNOWN, *own)] == [2] * 6, job
         assert not [line for line in lines if "dirty" in line or line == "600"], job
+        comments = run(rig.env, "squeue", "--all", "-h", "-t", "all", "-o", "%k")
+        assert f"org.chrisproject.pman.name={jid} site=it's #1 b=c d\n" in comments
+
+
+STAGE_OUT = """{% extends "shipped/slurm/job.sh.j2" %}
+{% block prologue %}
+stored=$outgoing
+outgoing=/tmp/pman-scratch/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+mkdir -p "$outgoing"
+{% endblock %}
+{% block epilogue %}
+trap 'rm -rf "$outgoing"' EXIT
+cp -a "$outgoing/." "$stored"
+{% endblock %}
+"""
+
+
+class TestPreempting:
+    """What a site says in its overlay and its site.yaml."""
+
+    @pytest.fixture
+    def jid(self) -> str:
+        return f"chris-jid-{uuid.uuid4().hex[:8]}"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        yield from site(tmp_path_factory, "--profile", "preempting")
+
+    def start(self, rig: Rig, values: str, template: str = "") -> Server:
+        overlay = open_directory(rig.user)
+        (overlay / "site.yaml").write_text(values)
+        if template:
+            (overlay / "slurm").mkdir()
+            (overlay / "slurm" / "job.sh.j2").write_text(template)
+        return rig.start(TEMPLATES_DIR=str(overlay))
+
+    def test_a_job_that_is_preempted_and_requeued(self, rig: Rig, jid: str) -> None:
+        """It waits, begins again when SLURM wills, and is deleted from the queue where that is asked for."""
+        server = self.start(rig, "requeue: true\njob_name_prefix: 'chris '\n")
+        until = 'until [ -e "$out/go" ]; do sleep 0.1; done; echo done'
+        server.post(rig.request(jid, COUNTED + until, partition="idle"))
+        wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
+        above = f"{jid}-above"
+        server.post(rig.request(above, COUNTED + until, cpu_limit=8000))
+        again = wait_for(lambda: put_back(server, jid), 60, "the job to be back in the queue")
+        assert again["status"] == "notstarted"
+        (rig.outgoing(above) / "go").touch()
+        assert server.wait_final(above)["status"] == "finishedSuccessfully"
+        number = slurm_id(rig, jid)
+        assert run(rig.env, "squeue", "--all", "-h", "-j", number, "-o", "%j").startswith(f"chris {jid}.")
+        run(rig.env, "scontrol", "update", f"jobid={number}", "starttime=now")  # SLURM would wait two minutes
+        wait_for(lambda: rig.executions(jid) == 2, 60, "the job to begin again")
+        assert server.wait_state(jid, "started")["message"] == ""
+        run(rig.env, "scontrol", "requeue", number)
+        wait_for(lambda: put_back(server, jid), 60, "the job to be back in the queue")
+        assert server.delete(jid).status_code == 204
+        states = run(rig.env, "squeue", "--all", "-h", "-t", "all", "-o", "%A %T").splitlines()
+        assert not [line for line in states if line.startswith(number) and "CANCELLED" not in line]
+        assert rig.executions(jid) == 2
+        server.stop()
+
+    def test_output_that_cannot_be_stored(self, rig: Rig, jid: str) -> None:
+        """The job fails, and the node's disk is freed, as after a job that is ended before its time."""
+        server = self.start(rig, "", STAGE_OUT)
+        jids = [jid, f"{jid}-full", f"{jid}-ended"]
+        good, full, ended = (
+            rig.request(name, f'echo x > "$1/out"; {then}')
+            for name, then in zip(jids, ("true", "true", "sleep 600"), strict=True)
+        )
+        shutil.chown(rig.outgoing(jids[1]), 0, 0) if rig.user else rig.outgoing(jids[1]).chmod(0o555)
+        for request in (good, full, ended):
+            assert server.post(request).status_code == 201
+        server.wait_state(jids[2], "started")
+        run(rig.env, "scancel", slurm_id(rig, jids[2]))
+        found = [server.wait_final(name) for name in jids]
+        states = [job["status"] for job in found]
+        assert states == ["finishedSuccessfully", "finishedWithError", "finishedWithError"], found
+        assert found[1]["message"] == "the site's epilogue failed with exit code 1"
+        assert "Permission denied" in found[1]["logs"]
+        assert (rig.outgoing(jid) / "out").read_text() == "x\n"
+        numbers = [slurm_id(rig, name) for name in jids]
+        assert [list(Path("/tmp/pman-scratch").glob(f"{number}.*")) for number in numbers] == [[], [], []]
+        server.stop()
+
+
+def put_back(server: Server, jid: str) -> dict[str, str] | None:
+    job: dict[str, str] = server.get(jid).json()
+    assert job["status"] in ("notstarted", "started"), job
+    return job if "after it had begun" in job["message"] else None

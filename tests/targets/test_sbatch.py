@@ -42,7 +42,7 @@ WRONG = {
     "#SBATCH --array=1-3": "take --array out",
     "#SBATCH --clusters=other": "take --clusters out",
     "#SBATCH -M other": "take --clusters out",
-    "#SBATCH --requeue": "runs once",
+    "#SBATCH --requeue": "set `requeue: true` in site.yaml",
     "#SBATCH --job-name=a\n#SBATCH --job-name=b": "--job-name is pman's own, from line 6",
     "#SBATCH --chdir=/\n#SBATCH -D /tmp": "--chdir is pman's own",
     "#SBATCH --output=/tmp/log": "--output is pman's own: it has to be slurm-%j.log",

@@ -49,3 +49,16 @@ def test_the_type_of_gpus_is_a_value_of_the_site(tmp_path: Path, workers: int, l
     (tmp_path / "site.yaml").write_text("gpu_type: a100\n")
     lines = directives(tmp_path, number_of_workers=workers)
     assert [one for one in lines if "gpu" in one] == [f"#SBATCH {line}"]
+
+
+def test_the_prefix_of_names_is_a_value_of_the_site(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("job_name_prefix: 'chris (x) '\n")
+    assert r'#SBATCH --job-name=chris" "\(x\)" "j1' in directives(tmp_path)
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_requeue_is_a_value_of_the_site(tmp_path: Path, requeue: bool) -> None:
+    (tmp_path / "site.yaml").write_text(f"requeue: {str(requeue).lower()}\n")
+    assert [line for line in directives(tmp_path) if "requeue" in line] == [
+        f"#SBATCH --{'requeue' if requeue else 'no-requeue'}"
+    ]

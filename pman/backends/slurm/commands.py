@@ -242,8 +242,10 @@ def parse_rows(text: str) -> Iterator[SlurmJob]:
     for line in text.splitlines():
         if row := _ROW.fullmatch(line):
             number, state, start, end, reason, name = row.groups()
-            token = _TOKEN.search(name)
-            yield SlurmJob(number, token[1] if token else "", state, reason or "", _time(start), _time(end))
+            tokens = _TOKEN.findall(
+                name
+            )  # behind it, a plug-in adds nothing of its form; before it, a site's prefix may
+            yield SlurmJob(number, tokens[-1] if tokens else "", state, reason or "", _time(start), _time(end))
 
 
 def _time(seconds: str) -> datetime | None:

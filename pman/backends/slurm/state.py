@@ -36,6 +36,7 @@ from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 
+_NAME = re.compile(r"^#SBATCH --job-name=(.+)", re.MULTILINE)
 _REQUEUE = re.compile(r"^#SBATCH --requeue\b", re.MULTILINE)
 DELETED, LOST = "deleted", "lost"  # in place of the number of a SLURM job
 
@@ -71,7 +72,10 @@ def create_directory(root: Path, job: Job, spec: Spec) -> bool:
 
 
 def slurm_name(record: Record) -> str:
-    return f"{record.directory.name}.{record.token}"
+    """What the script calls its job, quoted as the filter `sbatch` does, and the token."""
+    named = _NAME.search((record.directory / "job.sh").read_text(encoding="utf-8"))
+    name = re.sub(r'\\(.)|"( )"', r"\1\2", named[1]) if named else record.directory.name
+    return f"{name}.{record.token}"
 
 
 def _verdict(record: Record) -> Path:

@@ -34,6 +34,14 @@ prepare() { :; }             # before the workers start
 run_command() { exec "$@"; } # of a worker
 explain() { :; }             # EXIT_CODE: the reason of it
 clean_up() { :; }            # after the workers have ended
+epilogue() { :; }            # the site's, after that, in a process of its own; its exit code counts
+
+start_epilogue() { # EXIT_CODE of the command
+  set -m
+  (set -e; epilogue "$1") </dev/null &
+  set +m
+  workers_started=("$!")
+}
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   trap '' TERM INT HUP USR1 USR2
@@ -47,6 +55,11 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
   return "$left"
 }
 
+await_workers() { # for 10 s, and no longer
+  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
+  signal_workers KILL
+}
+
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
@@ -54,9 +67,10 @@ stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
-  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
-  signal_workers KILL
+  await_workers
   clean_up
+  start_epilogue "$1"
+  await_workers
   finish "$1" "$2"
 }
 
@@ -110,6 +124,8 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
+  start_epilogue "$worst"
+  reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
   finish "$worst" "$(explain "$worst")"
 }
 

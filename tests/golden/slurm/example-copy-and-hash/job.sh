@@ -31,7 +31,7 @@ if [ "${1-}" != worker ]; then
   # rename(2) is atomic, so of all SLURM jobs that carry this script exactly one goes on, and none of a former attempt.
   # NFS may say that it failed when it has just been done. SLURM may begin a job anew, also before this script ever ran.
   # 75: another one runs the job, it ran already, it was deleted, or this node does not see the state directory.
-  if [[ $SLURM_JOB_NAME =~ \.([0-9a-f]{16})([^0-9a-f]|$) ]]; then
+  if [[ $SLURM_JOB_NAME =~ ^.*\.([0-9a-f]{16})([^0-9a-f]|$) ]]; then
     attempt=attempt.${BASH_REMATCH[1]}
   else # a plug-in of the site took the token out of the name; but pman writes down the number that sbatch told it
     for _ in {1..300}; do [ "$(cat slurm_id 2>/dev/null)" != "$SLURM_JOB_ID" ] || break; sleep 0.2; done
@@ -48,6 +48,14 @@ prepare() { :; }             # before the workers start
 run_command() { exec "$@"; } # of a worker
 explain() { :; }             # EXIT_CODE: the reason of it
 clean_up() { :; }            # after the workers have ended
+epilogue() { :; }            # the site's, after that, in a process of its own; its exit code counts
+
+start_epilogue() { # EXIT_CODE of the command
+  set -m
+  (set -e; epilogue "$1") </dev/null &
+  set +m
+  workers_started=("$!")
+}
 
 finish() { # EXIT_CODE REASON: the result, written whole and last
   trap '' TERM INT HUP USR1 USR2
@@ -61,6 +69,11 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
   return "$left"
 }
 
+await_workers() { # for 10 s, and no longer
+  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
+  signal_workers KILL
+}
+
 stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
@@ -68,9 +81,10 @@ stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
-  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
-  signal_workers KILL
+  await_workers
   clean_up
+  start_epilogue "$1"
+  await_workers
   finish "$1" "$2"
 }
 
@@ -124,6 +138,8 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   clean_up
+  start_epilogue "$worst"
+  reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
   finish "$worst" "$(explain "$worst")"
 }
 
