@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ from pman.backends import BACKENDS
 from pman.cli import images
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
-from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge, for_people
+from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge, for_people
 from pman.job import Job, make_job, validate
 from pman.targets import TARGETS
+from pman.templating.files import own_directory
 from pman.templating.render import Renderer, Spec
 
 
@@ -106,6 +108,20 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found
     click.echo(found(main, {}, "pman", "_PMAN_COMPLETE").source())
+
+
+@main.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@cli_templates.exits_with_2
+def examples(directory: Path) -> None:
+    """Copy pman's examples into the new directory DIRECTORY.
+
+    They are job requests, and whole overlays of sites below sites/, each with a README of its own.
+    """
+    if directory.is_dir() and any(directory.iterdir()):
+        raise Misconfigured(f"{directory} is not empty: name a new directory.")
+    shutil.copytree(own_directory("examples", "sites"), directory, dirs_exist_ok=True)
+    click.echo(f"{directory}/README.md says what there is.")
 
 
 @main.command("settings")

@@ -20,12 +20,17 @@ from pman.errors import Misconfigured, TemplateError
 
 @functools.cache
 def shipped_templates() -> Path:
-    """The directory of the shipped templates: inside the wheel, or beside `pman/` in a checkout."""
+    """The directory of the shipped templates."""
+    return own_directory("templates", "wdl")
+
+
+def own_directory(name: str, part: str) -> Path:
+    """The directory of pman's that has this part: inside the wheel, or beside `pman/` in a checkout."""
     package = Path(__file__).resolve().parent.parent
-    for directory in (package / "templates", package.parent / "templates"):
-        if (directory / "wdl").is_dir():
+    for directory in (package / name, package.parent / name):
+        if (directory / part).is_dir():
             return directory
-    raise Misconfigured("pman's own templates are missing: the installation is incomplete.")
+    raise Misconfigured(f"pman's own {name} are missing: the installation is incomplete.")
 
 
 def loader(overlay: Path | None) -> jinja2.BaseLoader:
