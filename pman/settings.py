@@ -1,6 +1,6 @@
 """Every environment variable of pman, once: its name in capitals is the variable, with its default and its help.
 
-`python -m pman settings` prints the table below as Markdown; README holds a copy that a test compares.
+`python -m pman settings` prints the table below as Markdown; docs/reference/settings.md is a copy that a test compares.
 """
 
 from __future__ import annotations

@@ -58,13 +58,15 @@ def quickstart(command: str, checkout: Path) -> None:
 
 
 def installs(command: str, checkout: Path) -> None:
-    """From a wheel, with its templates; `pman settings` prints the README's table."""
+    """From a wheel, with its templates and examples."""
     run(f"{sys.executable} -m venv fresh", checkout)
     path = f"{checkout}/fresh/bin:{os.environ['PATH']}"
     run(command, checkout, PATH=path)
     assert run("pman settings", checkout, PATH=path) == settings.markdown_table(BACKENDS)
     rendered = run("pman render examples/copy-and-hash.json --to k8s", checkout, PATH=path, STOREBASE="/data")
     assert "kind: Job" in rendered
+    run("pman examples copied", checkout, PATH=path)
+    assert (checkout / "copied/sites/README.md").read_bytes() == (ROOT / "examples/sites/README.md").read_bytes()
 
 
 def serves(command: str, checkout: Path) -> None:
@@ -175,7 +177,6 @@ INLINE = {
     "scripts/engines/swarm up": ("scripts/test_swarm.sh", "scripts/engines/swarm up"),
     "scripts/engines/swarm start registry": ("tests/live/engine_cases.py", '("start", "registry")'),
     "scripts/engines/podman up": ("scripts/test", 'scripts/engines/"$name" up'),
-    "scripts/test --fast": ("tests/cli/test_commands.py", '"scripts/test --fast": collects'),
     "python -m tests.scripts.test_docs": ("tests/test_new_backend.py", '"-m", "tests.scripts.test_docs"'),
     "pman images list": ("tests/cli/test_images.py", '"list", "--directory"'),
     "pman render request.json --to wdl --templates site --watch": (

@@ -1,4 +1,4 @@
-"""The documentation is true: its commands run as written, its links lead somewhere, its table is the settings'."""
+"""The documentation is true: its commands run as written, its links lead somewhere, its reference is the code's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pman.backends import BACKENDS
-from pman.settings import markdown_table
 from tests.backends.test_local import local_rig
 from tests.rig import ROOT, running
+from tests.scripts import reference
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/README.md"]
+# Requests of pages, which `pman examples` copies -> page, and what stands before and behind it there.
+REQUESTS = {
+    "usage.json": ("docs/usage.md", "cat > request.json <<'JSON'\n", "JSON\n"),
+    "templates.json": ("docs/templates.md", "```json request.json\n", "```\n"),
+}
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
@@ -24,11 +28,31 @@ def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
     return [(language, text) for language, text in found if language in languages]
 
 
-def test_settings_table() -> None:
-    """Record again with `python -m tests.scripts.test_docs`, which puts `pman settings` into README.md."""
-    table = re.search(r"<!-- settings.*?-->\n(.*)<!-- end of settings -->", (ROOT / "README.md").read_text(), re.S)
-    assert table
-    assert table[1] == markdown_table(BACKENDS), "README.md is out of date: run `python -m tests.scripts.test_docs`"
+def request_of(name: str) -> str:
+    page, before, behind = REQUESTS[name]
+    return (ROOT / page).read_text().partition(before)[2].partition(behind)[0]
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_reference_tables(name: str) -> None:
+    """Record again with `python -m tests.scripts.test_docs`."""
+    recorded = (reference.DIRECTORY / name).read_text()
+    if name == "licences.md":  # what another version of Python does without may be listed
+        names = {
+            f"| {each} | {licence} |" for group in reference.licences().values() for each, licence in group.items()
+        }
+        assert names - set(recorded.splitlines()) == set(), "run `python -m tests.scripts.test_docs`"
+    else:
+        assert recorded == reference.page(name), f"{name} is out of date: run `python -m tests.scripts.test_docs`"
+
+
+def test_no_other_page_is_in_the_reference() -> None:
+    assert {path.name for path in reference.DIRECTORY.iterdir()} == set(reference.PAGES)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_of_pages_are_among_the_examples(name: str) -> None:
+    assert (ROOT / "examples/docs" / name).read_text() == request_of(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -69,10 +93,9 @@ def test_every_example_of_the_usage_page(tmp_path: Path) -> None:
 
 
 def record() -> None:
-    readme = ROOT / "README.md"
-    begin, end = "<!-- settings: made by `pman settings` -->\n", "<!-- end of settings -->"
-    head, _, rest = readme.read_text().partition(begin)
-    readme.write_text(head + begin + markdown_table(BACKENDS) + end + rest.partition(end)[2])
+    reference.record()
+    for name in REQUESTS:
+        (ROOT / "examples/docs" / name).write_text(request_of(name))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ STATES: dict[tuple[str, str], JobState] = {
     ("Running", "WaitingForQueueSpace"): JobState.NOT_STARTED,
     ("Running", "QueuedInCromwell"): JobState.NOT_STARTED,
     ("Running", "Starting"): JobState.NOT_STARTED,
-    ("Running", "Running"): JobState.STARTED,  # also while PENDING in SLURM: cromwell_files.progress() looks closer
+    ("Running", "Running"): JobState.STARTED,  # also while pending in SLURM, where no file says so
     ("Running", "Aborting"): JobState.STARTED,
     # The call has ended; the workflow's end follows, and only that is final.
     ("Running", "Done"): JobState.STARTED,

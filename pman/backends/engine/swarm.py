@@ -51,7 +51,7 @@ STATES: dict[str, JobState] = {
     "accepted": JobState.NOT_STARTED,
     "preparing": JobState.NOT_STARTED,  # the node pulls the image
     "ready": JobState.NOT_STARTED,
-    "starting": JobState.STARTED,  # all through the run of a job with a time limit, see above
+    "starting": JobState.STARTED,  # all through the run of a job with a time limit
     "running": JobState.STARTED,
     "complete": JobState.SUCCEEDED,
     "failed": JobState.FAILED,

@@ -1,0 +1,303 @@
+"""The pages of docs/reference: each is made from the code, so that it cannot say anything else.
+
+`python -m tests.scripts.test_docs` writes them, and a test compares them. The page of error sentences is made anew
+whenever the site is built (scripts/docs.d/hooks.py), since those change often.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+from prometheus_client import Counter, Histogram
+
+from pman import errors, settings
+from pman.backends import BACKENDS
+from pman.checking.overlay import Overlay
+from pman.cli.jobs import EXIT_CODES
+from pman.service import metrics
+from pman.status import JobState
+from pman.targets import TARGETS
+from pman.templating.render import Renderer
+
+ROOT = Path(__file__).resolve().parents[2]  # nothing else of the tests: `scripts/docs` has not what they need
+DIRECTORY = ROOT / "docs" / "reference"
+# What the keys of a backend's STATES are.
+KEYS = {
+    "cromwell": "status of the workflow, and of its call (`any`: whichever)",
+    "kubernetes": "condition, or counter above 0, of the Job; the first row that holds counts",
+    "local": "the job was begun, a process of it lives, its result is written",
+    "slurm": "state of the SLURM job",
+    "swarm": "state of the task",
+    "docker": "state of the container",
+}
+LICENCES = {  # what the metadata of these says at length, or not at all
+    "google-auth-httplib2": "Apache-2.0",
+    "cromwell-tools": "BSD-3-Clause",
+    "pyasn1-modules": "BSD-2-Clause",
+    "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
+}
+
+
+def row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def table(head: tuple[str, ...], rows: Iterator[str] | list[str]) -> str:
+    return "\n".join([row(*head), "|" + "---|" * len(head), *rows]) + "\n"
+
+
+def settings_page() -> str:
+    return "All settings are environment variables. `pman settings` prints this table.\n\n" + settings.markdown_table(
+        BACKENDS
+    )
+
+
+def blocks_page() -> str:
+    overlay = Overlay(Renderer(settings.load({}), TARGETS))
+    text = (
+        "A target is a language that jobs are rendered into. A template of it begins with the comment that is shown\n"
+        "here: it says what the variables are, and what each block holds. [templates.md](../templates.md) says how\n"
+        "a site overrides a block.\n"
+    )
+    for target in TARGETS.values():
+        text += f"\n## {target.name}\n\n"
+        text += f"Storage: {', '.join(f'`{kind}`' for kind in target.storage_types)}. "
+        text += f"Quoting filters: {', '.join(f'`{name}`' for name in overlay.renderer.filters[target.language])}.\n"
+        if target.need_super:
+            kept = ", ".join(f"`{name}`" for name in target.need_super)
+            text += f"Where a site overrides {kept}, `{{{{ super() }}}}` must keep the shipped lines.\n"
+        for name in target.templates:
+            chain = overlay.chain(name)
+            blocks = dict.fromkeys(block for template in reversed(chain) for block in template.blocks)
+            text += f"\nBlocks of `{name}`: {', '.join(f'`{block}`' for block in blocks)}\n"
+            for template in chain:
+                comment = re.search(r"\{#(.*?)#\}", template.source, re.S)
+                assert comment, f"{template.name} does not begin with a comment"
+                text += f"\n```text\n{comment[1].strip()}\n```\n"
+    return text
+
+
+def filters_page() -> str:
+    renderer = Renderer(settings.load({}), TARGETS)
+    names = sorted({name for filters in renderer.filters.values() for name in filters})
+    rows = []
+    for name in names:
+        meanings = {lang: filters[name].meaning for lang, filters in renderer.filters.items() if name in filters}
+        for meaning in dict.fromkeys(meanings.values()):
+            languages = [f"`.{lang}.j2`" for lang, said in sorted(meanings.items()) if said == meaning]
+            rows.append(row(f"`{name}`", ", ".join(languages), meaning))
+    return (
+        "What `{{ value }}` prints is quoted for the template's language. A filter quotes for another place, such\n"
+        "as a line that a second program reads. [templates.md](../templates.md#quoting) says when one is needed.\n\n"
+        + table(("filter", "templates", "writes"), rows)
+    )
+
+
+def exit_codes_page() -> str:
+    return f"`pman help exit-codes` prints this.\n\n```text\n{EXIT_CODES}\n```\n"
+
+
+def _states_module(name: str) -> tuple[Path, str]:
+    """The file with a backend's STATES, and the module's name."""
+    module = importlib.import_module(BACKENDS[name].module)
+    path = Path(str(module.__file__))
+    for file in [path, *sorted(path.parent.glob("*.py"))] if path.name == "__init__.py" else [path]:
+        if re.search(r"^STATES\b", file.read_text(), re.M):
+            return file, BACKENDS[name].module + ("" if file == path else f".{file.stem}")
+    raise AssertionError(f"the backend {name} has no STATES")
+
+
+def _comments(file: Path) -> list[str]:
+    """The comment beside each row of STATES, "" where there is none."""
+    text = file.read_text()
+    nodes = (node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign))
+    states = next(node.value for node in nodes if ast.unparse(node.target) == "STATES")
+    assert isinstance(states, ast.Dict)
+    lines = text.splitlines()
+    return [lines[value.end_lineno - 1].partition("  # ")[2] for value in states.values if value.end_lineno]
+
+
+def _state_rows(name: str) -> Iterator[str]:
+    file, module = _states_module(name)
+    states = importlib.import_module(module).STATES
+    for (key, value), comment in zip(states.items(), _comments(file), strict=True):
+        parts = key if isinstance(key, tuple) else (key,)
+        words = [
+            "yes" if part is True else "no" if part is False else f"`{part}`" if part else "none" for part in parts
+        ]
+        state, message = value if isinstance(value, tuple) else (value, "")
+        shown = f"`{state.value}`" if isinstance(state, JobState) else "what its pods say"
+        yield row(", ".join(words), shown, " ".join(filter(None, [message, _note(comment)])))
+
+
+def _note(comment: str) -> str:
+    """The comment as a sentence, with the states' own words."""
+    for state in JobState:
+        comment = re.sub(rf"\b{state.name}\b", f"`{state.value}`", comment)
+    return f"{comment[0].upper()}{comment[1:]}." if comment else ""
+
+
+def states_page() -> str:
+    text = (
+        "A job has one of five states: `notstarted`, `started`, `finishedSuccessfully`, `finishedWithError` and\n"
+        "`undefined`. The two that begin with `finished` are final: nothing writes output any more. A state of a\n"
+        "scheduler that is not in its table is `undefined`.\n"
+    )
+    places: dict[str, list[str]] = {}
+    for name in BACKENDS:
+        places.setdefault(BACKENDS[name].module, []).append(name)
+    for names in places.values():
+        head = (KEYS.get(names[0], "its state"), "state", "note")
+        text += f"\n## {' and '.join(names)}\n\n" + table(head, _state_rows(names[0]))
+    return text
+
+
+def metrics_page() -> str:
+    rows = []
+    for metric in vars(metrics).values():
+        if isinstance(metric, Counter | Histogram):
+            described = next(iter(metric.describe()))
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            name = described.name + ("_total" if described.type == "counter" else "")
+            rows.append(row(f"`{name}`", described.type, labels, described.documentation))
+    return (
+        "`/metrics` answers in Prometheus' text format. Each process counts for itself; Prometheus makes the sum over\n"
+        "replicas. Times are in seconds. Beside these there are the metrics of the process and of Python itself.\n\n"
+        + table(("metric", "type", "labels", "meaning"), rows)
+    )
+
+
+def _sentence(node: ast.expr) -> str:
+    """A text of the code, with `…` for what differs from case to case; "" where it is put together elsewhere."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_sentence(part) or "…" for part in node.values)
+    return ""
+
+
+def _raised(node: ast.AST) -> Iterator[tuple[type[errors.PmanError], str]]:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+        return
+    kind = getattr(errors, node.func.id, None)
+    if not isinstance(kind, type) or not issubclass(kind, errors.PmanError):
+        return
+    given = node.args[0]
+    if isinstance(given, ast.Dict):
+        for name, value in zip(given.keys, given.values, strict=True):
+            if name and _sentence(name) and _sentence(value):
+                yield kind, f"{_sentence(name)}: {_sentence(value)}"
+    elif sentence := _sentence(given):
+        yield kind, sentence
+
+
+def errors_page() -> str:
+    found = {
+        raised
+        for path in (ROOT / "pman").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for raised in _raised(node)
+        if re.search("[A-Za-z]{3}", raised[1].replace("…", ""))
+    }
+    text = (
+        "`message` of an answer that is no success is one of these sentences, or what a scheduler itself said, with\n"
+        "something particular in place of `…`. A sentence about a wrong field of a request begins with the field's\n"
+        "name. A service that does not start says the same, and so do the `pman` commands.\n"
+    )
+    for kind in sorted({kind for kind, _ in found}, key=lambda kind: (kind.http_status, kind.__name__)):
+        text += f"\n## {kind.http_status}: {kind.__name__}\n\n{' '.join((kind.__doc__ or '').split())}\n\n"
+        text += "".join(f"- {_literal(sentence)}\n" for sentence in sorted(s for k, s in found if k is kind))
+    return text
+
+
+def _literal(sentence: str) -> str:
+    """As code of Markdown, on one line, whatever marks it has."""
+    line = " ".join(sentence.split())
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def _needed(names: list[str]) -> Iterator[Distribution]:
+    """These distributions and all that they need, as far as they are installed, in the order in which they are met."""
+    seen: set[str] = set()
+    while names:
+        match = re.match(r"([\w.-]+)\s*(?:\[([^]]*)\])?", names.pop())
+        assert match
+        name = re.sub(r"[-_.]+", "-", match[1]).lower()
+        if name in seen or name == "pman":
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue
+        yield found
+        names += [each for each in found.requires or [] if "extra ==" not in each]
+
+
+def _licence(found: Distribution) -> str:
+    about = found.metadata
+    name = str(about["Name"]).lower().replace("_", "-")
+    named = [*(about.get_all("License-Expression") or []), *(about.get_all("License") or []), ""]
+    given = LICENCES.get(name) or str(named[0])
+    classes = [
+        line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")
+    ]
+    short = given if given and len(given) < 60 and given != "UNKNOWN" else ", ".join(classes)
+    assert short, f"the metadata of {name} names no licence: look it up, and add it to LICENCES"
+    return short
+
+
+def licences() -> dict[str, dict[str, str]]:
+    """What pman is installed with, and what its extras add -> distribution -> licence."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {"pman": project["dependencies"]}
+    asked |= {extra: project["optional-dependencies"][extra] for extra in ("check", "gunicorn", "dev")}
+    found: dict[str, dict[str, str]] = {}
+    for group, names in asked.items():
+        known = {name for others in found.values() for name in others}
+        needed = {str(each.metadata["Name"]): _licence(each) for each in _needed(list(names))}
+        found[group] = {name: needed[name] for name in sorted(needed, key=str.lower) if name not in known}
+    return found
+
+
+def licences_page() -> str:
+    text = (
+        "pman is under the MIT licence. These are the distributions that pip installs with it, each with the\n"
+        "licence that its own metadata names. `constraints.txt` has the versions that pman is tested with.\n"
+    )
+    for group, names in licences().items():
+        head = "Always" if group == "pman" else f"With the extra `{group}`"
+        text += f"\n## {head}\n\n" + table(("distribution", "licence"), [row(*each) for each in names.items()])
+    return text
+
+
+PAGES = {  # file -> its heading, what its reader will have done, and what makes the rest
+    "settings.md": ("Settings", "found the environment variable that you need, with its default", settings_page),
+    "blocks.md": ("Templates and blocks", "found the block that a change of your site belongs into", blocks_page),
+    "filters.md": ("Filters that quote", "chosen the filter for a value in a template", filters_page),
+    "exit-codes.md": ("Exit codes", "understood how a `pman` command ended", exit_codes_page),
+    "states.md": ("States", "seen which state of your scheduler is which state of a job", states_page),
+    "metrics.md": ("Metrics", "found the figures to watch pman by", metrics_page),
+    "licences.md": ("Licences", "seen under which licences pman and its dependencies are", licences_page),
+}
+
+
+BUILT = {"errors.md": ("Error sentences", "found which HTTP status an error sentence comes with", errors_page)}
+
+
+def page(name: str) -> str:
+    heading, done, make = (PAGES | BUILT)[name]
+    made = "<!-- Made by `python -m tests.scripts.test_docs`: change the code, not this page. -->"
+    return f"# {heading}\n\n{made}\n\nAt the end of this page you will have {done}.\n\n{make()}"
+
+
+def record() -> None:
+    DIRECTORY.mkdir(exist_ok=True)
+    for name in PAGES:
+        (DIRECTORY / name).write_text(page(name))
