@@ -40,7 +40,8 @@ PACE = replace(TEST_PACE, metadata_flush=NEVER, metadata_batch=1_000_000)
 def local_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts the tiny sbatch first on PATH and ends every job that is left."""
     monkeypatch.setenv("PATH", str(FAKE / "bin"), prepend=":")
-    monkeypatch.setenv("LOCAL_SLURM_DIR", str(tmp_path / "slurm"))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm"))
+    monkeypatch.setenv("PMAN_PROLOGUE", f'PATH="{FAKE}/bin:$PATH"')
     monkeypatch.setenv("RECORDED_RC_WAIT", "1")
     (tmp_path / "slurm").mkdir()
     yield
@@ -49,9 +50,9 @@ def local_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.fixture
-def short_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_minute(tmp_path: Path) -> None:
     """The tiny sbatch takes a minute of a time limit for 1.5 s."""
-    monkeypatch.setenv("LOCAL_SLURM_MINUTE_SECONDS", "1.5")
+    (tmp_path / "slurm/minute-seconds").write_text("1.5")
 
 
 def jobs() -> list[str]:
@@ -62,7 +63,7 @@ def jobs() -> list[str]:
 
 def loaded(conf: Path) -> Config:
     """A configuration, read once for each value of what tests set differently of the environment that it looks at."""
-    return _loaded(conf, *map(os.environ.get, ("PMAN_RC_WAIT", "PMAN_ALIVE_CHECK", "PMAN_CONTAINER")))
+    return _loaded(conf, *map(os.environ.get, ("PMAN_RC_WAIT", "PMAN_ALIVE_CHECK", "PMAN_CONTAINER", "PMAN_PROLOGUE")))
 
 
 @cache
@@ -564,7 +565,7 @@ def test_project_configuration_tells_a_container_the_number_of_its_job(
         'exec env -i PATH="$PATH" "$@"\n'
     )
     apptainer.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PMAN_PROLOGUE", f'PATH="{tmp_path}:{FAKE}/bin:$PATH"')
     monkeypatch.setenv("PMAN_CONTAINER", "apptainer")
     with serving(tmp_path, conf=PROJECT_CONF) as target:
         call = final(target, submit(target, 'printf %s "$SLURM_JOB_ID"', image="i"))
