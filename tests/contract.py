@@ -6,22 +6,39 @@ scripts; how often one ran is what it wrote into its output directory.
 
 from __future__ import annotations
 
+import shlex
 import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from typing import Any
 
+import jsonschema
 import pytest
 
-from tests.rig import COUNTED, OUT, Rig, Server, wait_for
+from tests.rig import COUNTED, OUT, ROOT, Rig, Server, wait_for
 
+# What the resource of a job that has run tells, where the backend knows it.
+KNOWN = ("posted_at", "started_at", "finished_at", "user", "kind", "argv", "partition", "nodes", "backend_id")
+LINES = ["line 1", "line 2", "line 3"]
 FIELDS = {"jid", "image", "cmd", "status", "message", "timestamp", "logs"}
 HOSTILE = [
     "it's", 'a "quote"', "$(touch never)", "`touch never`", "~{wdl} >>> ${x}", "{{.Node.ID}}", "$(HOME) $$(HOME) $$$",
     "back\\slash\\n", "", "two\nlines\n\n", "\ttab", "na\u00efve \U0001f9e0", "SCRIPT_EPILOGUE",
     "-n", "%s%%", "#SBATCH --x", " ", "*", "a\r\nb", "x\n#PBS -q no-such\n#BSUB -q no-such\n",
 ]  # fmt: skip
+
+
+def unknown_to(backend: str) -> set[str]:
+    """What the table of docs/usage.md says that a backend does not know of every job."""
+    table = (ROOT / "docs" / "usage.md").read_text().partition("\n| known | ")[2].partition("\n\n")[0]
+    heading, _, *rows = [
+        [cell.strip() for cell in row.strip("| ").split("|")] for row in f"known | {table}".split("\n")
+    ]
+    column = next(number for number, names in enumerate(heading) if f"`{backend}`" in names)
+    names = {name.strip("` ") for row in rows if row[column] != "yes" for name in row[0].split(",")}
+    return names & {*KNOWN, "cpu_millicores", "memory_mib", "gpu_count"}
 
 
 class Contract:
@@ -79,12 +96,39 @@ class Contract:
         assert (rig.outgoing(jid) / "out.txt").read_text() == "pixels\n"
         assert rig.executions(jid) == 1
 
+        self.known(server, rig, jid, exit_code=0, argv=[*request["entrypoint"], "/share/incoming", "/share/outgoing"])
+
+    def known(self, server: Server, rig: Rig, jid: str, reason: str | None = None, **wanted: object) -> dict[str, Any]:
+        """The job's resource: as its schema says, in keeping with the contract, with the values that are wanted."""
+        answer = server.call("GET", f"jobs/{jid}/")
+        assert answer.status_code == 200, answer.text
+        job: dict[str, Any] = answer.json()
+        schemas = server.call("GET", "openapi.json").json()["components"]["schemas"]
+        jsonschema.validate(job, schemas["JobResource"])
+        basic = server.get(jid, tail=0).json()
+        same = {"state": "status", "message": "message", "image": "image", "jid": "jid"}
+        assert {name: job[name] for name in same} == {name: basic[other] for name, other in same.items()}
+        assert shlex.join(job["argv"]) == basic["cmd"]
+        assert {name: job[name] for name in wanted} == wanted
+        assert job["reason"] == reason, job
+        unknown = {name for name in KNOWN if job[name] is None} | {
+            name for name in ("cpu_millicores", "memory_mib", "gpu_count") if job["resources"][name] is None
+        }
+        assert unknown == (unknown_to(rig.env.get("CONTAINER_ENV", "local")) if rig.unknown is None else rig.unknown)
+        return job
+
     def test_exit_code(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, "echo oops >&2; exit 3"))
         job = server.wait_final(jid, rig.job_seconds)
         assert job["status"] == "finishedWithError"
         assert "exit code 3" in job["message"]
         assert "oops" in job["logs"]
+        found = self.known(server, rig, jid, "exit", exit_code=3, user="tester")
+        times = [found[name][:19] for name in KNOWN[:3] if found[name]]  # SLURM tells whole seconds
+        assert times == sorted(times)
+        assert [(w["index"], w["state"], w["reason"], w["exit_code"]) for w in found["workers"]] == [
+            (0, "finishedWithError", "exit", 3)
+        ]
 
     def test_missing_program(self, server: Server, rig: Rig, jid: str) -> None:
         answer = server.post(rig.request(jid, "", entrypoint=["/no/such/program"]))
@@ -283,7 +327,13 @@ class Contract:
             server.wait_final(name, rig.job_seconds)
         page = server.call("GET", "jobs/").json()
         assert [job["jid"] for job in page["jobs"] if job["jid"] in jids] == jids[::-1]
-        assert all(set(job) == FIELDS | {"posted_at"} for job in page["jobs"])
+        assert all(set(job) == FIELDS | {"posted_at", "user"} for job in page["jobs"])
+        found = server.call("GET", "jobs/", params={"text": jid.upper(), "user": "tester", "image": rig.image}).json()
+        assert [job["jid"] for job in found["jobs"]] == jids[::-1]
+        assert found["counts"]["finishedSuccessfully"] == sum(found["counts"].values()) == 3
+        for params in ({"user": "nobody"}, {"text": "no such text"}, {"posted_since": "2999-01-01T00:00:00Z"}):
+            found = server.call("GET", "jobs/", params=params).json()
+            assert (found["jobs"], sum(found["counts"].values())) == ([], 0), params
         running = server.call("GET", "jobs/", params={"state": "notstarted"}).json()["jobs"]
         assert not {job["jid"] for job in running} & set(jids)
         seen: list[str] = []
@@ -297,6 +347,36 @@ class Contract:
         assert set(jids) <= set(seen)
         for name in jids:
             server.delete(name)
+
+    def test_spec_hides_the_environment(self, server: Server, rig: Rig, jid: str) -> None:
+        request = rig.request(jid, "true", env=["TOKEN=it's hunter2", "OTHER=hunter2"])
+        assert server.post(request).status_code == 201
+        answer = server.call("GET", f"jobs/{jid}/spec")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["environment"] is False
+        assert "TOKEN" in answer.json()["parts"]["spec"]
+        assert "hunter2" not in answer.text
+        assert server.call("GET", f"jobs/{jid}/spec", params={"environment": 1}).status_code == 403
+        server.wait_final(jid, rig.job_seconds)
+
+    def test_logs_are_followed(self, server: Server, rig: Rig, jid: str) -> None:
+        """Each line once and in order, in answers of which each begins where the one before has ended."""
+        script = (
+            OUT
+            + 'for i in 1 2 3; do echo "line $i"; echo >> "$out/n"; sleep 1; done; echo bad >&2; sleep 1; printf end'
+        )
+        assert server.post(rig.request(jid, script)).status_code == 201
+        texts, since = list[str](), ""
+        while not texts or since:
+            answer = server.call("GET", f"jobs/{jid}/logs", params={"follow": 1, "since": since})
+            assert answer.status_code == 200, answer.text
+            assert "Pman-Logs-Cut" not in answer.headers
+            texts.append(answer.text)
+            since = answer.headers.get("Pman-Logs-Next", "")
+        assert sorted("".join(texts).splitlines()) == ["bad", "end", *LINES], texts
+        assert len([text for text in texts if text]) > 1
+        assert server.get(jid).json()["status"] == "finishedSuccessfully"
+        assert server.call("GET", f"jobs/{jid}/logs", params={"since": "x"}).status_code == 400
 
     def test_remove_jobs_no(self, rig: Rig, server: Server, jid: str) -> None:
         keeping = rig.start(REMOVE_JOBS="no")
@@ -316,6 +396,7 @@ class Contract:
         job = server.wait_final(limited, 60 + rig.job_seconds + 60)
         assert job["status"] == "finishedWithError"
         assert "time limit" in job["message"], job
+        self.known(server, rig, limited, "time_limit", time_limit_minutes=1)
         assert "before" in job["logs"]
         assert "after" not in job["logs"]
         assert rig.executions(limited) == 1

@@ -98,6 +98,7 @@ class Rig:
     workers a job. job_seconds: the longest that a job which does next to nothing may take from POST to its end.
     user: who runs the jobs and owns what is in the store, where that is not this process's user; prefix: a command that
     runs the command that follows it as that user. uid: the number of a user that root's jobs have in their container.
+    unknown: what the backend cannot know of a job, where docs/usage.md has no column for it.
     """
 
     env: dict[str, str]
@@ -110,6 +111,7 @@ class Rig:
     user: str = ""
     prefix: tuple[str, ...] = ()
     uid: int = 0
+    unknown: frozenset[str] | None = None
     servers: list[Server] = field(default_factory=list)
 
     def start(self, *prefix: str, **env: str) -> Server:

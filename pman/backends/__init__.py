@@ -16,7 +16,7 @@ from pman import settings as pman_settings
 from pman.errors import Misconfigured
 from pman.job import Job
 from pman.settings import Settings
-from pman.status import JobStatus
+from pman.status import Details, JobStatus
 from pman.targets import TARGETS
 from pman.templating.render import Spec
 
@@ -38,6 +38,18 @@ class Backend(Protocol):
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         """The end of the job's output; "" while there is none. `status` is what `status()` returned."""
+
+    def details(self, status: JobStatus) -> Details:
+        """What is known of the job besides, from what `status()` has read, or from one more call of the backend."""
+
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        """The ends of the texts that one worker writes, each of which only grows at its end; [] without output."""
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        """Name -> text of what was submitted, as the backend keeps it; "spec" is the name of the main part.
+
+        environment: with the values of the job's environment. Raises Refused where it cannot be shown without them.
+        """
 
     def delete(self, jid: str) -> None:
         """End the job and forget it: afterwards `status` raises NotFound and the jid may be submitted again."""

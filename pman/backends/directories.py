@@ -5,7 +5,9 @@ A job's directory `<root>/<name>/` is made by one atomic rename, and taken away 
   job.sh               the rendered script, byte for byte
   stdout.N, stderr.N   of worker N
   pulling              the image, while the script pulls it
+  about.json           what `details` tells of the request
   rc                   "EXIT_CODE REASON", renamed into place by the script after its last process has ended
+  why                  the word (pman.status.Reason) for the reason that rc gives; written before that
 What a backend keeps there besides stands in its own module.
 """
 
@@ -18,23 +20,27 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from pman.backends import hiding
 from pman.errors import BackendError, Unreachable, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus
+from pman.status import Details, JobState, JobStatus, Reason, Why, Worker, explain_exit
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 
+_TIME_LIMIT = re.compile(r"^time_limit_s=(\d+)$", re.MULTILINE)  # templates/sh/job.sh.j2
 TOKEN_DIGITS = 16  # hexadecimal
 LEFTOVER_SECONDS = 3600.0  # what was being made or taken away for so long is what a kill has left
 
@@ -90,6 +96,7 @@ def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[
         try:
             _write(fresh / "job.json", json.dumps(fields))
             _write(fresh / "job.sh", spec.text)
+            (fresh / "about.json").write_text(json.dumps(_about(job)))
             for name in files(record):
                 (fresh / name).touch()
             fresh.rename(record.directory)
@@ -101,6 +108,56 @@ def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[
             return None
         raise Unreachable(f"The state directory {root} cannot be written: {error.strerror}.") from error
     return record
+
+
+def _about(job: Job) -> dict[str, Any]:
+    limits = {"cpu_millicores": job.cpu_millicores, "memory_mib": job.memory_mib, "gpu_count": job.gpu_count}
+    return {"user": job.auid, "kind": job.kind, **limits, "env": len(job.env)}
+
+
+def about(record: Record) -> dict[str, Any]:
+    """What is kept of the request: user, kind, limits, the number of environment variables.
+
+    Nothing where an older pman has made the directory, and where a power cut has emptied the file.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = json.loads((record.directory / "about.json").read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def with_users(statuses: Iterable[JobStatus]) -> list[JobStatus]:
+    """The statuses with the users of the jobs, as listings have them."""
+    return [replace(s, user=about(s.private).get("user")) for s in statuses if isinstance(s.private, Record)]
+
+
+def details(status: JobStatus, **known: Any) -> Details:
+    """What the directory says of a job, and what its backend has `known` besides.
+
+    The script has one result for all workers: each one's own is known where there is one, or all were successful.
+    """
+    record = status.private
+    assert isinstance(record, Record)
+    kept = about(record)
+    kept.pop("env", None)
+    limit = None
+    with contextlib.suppress(FileNotFoundError):
+        limit = _TIME_LIMIT.search((record.directory / "job.sh").read_text(errors="replace"))
+    same = record.workers == 1 or status.state in (JobState.NOT_STARTED, JobState.SUCCEEDED)
+    worker = Worker.of(status.state, status.message) if same else Worker()
+    kept |= {"time_limit_minutes": int(limit[1]) // 60 or None if limit else None, **known}
+    return Details(**kept, workers=(worker,) * record.workers)
+
+
+def spec(status: JobStatus, environment: bool) -> dict[str, str]:
+    """The script; Backend.spec says more."""
+    record = status.private
+    assert isinstance(record, Record)
+    try:
+        text = (record.directory / "job.sh").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        raise no_such_job(status.jid) from None
+    return {"spec": text if environment else hiding.in_script(text, about(record).get("env"))}
 
 
 def _write(path: Path, text: str) -> None:
@@ -162,15 +219,24 @@ def remove(trash: Path) -> None:
 
 
 def result(directory: Path) -> tuple[int, str, datetime] | None:
-    """Exit code, reason and time of the job's end; None before."""
+    """Exit code, reason (of a failure a `Why`) and time of the job's end; None before."""
     path = directory / "rc"
     try:
-        code, _, reason = path.read_text(errors="replace").rstrip("\n").partition(" ")
-        return int(code), reason, mtime(path)
+        text, _, reason = path.read_text(errors="replace").rstrip("\n").partition(" ")
+        code = int(text)
+        return code, why(directory, reason, code) if reason else explain_exit(code), mtime(path)
     except FileNotFoundError:
         return None
     except ValueError:
-        return 1, "The job wrote over its own result.", mtime(path)
+        return 1, Why("The job wrote over its own result.", Reason.UNKNOWN), mtime(path)
+
+
+def why(directory: Path, reason: str, code: int | None = None) -> Why:
+    """With the script's own word; an older pman's script, and a site's, may say none. The code is the script's own."""
+    word = Reason.UNKNOWN
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        word = Reason((directory / "why").read_text(errors="replace").strip())
+    return Why(reason, word, code if word is Reason.SIGNAL else None)
 
 
 def pulled_image(directory: Path) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
 
+from pman.backends import hiding
 from pman.errors import TemplateError
 from pman.job import Job
 from pman.targets import TARGETS
@@ -25,3 +27,8 @@ def load(job: Job, spec: Spec, identity: Identity) -> dict[str, Any]:
     if found := identity.lacks(job, document):
         raise TemplateError(f"{where}{found[1]}")
     return document
+
+
+def shown(document: Any, environment: bool) -> dict[str, str]:
+    """What was submitted, as `Backend.spec` returns it; environment: with the values of the job's environment."""
+    return {"spec": json.dumps(document if environment else hiding.in_document(document), indent=2)}

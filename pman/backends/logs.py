@@ -42,13 +42,18 @@ def _is_regular_below(fd: int, directory: Path) -> bool:
 
 def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:
     """The ends of `stdout.N` and `stderr.N` of all workers of a job, as one text."""
-    resolved = directory.resolve()
 
     def read(index: int, share_bytes: int, _seconds: float) -> str:
-        files = (directory / f"{stream}.{index}" for stream in ("stdout", "stderr"))
-        return join_streams(tail_file(file, max_lines, share_bytes, within=resolved) for file in files)
+        return join_streams(tail_streams(directory, index, max_lines, share_bytes))
 
     return of_workers(read, range(workers), max_lines, max_bytes)
+
+
+def tail_streams(directory: Path, index: int, max_lines: int, max_bytes: int) -> list[str]:
+    """The ends of `stdout.N` and `stderr.N` of one worker."""
+    resolved = directory.resolve()
+    files = (directory / f"{stream}.{index}" for stream in ("stdout", "stderr"))
+    return [tail_file(file, max_lines, max_bytes, within=resolved) for file in files]
 
 
 def of_workers(  # noqa: PLR0913 - one call in place of three in every backend

@@ -1,7 +1,8 @@
-"""The HTTP contract of pfcon: four calls below /api/v1/. Beside it a listing, OpenAPI, metrics and two probes."""
+"""The HTTP contract of pfcon: four calls below /api/v1/. Beside it OpenAPI, metrics and two probes."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 import flask
@@ -13,13 +14,12 @@ from pman.job import make_job, parse_request
 from pman.service import metrics, openapi
 from pman.service.auth import Users
 from pman.settings import Settings
-from pman.status import JobState, JobStatus
+from pman.status import JobStatus
 from pman.storage import prepare
 from pman.templating.render import Renderer
 
 blueprint = flask.Blueprint("api", __name__)
 Reply = tuple[dict[str, str], int]
-MAX_LISTED = 1000
 MAX_UNDECIDED = 1000
 
 
@@ -31,6 +31,7 @@ class Service:
     renderer: Renderer
     backend: Backend
     users: Users | None  # None: everybody may do everything
+    followers: threading.Semaphore  # requests that may wait for output at once
     undecided: set[str] = field(default_factory=set)  # jids whose DELETE failed, and may have been done all the same
 
 
@@ -72,7 +73,7 @@ def read(jid: str) -> tuple[dict[str, str], int, dict[str, str]]:
     """
     s = service()
     flask.g.jid = jid
-    lines = _number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
+    lines = number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
     status, text = look(jid, lines + 1 if lines else 0)
     text, cut = logs.cut(text, lines, s.settings.job_logs_max_kib * 1024)
     return status.to_json(text), 200, {"Pman-Logs-Cut": "yes"} if cut else {}
@@ -125,36 +126,6 @@ def _delete(s: Service, jid: str) -> None:
     s.undecided.discard(jid)
 
 
-@blueprint.get("/api/v1/jobs/")
-def listing() -> tuple[dict[str, object], int]:
-    """The newest MAX_LISTED jobs, in pages: `limit` jobs in `state` that come behind the jid `after`.
-
-    `truncated`: there are older jobs, which no page shows.
-    """
-    s = service()
-    limit = _number("limit", 100, MAX_LISTED)
-    wanted, after = flask.request.args.get("state"), flask.request.args.get("after")
-    bad = {"limit": "must be 1 or more."} if limit == 0 else {}
-    if wanted is not None and wanted not in set(JobState):
-        bad["state"] = f"must be one of {', '.join(JobState)}."
-    if bad:
-        raise BadRequest(bad)
-    found = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED + 1))
-    jobs = found[:MAX_LISTED]
-    behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
-    if after and not behind:  # deleted since: to begin again without a word would show jobs twice
-        raise BadRequest({"after": "is no job that is listed; begin again without it."})
-    rest = [job for job in jobs[behind:] if wanted in (None, job.state)]
-    page: dict[str, object] = {
-        "jobs": [
-            job.to_json() | {"posted_at": job.posted_at.isoformat() if job.posted_at else ""} for job in rest[:limit]
-        ],
-        "next": rest[limit - 1].jid if len(rest) > limit else "",
-        "truncated": len(found) > MAX_LISTED,
-    }
-    return page, 200
-
-
 @blueprint.get("/api/v1/openapi.json")
 def describe() -> tuple[dict[str, object], int]:
     return openapi.document(service().users is not None), 200
@@ -181,7 +152,8 @@ def readyz() -> Reply:
     return {"status": "ready"} | ({"message": note} if note else {}), 200
 
 
-def _number(name: str, default: int, most: int) -> int:
+def number(name: str, default: int, most: int) -> int:
+    """A whole number of the query, at most `most`. Raises BadRequest."""
     text = flask.request.args.get(name)
     if text is None:
         return default

@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, Unsupporte
 from pman import backends, settings
 from pman.errors import PmanError, Refused, Unreachable
 from pman.job import MAX_BODY_BYTES
-from pman.service import metrics, pages, proxies
+from pman.service import jobs, metrics, pages, proxies
 from pman.service.api import Service, blueprint
 from pman.service.auth import Busy, Users, credentials
 from pman.targets import TARGETS
@@ -53,8 +53,10 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.json.sort_keys = False  # type: ignore[attr-defined]
     half = max(1, config.max_concurrent_requests // 2)
     users = Users(config.auth_users_file, half) if config.auth_users_file else None
-    app.extensions["pman"] = Service(config, renderer, backend or _backend(config), users)
+    followers = threading.Semaphore(max(1, config.max_concurrent_requests // 4))
+    app.extensions["pman"] = Service(config, renderer, backend or _backend(config), users, followers)
     app.register_blueprint(blueprint)
+    app.register_blueprint(jobs.blueprint)
     app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
     app.wsgi_app = proxies.merging_slashes(app.wsgi_app)  # type: ignore[assignment]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pman import __version__
 from pman.job import JobRequest
-from pman.status import JobState
+from pman.status import JobState, Reason
 
 _FIELDS = {
     "jid": "what ChRIS calls the job",
@@ -29,6 +29,24 @@ _ERRORS = {
     "500": "The backend or a template failed.",
     "503": "The backend does not answer, or too many requests are being served.",
 }
+EXAMPLE = {
+    "jid": "chris-jid-42", "state": "finishedWithError", "reason": "out_of_memory", "exit_code": 137,
+    "message": "The job exceeded its memory limit of 64 MiB (out of memory, exit code 137).",
+    "posted_at": "2026-11-30T12:00:00+00:00", "started_at": "2026-11-30T12:00:02+00:00",
+    "finished_at": "2026-11-30T12:01:00+00:00", "image": "docker.io/fnndsc/pl-simpledsapp:2.1.0",
+    "argv": ["simpledsapp", "/share/incoming", "/share/outgoing"],
+    "resources": {"cpu_millicores": 1000, "memory_mib": 64, "gpu_count": 0},
+    "user": "chris", "kind": "ds", "time_limit_minutes": 60, "partition": None, "backend_id": "3f1c0a",
+    "nodes": ["node1"],
+    "workers": [
+        {
+            "index": 0, "state": "finishedWithError", "reason": "out_of_memory", "exit_code": 137,
+            "started_at": "2026-11-30T12:00:02+00:00", "finished_at": "2026-11-30T12:01:00+00:00", "node": "node1",
+            "message": "The job exceeded its memory limit of 64 MiB (out of memory, exit code 137).",
+        }
+    ],
+    "backend": "docker", "links": {"logs": "logs", "spec": "spec"},
+}  # fmt: skip
 
 
 def document(server_has_users: bool) -> dict[str, Any]:
@@ -44,6 +62,13 @@ def document(server_has_users: bool) -> dict[str, Any]:
     )
     state = _query("state", "Only jobs in this state.", {"type": "string", "enum": [s.value for s in JobState]})
     limit = _query("limit", "At most so many jobs.", {"type": "integer", "minimum": 1, "maximum": 1000})
+    flag = {"type": "integer", "enum": [0, 1]}
+    filters = [
+        _query("user", "Only jobs of this user.", {"type": "string"}),
+        _query("image", "Only jobs whose image has this in its name.", {"type": "string"}),
+        _query("text", "Only jobs with this in jid, user, image, command or message, in any case.", {"type": "string"}),
+        _query("posted_since", "Only jobs posted at this time or later.", {"type": "string", "format": "date-time"}),
+    ]
     after = _query("after", "The `next` of the page before.", {"type": "string", "maxLength": 300})
     result: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -60,7 +85,28 @@ def document(server_has_users: bool) -> dict[str, Any]:
             },
             "/api/v1/jobs/": {
                 "get": _operation("list", "pman's jobs, newest first", "200", _ref("Page"), "400", "500")
-                | {"parameters": [state, limit, after]},
+                | {"parameters": [state, *filters, limit, after]},
+            },
+            "/api/v1/jobs/{jid}/": {
+                "parameters": [jid],
+                "get": _operation("inspect", "All that is known of a job", "200", _ref("JobResource"), "404", "500"),
+            },
+            "/api/v1/jobs/{jid}/spec": {
+                "parameters": [jid],
+                "get": _operation("spec", "What was submitted", "200", _ref("Spec"), "400", "404", "500")
+                | {"parameters": [_query("environment", "1: with the environment's values, for users.", flag)]},
+            },
+            "/api/v1/jobs/{jid}/logs": {
+                "parameters": [jid],
+                "get": _text_operation("logs", "What a worker has written", "400", "404", "500")
+                | {
+                    "parameters": [
+                        _query("worker", "Which worker; 0 if not given.", {"type": "integer", "minimum": 0}),
+                        _query("since", "The header Pman-Logs-Next of the answer before.", {"type": "string"}),
+                        _query("follow", "1: wait up to 20 s for output that is new.", flag),
+                        _query("notice", "1: say in the first line where output is left out before it.", flag),
+                    ]
+                },
             },
             "/api/v1/{jid}/": {
                 "parameters": [jid],
@@ -88,14 +134,44 @@ def _schemas() -> dict[str, Any]:
         "jobs": {"type": "array", "items": _ref("ListedJob")},
         "next": {"type": "string"},
         "truncated": {"type": "boolean"},
+        "counts": _object({state.value: {"type": "integer"} for state in JobState}),
+    }
+    spec = {
+        "jid": {"type": "string"},
+        "target": {"type": "string"},
+        "parts": {**sentences, "examples": [{"spec": "#!/bin/bash\n"}]},
+        "environment": {"type": "boolean", "description": "whether it has the values of the job's environment"},
     }
     return {
         "Job": _object(fields | {"status": status}),
-        "ListedJob": _object(fields | {"status": status, "posted_at": posted_at}),
+        "ListedJob": _object(fields | {"status": status, "posted_at": posted_at, "user": {"type": ["string", "null"]}}),
+        "Spec": _object(spec),
+        "JobResource": {**_resource(), "examples": [EXAMPLE]},
         "About": _object(about),
         "Page": _object(page),
         "Error": _object({"message": message}),
     }
+
+
+def _resource() -> dict[str, Any]:
+    """The schema of `pman.status.to_resource` and what `service.jobs` adds to it."""
+    state = {"type": "string", "enum": [state.value for state in JobState]}
+    reason = {"type": ["string", "null"], "enum": [*(reason.value for reason in Reason), None]}
+    moment = {"type": ["string", "null"], "format": "date-time"}
+    text, number = {"type": ["string", "null"]}, {"type": ["integer", "null"]}
+    texts = {"type": ["array", "null"], "items": {"type": "string"}}
+    ends = {"reason": reason, "exit_code": number, "started_at": moment, "finished_at": moment}
+    maybe = {**state, "type": ["string", "null"], "enum": [*state["enum"], None]}
+    worker = {"index": {"type": "integer"}, "state": maybe, **ends, "node": text, "message": {"type": "string"}}
+    plain = {name: {"type": "string"} for name in ("jid", "message", "image", "backend")}
+    names = dict.fromkeys(("user", "kind", "partition", "backend_id"), text)
+    limits = dict.fromkeys(("cpu_millicores", "memory_mib", "gpu_count"), number)
+    links = {name: {"type": "string", "description": "relative to this address"} for name in ("logs", "spec")}
+    return _object(
+        {"state": state, **plain, **ends, "posted_at": moment, "argv": texts, **names, "nodes": texts}
+        | {"resources": _object(limits), "time_limit_minutes": number, "links": _object(links)}
+        | {"workers": {"type": "array", "items": _object(worker)}}
+    )
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +189,21 @@ def _ref(name: str) -> dict[str, str]:
 
 def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+
+def _text_operation(name: str, summary: str, *errors: str) -> dict[str, Any]:
+    """Of an operation that answers with text."""
+    headers = {
+        "Pman-Job-State": "the job's state",
+        "Pman-Logs-Next": "the value of `since` for what comes next; missing when all has been said",
+        "Pman-Logs-Cut": "yes, where output is left out before this text",
+    }
+    operation = _operation(name, summary, "200", None, *errors)
+    operation["responses"]["200"] |= {
+        "content": {"text/plain": {"schema": {"type": "string"}, "example": "reading the image\n"}},
+        "headers": {each: {"description": text, "schema": {"type": "string"}} for each, text in headers.items()},
+    }
+    return operation
 
 
 def _operation(name: str, summary: str, code: str, answer: dict[str, str] | None, *errors: str) -> dict[str, Any]:

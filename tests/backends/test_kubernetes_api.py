@@ -394,7 +394,8 @@ def test_one_stuck_worker_is_explained_and_ends_the_job(script: Script, backend:
     assert backend.status("ok2").message == STUCK
     method, _, patch = script.asked[-1]
     assert (method, patch["spec"]) == ("PATCH", {"activeDeadlineSeconds": 1})
-    assert patch["metadata"]["annotations"] == {"org.chrisproject.pman.gave-up": STUCK}
+    notes = {"gave-up": STUCK, "gave-up-reason": "refused"}
+    assert patch["metadata"]["annotations"] == {f"org.chrisproject.pman.{name}": text for name, text in notes.items()}
 
 
 def test_a_job_that_may_not_be_ended_is_still_shown(script: Script, backend: kubernetes.KubernetesBackend) -> None:

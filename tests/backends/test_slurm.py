@@ -27,7 +27,7 @@ from pman.backends.slurm import commands as slurm_commands
 from pman.backends.slurm import state as slurm_state
 from pman.backends.slurm import verdict, words
 from pman.errors import BackendError, BadRequest, Misconfigured, NotFound, TemplateError, Unreachable
-from pman.status import JobState, JobStatus
+from pman.status import JobState, JobStatus, Why
 from pman.targets import TARGETS
 from pman.targets import slurm as targets_slurm
 from pman.templating import quote, render
@@ -104,6 +104,13 @@ def test_every_documented_state_is_in_the_table() -> None:
     assert set(verdict.STATES) == set(DOCUMENTED.split())
     good = {name for name, (state, _) in verdict.STATES.items() if state is JobState.SUCCEEDED}
     assert good == {"COMPLETED"}
+    failed = {name for name, (state, why) in verdict.STATES.items() if state is JobState.FAILED and why}
+    assert {name for name in failed if isinstance(verdict.STATES[name][1], Why)} == failed
+
+
+def test_names_of_nodes() -> None:
+    listed = {"n1": ["n1"], "node[01-03,7],gpu1": ["node01", "node02", "node03", "node7", "gpu1"], "(null)": [], "": []}
+    assert {text: list(slurm_commands.hosts(text)) for text in listed} == listed
 
 
 def fake(directory: Path, name: str, script: str) -> str:

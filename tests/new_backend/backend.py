@@ -16,7 +16,7 @@ from pman.backends.directories import Record, find, make_status
 from pman.errors import BackendError, Misconfigured, NotFound, Unreachable, jid_taken
 from pman.job import Job
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, explain_exit
+from pman.status import Details, JobState, JobStatus, explain_exit
 from pman.templating.render import Spec
 
 # job_state of qstat(1B), all of them: https://github.com/openpbs/openpbs/blob/master/doc/man1/qstat.1B
@@ -73,6 +73,17 @@ class PbsBackend:
         record = status.private
         assert isinstance(record, Record)
         return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
+
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        assert isinstance(status.private, Record)
+        return logs.tail_streams(status.private.directory, worker, max_lines, self._max_log_bytes)
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        return directories.spec(status, environment)
+
+    def details(self, status: JobStatus) -> Details:
+        assert isinstance(status.private, Record)
+        return directories.details(status, backend_id=next(iter(_ids(status.private)[::-1]), None))
 
     def delete(self, jid: str) -> None:
         with directories.alone(self._root, jid):

@@ -28,7 +28,9 @@ class TestPbs(Contract):
             command.chmod(0o755)
         env = {"CONTAINER_ENV": "pbs", "PBS_STATE_DIR": str(place / "state")}
         env["PATH"] = f"{place / 'bin'}:{os.environ['PATH']}"
-        with running(Rig(env, place / "store", "localhost/none:1", place, read_only_input=False)) as rig:
+        lacking = frozenset({"partition", "started_at", "nodes"})
+        rig = Rig(env, place / "store", "localhost/none:1", place, read_only_input=False, unknown=lacking)
+        with running(rig):
             yield rig
 
     def test_the_playground_renders_and_judges_it(self, server: Server, rig: Rig, jid: str) -> None:

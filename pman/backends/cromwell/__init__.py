@@ -12,12 +12,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pman.backends import logs, retry
+from pman.backends import hiding, logs, retry
 from pman.backends.cromwell import files as cromwell_files
 from pman.backends.cromwell import labels as cromwell_labels
 from pman.backends.cromwell import rest as cromwell_rest
@@ -28,13 +28,14 @@ from pman.backends.cromwell.labels import (
     LABEL_MAX,
     MANAGED,
     NAME,
+    VARIABLES,
     Workflow,
     workflow_id,
 )
 from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.settings import Settings
-from pman.status import JobState, JobStatus
+from pman.status import Details, JobState, JobStatus
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,14 @@ class _Posted:
     image: str
     cmd: str
     at: float  # seconds of the monotonic clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What status() has read; nothing of a workflow that Cromwell does not show yet."""
+
+    workflow: Workflow | None = None
+    calls: Sequence[Mapping[str, Any]] = ()
 
 
 class CromwellBackend:
@@ -224,7 +233,7 @@ class CromwellBackend:
         image, cmd = found.identity(meta, calls)
         state, message = self._judge(meta.get("status", found.status), meta, calls)
         end = datetime.fromisoformat(meta["end"]) if state.final and "end" in meta else None
-        return JobStatus(jid, image, cmd, state, message, end, calls, found.posted_at)
+        return JobStatus(jid, image, cmd, state, message, end, _Seen(found, calls), found.posted_at, found.user)
 
     def _judge(self, status: str, meta: Mapping[str, Any], calls: list[Mapping[str, Any]]) -> tuple[JobState, str]:
         states = [_state(status, call.get("executionStatus", "")) for call in calls or [{}]]
@@ -241,10 +250,36 @@ class CromwellBackend:
     # -- the rest --------------------------------------------------------------------------------------------------
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        calls = status.private
-        assert isinstance(calls, list)
-        texts = (self._files.output(call, max_lines, self._max_log_bytes) for call in calls)
+        seen = status.private
+        assert isinstance(seen, _Seen)
+        texts = (self._files.output(call, max_lines, self._max_log_bytes) for call in seen.calls)
         return logs.tail(logs.join_streams(texts), max_lines, self._max_log_bytes)
+
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        seen = status.private
+        assert isinstance(seen, _Seen)
+        each = (self._files.streams(call, worker, max_lines, self._max_log_bytes) for call in seen.calls)
+        return [text for texts in each for text in texts]
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        seen = status.private
+        assert isinstance(seen, _Seen)
+        found = seen.workflow
+        files = (self._client.metadata(found.id, ["submittedFiles"]) or {}).get("submittedFiles", {}) if found else {}
+        text = files.get("workflow", "")
+        count = found.labels.get(VARIABLES, "") if found else "0"
+        shown = text if environment else hiding.in_script(text, int(count) if count.isdecimal() else None)
+        return {"spec": shown, "options.json": files.get("options", "")}
+
+    def details(self, status: JobStatus) -> Details:
+        """The task's attributes are in metadata alone. When and where SLURM runs the job, Cromwell does not say."""
+        seen = status.private
+        assert isinstance(seen, _Seen)
+        if not seen.workflow:
+            return Details()
+        meta = self._client.metadata(seen.workflow.id, ["runtimeAttributes"]) if seen.calls else None
+        calls = [entry for entries in (meta or {}).get("calls", {}).values() for entry in entries]
+        return cromwell_labels.details(status, seen.workflow, calls[-1].get("runtimeAttributes", {}) if calls else {})
 
     def delete(self, jid: str) -> None:
         found = self._find(jid)
@@ -324,7 +359,8 @@ def _listed(found: Workflow) -> JobStatus:
     state = _state(found.status, "Running")
     end = datetime.fromisoformat(found.end) if state.final and found.end else None
     name = found.labels.get(NAME, "")
-    return JobStatus(name, *found.identity({}, []), state, finished_at=end, posted_at=found.posted_at)
+    identity = found.identity({}, [])
+    return JobStatus(name, *identity, state, finished_at=end, posted_at=found.posted_at, user=found.user)
 
 
 def _state(status: str, call: str) -> JobState:
@@ -337,7 +373,9 @@ def _state(status: str, call: str) -> JobState:
 
 def _unseen(jid: str, posted: _Posted | None) -> JobStatus:
     image, cmd = (posted.image, posted.cmd) if posted else ("", "")
-    return JobStatus(jid, image, cmd, JobState.NOT_STARTED, _WAITING["Submitted", JobState.NOT_STARTED], private=[])
+    return JobStatus(
+        jid, image, cmd, JobState.NOT_STARTED, _WAITING["Submitted", JobState.NOT_STARTED], private=_Seen()
+    )
 
 
 def _require_same(digest: str, job: Job) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from pman.backends import logs
 from pman.errors import Misconfigured
-from pman.status import JobState
+from pman.status import JobState, Reason, Why, word_of
 
 Call = Mapping[str, Any]
 NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own, or sbatch's words
 MAX_WORKERS = 1024  # as many as a request may ask for
 _NOTE = "pman: "  # begins what the job template and the reference configuration write to stderr
 _NO_RESULT = "the job script ended without a result"
+_BEFORE = ("stderr.submit", "slurm.err")  # where is said why a job never began
 _FIRST = ("stdout", "worker-0/stdout")  # what Cromwell's script makes first
 _NO_NUMBER = "0"  # what the reference configuration tells Cromwell while SLURM does not answer
 _NOT_STARTED = "Unable to start job"  # Cromwell's words when the submit command failed
@@ -26,13 +27,15 @@ _LOST = 79  # what Cromwell writes as exit code when the job is gone and left no
 
 # Exit codes that stand for an end from outside: Cromwell's own, and those of the reference configuration.
 _ENDS = {
-    _LOST: "SLURM lost the job: it was cancelled before it ran, or killed.",
-    124: "The job was ended by its time limit (exit code 124).",
-    125: "The job was ended by SLURM: cancelled, preempted, or its node taken (exit code 125).",
-    126: "The job's command could not be run (exit code 126).",
-    127: "The job's command was not found (exit code 127).",
-    137: "The job was killed (exit code 137), for instance for more memory than it asked for.",
+    _LOST: Why("SLURM lost the job: it was cancelled before it ran, or killed.", Reason.LOST),
+    124: Why("The job was ended by its time limit (exit code 124).", Reason.TIME_LIMIT),
+    125: Why("The job was ended by SLURM: cancelled, preempted, or its node taken (exit code 125).", Reason.UNKNOWN),
+    126: Why("The job's command could not be run (exit code 126).", Reason.EXIT, 126),
+    127: Why("The job's command was not found (exit code 127).", Reason.EXIT, 127),
+    137: Why("The job was killed (exit code 137), for instance for more memory than it asked for.", Reason.SIGNAL, 137),
 }
+# Those that come with a note.
+_BY_NOTE = {124: Reason.TIME_LIMIT, 126: Reason.NODE}
 
 
 class Files:
@@ -149,6 +152,16 @@ class Files:
 
         return logs.of_workers(read, places, max_lines, max_bytes)
 
+    def streams(self, call: Call, worker: int, max_lines: int, max_bytes: int) -> list[str]:
+        """What one worker of an attempt writes, and what is said of a job that never began, each by itself."""
+        directory = self.execution(call)
+        if directory is None:
+            return [self.output(call, max_lines, max_bytes)]
+        place = (_workers(directory) or [""])[worker:][:1]
+        names = [f"{place[0]}stdout", f"{place[0]}stderr"] if place else []
+        begun = any(self._is_there(directory, name) for name in names)
+        return [self.tail(directory, name, max_lines, max_bytes) for name in (names if begun else _BEFORE)]
+
 
 def _workers(directory: Path) -> list[str]:
     """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
@@ -180,29 +193,35 @@ def progress(call: Call, files: Files) -> tuple[JobState, str]:
     return JobState.NOT_STARTED, f"Queued in SLURM as job {job}{': ' if reason else ''}{reason}."
 
 
-def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> str:
+def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> Why:
     """The user's sentence about a workflow that is Failed or Aborted."""
     if status == "Aborted":
-        return "The job was aborted, by DELETE or by somebody at Cromwell."
+        return Why("The job was aborted, by DELETE or by somebody at Cromwell.", Reason.CANCELLED)
     reasons = list(_reasons([*call.get("failures", []), *meta.get("failures", [])]))
     if any(_NOT_STARTED in reason for reason in reasons):
-        return f"SLURM refused the job: {files.refusal(call).rstrip('.')}."
+        return Why(f"SLURM refused the job: {files.refusal(call).rstrip('.')}.", Reason.REFUSED)
     if not call:
-        return f"Cromwell refused the workflow: {_short(reasons)}"
+        return Why(f"Cromwell refused the workflow: {_short(reasons)}", Reason.REFUSED)
     if any(_BROKEN_DOCKER in reason for reason in reasons):
-        return (
+        return Why(
             "This Cromwell cannot run jobs with the attribute `docker`, which its configuration declares (its issue "
-            "7846): declare `String image` in place of it, as deploy/cromwell/slurm.conf does."
+            "7846): declare `String image` in place of it, as deploy/cromwell/slurm.conf does.",
+            Reason.REFUSED,
         )
-    return _ending(files.note(call), files.exit_code(call)) or f"The job failed: {_short(reasons)}"
+    return _ending(files.note(call), files.exit_code(call)) or Why(f"The job failed: {_short(reasons)}")
 
 
-def _ending(note: str, code: int | None) -> str:
-    """By the sentence of pman's own, else by the exit code; "" with neither."""
+def _ending(note: str, code: int | None) -> Why | None:
+    """By the sentence of pman's own, else by the exit code; None with neither.
+
+    The reference configuration says by the exit code who ended the job: its own codes are no program's.
+    """
     if note:
         words = "was" if note.startswith("ended ") else "was not run:" if code == 126 else "failed:"
-        return f"The job {words} {note}."
-    return "" if code is None else _ENDS.get(code, f"The job ended with exit code {code}.")
+        return Why(f"The job {words} {note}.", _BY_NOTE.get(code or 0, Reason.UNKNOWN))
+    if code is None:
+        return None
+    return _ENDS.get(code) or Why(f"The job ended with exit code {code}.", word_of(code), code)
 
 
 def _reasons(failures: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -11,11 +11,14 @@ from typing import Any
 
 from pman.errors import Misconfigured
 from pman.job import Job
+from pman.status import Details, JobState, JobStatus, Worker
 
 PREFIX = "org.chrisproject.pman."  # clusters hold jobs of the older pman under `name` alone
-NAME, ATTEMPT, DIGEST, MANAGED, DELETED, IMAGE, CMD = (
-    PREFIX + word for word in ("name", "attempt", "digest", "managed", "deleted", "image", "cmd")
+NAME, ATTEMPT, DIGEST, MANAGED, DELETED, IMAGE, CMD, USER, KIND, VARIABLES = (
+    PREFIX + word
+    for word in ("name", "attempt", "digest", "managed", "deleted", "image", "cmd", "auid", "kind", "variables")
 )
+_MIB = {"MB": 1, "MiB": 1, "GB": 1024, "GiB": 1024}  # tests/recordings/cromwell: 100M is told as 0.09765625 GB
 LABEL_MAX = 255  # characters of a label's key or value
 CMD_LABELS = 16  # a longer command line goes into the workflow's options: labels are read with every poll
 _NAMESPACE = uuid.UUID("5c1e9d52-3f57-5d0b-9a0e-6f2c6b7d1a43")
@@ -56,6 +59,11 @@ class Workflow:
     def posted_at(self) -> datetime | None:
         return datetime.fromisoformat(self.submission) if self.submission else None
 
+    @property
+    def user(self) -> str | None:
+        """The ChRIS user; None where the label does not say."""
+        return str(json.loads(self.labels[USER])) if USER in self.labels else None
+
     def keys_of_identity(self) -> Sequence[str]:
         """Metadata that has the image and command line of a workflow whose labels do not: read only for those."""
         if MANAGED not in self.labels:
@@ -85,8 +93,36 @@ def of_site(labels: Mapping[str, str]) -> dict[str, str]:
 def of_job(job: Job, attempt: int) -> dict[str, str]:
     """The labels of a job's n-th workflow; without CMD where the command line is too long for labels."""
     own = {NAME: job.jid, ATTEMPT: str(attempt), DIGEST: job.digest, MANAGED: "yes"}
+    own |= {KIND: job.kind, VARIABLES: str(len(job.env))}
+    if len(user := json.dumps(job.auid)) <= LABEL_MAX:
+        own[USER] = user
     cmd = _pieces(CMD, job.cmd)
     return own | _pieces(IMAGE, job.image) | (cmd if len(cmd) <= CMD_LABELS else {})
+
+
+def details(status: JobStatus, found: Workflow, attributes: Mapping[str, Any]) -> Details:
+    """What labels and the attributes of the task say; Cromwell writes attributes as texts."""
+
+    def number(name: str) -> int | None:
+        text = str(attributes.get(name, ""))
+        return int(text) if text.isdecimal() else None
+
+    amount, _, unit = str(attributes.get("memory", "")).partition(" ")
+    memory = round(float(amount) * _MIB[unit]) if unit in _MIB else number("memory_mb")
+
+    workers, cores = number("number_of_workers") or 1, number("cpu")
+    same = workers == 1 or status.state in (JobState.NOT_STARTED, JobState.SUCCEEDED)
+    return Details(
+        user=found.user,
+        kind=found.labels.get(KIND),
+        cpu_millicores=cores * 1000 if cores else None,
+        memory_mib=memory,
+        gpu_count=number("gpu_limit"),
+        time_limit_minutes=number("timelimit"),
+        partition=attributes.get("slurm_partition") or None,
+        backend_id=found.id,
+        workers=(Worker.of(status.state, status.message) if same else Worker(),) * workers,
+    )
 
 
 def of_grave(jid: str, attempt: int) -> dict[str, str]:

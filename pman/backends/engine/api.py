@@ -43,6 +43,7 @@ from pman.errors import (
 )
 from pman.job import Job
 from pman.settings import Settings
+from pman.status import Reason, Why
 from pman.targets import docker as docker_target
 from pman.targets import swarm
 from pman.templating.render import Spec
@@ -54,6 +55,8 @@ R = TypeVar("R")
 JID, DIGEST = docker_target.JID, docker_target.DIGEST
 IMAGE = "org.chrisproject.pman.image"
 LIMIT = "org.chrisproject.pman.time-limit-minutes"
+USER = "org.chrisproject.pman.auid"
+KIND = "org.chrisproject.pman.kind"
 SOCKETS = {"podman": "unix:///run/podman/podman.sock"}
 PODMAN = "Podman Engine"  # the name among the Components of /version, of Podman 3 to 5
 DOCKER_SOCKET = "unix:///var/run/docker.sock"
@@ -367,9 +370,17 @@ def sentence(text: str) -> str:
     return text if not text or text.endswith((".", "!", "?")) else text + "."
 
 
-def overtime(labels: Mapping[str, str]) -> str:
+def overtime(labels: Mapping[str, str]) -> Why:
     """The sentence about a job that its time limit has ended."""
-    return f"The job ran into its time limit of {labels.get(LIMIT, 'some')} minutes."
+    said = f"The job ran into its time limit of {labels.get(LIMIT, 'some')} minutes."
+    return Why(said, Reason.TIME_LIMIT)
+
+
+def of_labels(labels: Mapping[str, str]) -> dict[str, Any]:
+    """What the labels of a job say, as fields of Details."""
+    limit = labels.get(LIMIT, "")
+    minutes = int(limit) if limit.isdecimal() else None
+    return {"user": labels.get(USER), "kind": labels.get(KIND), "time_limit_minutes": minutes}
 
 
 def _tls(settings: Settings) -> docker.tls.TLSConfig | bool:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pman.backends import logs, retry
+from pman.backends import documents, logs, retry
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine import start as docker_start
@@ -32,7 +32,19 @@ from pman.backends.former import may_name
 from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, explain_memory, join_messages, merge, with_memory
+from pman.status import (
+    Details,
+    JobState,
+    JobStatus,
+    Reason,
+    Why,
+    Worker,
+    explain_memory,
+    join_messages,
+    merge,
+    with_memory,
+    word_of,
+)
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -117,6 +129,24 @@ class DockerBackend:
             finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
             private=workers,
             posted_at=engine.time_of(first["Created"]),
+            user=labels.get(engine.USER),
+        )
+
+    @engine.understood
+    def details(self, status: JobStatus) -> Details:
+        containers = status.private
+        assert isinstance(containers, list)
+        workers = [_worker(container) for container in containers]
+        began = [worker.started_at for worker in workers if worker.started_at]
+        host = containers[0].get("HostConfig") or {}
+        return Details(
+            cpu_millicores=(host.get("NanoCpus") or 0) // 1_000_000 or None,
+            memory_mib=(host.get("Memory") or host.get("MemoryReservation") or 0) >> 20 or None,
+            gpu_count=sum(request.get("Count", 0) for request in host.get("DeviceRequests") or []),
+            backend_id=containers[0]["Id"],
+            started_at=min(began, default=None),
+            workers=tuple(workers),
+            **engine.of_labels(_labels(containers[0])),
         )
 
     def _workers(self, jid: str) -> list[Json | None]:
@@ -163,12 +193,28 @@ class DockerBackend:
         assert isinstance(workers, list)
 
         def read(container: Json | None, share_bytes: int, seconds: float) -> str:
-            if container is None or _state(container) is JobState.NOT_STARTED:
-                return ""
-            return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, share_bytes, seconds) or ""
+            return self._log(container, max_lines, share_bytes, seconds)
 
         max_bytes = self._max_log_bytes
         return logs.of_workers(read, workers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
+
+    def _log(self, container: Json | None, max_lines: int, max_bytes: int, seconds: float) -> str:
+        if container is None or _state(container) is JobState.NOT_STARTED:
+            return ""
+        return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, max_bytes, seconds) or ""
+
+    @engine.understood
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        containers = status.private
+        assert isinstance(containers, list)
+        there = containers[worker : worker + 1]
+        return [self._log(one, max_lines, self._max_log_bytes, logs.READ_SECONDS) for one in there]
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        """As the engine keeps it, with what it took from the image."""
+        containers = status.private
+        assert isinstance(containers, list)
+        return documents.shown({name: containers[0].get(name) for name in ("Config", "HostConfig")}, environment)
 
     @engine.understood
     def delete(self, jid: str) -> None:
@@ -228,7 +274,8 @@ class DockerBackend:
         labels = first["Labels"]
         state = merge(self._listed_state(container) for container in workers)
         image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
-        return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at)
+        user = labels.get(engine.USER)
+        return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at, user=user)
 
     def _listed_state(self, container: Json) -> JobState:
         state = STATES.get(container["State"], JobState.UNDEFINED)
@@ -369,14 +416,25 @@ def _words(container: Json | None) -> str:
     if outcome is not JobState.FAILED:
         return ""
     if error := _broken_off(container):
-        return engine.sentence(error)
+        began = engine.time_of(state["StartedAt"])
+        return Why(engine.sentence(error), Reason.NODE if began else Reason.REFUSED)
     if _overdue(container, datetime.now(UTC)):
         return engine.overtime(labels)
     return _end(state, container.get("HostConfig", {}).get("Memory") or 0)
 
 
-def _end(state: Json, limit_bytes: int) -> str:
+def _worker(container: Json | None) -> Worker:
+    if container is None:
+        return Worker.of(JobState.NOT_STARTED, _words(None))
+    began, ended = (engine.time_of(container["State"].get(key)) for key in ("StartedAt", "FinishedAt"))
+    state = _state(container)
+    return Worker.of(state, _words(container), started_at=began, finished_at=ended if state.final else None)
+
+
+def _end(state: Json, limit_bytes: int) -> Why:
     code = state.get("ExitCode", 0)
     if state.get("OOMKilled") or code == 137:
         return explain_memory(limit_bytes >> 20, code, state.get("OOMKilled"))
-    return engine.sentence(state.get("Error") or f"The job ended with exit code {code}")
+    error = state.get("Error")
+    word = Reason.UNKNOWN if error else word_of(code)
+    return Why(engine.sentence(error or f"The job ended with exit code {code}"), word, code)

@@ -13,13 +13,15 @@ pman runs, with the precision of the engine and without a thread anywhere. A tas
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pman.backends import logs, retry
+from pman.backends import documents, logs, retry
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine.api import Engine
@@ -36,7 +38,19 @@ from pman.errors import (
 )
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, explain_memory, join_messages, merge, with_memory
+from pman.status import (
+    Details,
+    JobState,
+    JobStatus,
+    Reason,
+    Why,
+    Worker,
+    explain_memory,
+    join_messages,
+    merge,
+    with_memory,
+    word_of,
+)
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -60,6 +74,8 @@ STATES: dict[str, JobState] = {
     "orphaned": JobState.FAILED,  # its node was away for a day, and Swarm gave it up
     "remove": JobState.STARTED,  # being removed: its container may still write
 }
+# What an end means that is none of the program's own.
+ENDS = {"shutdown": Reason.PREEMPTED, "orphaned": Reason.NODE, "rejected": Reason.REFUSED, "failed": Reason.UNKNOWN}
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
 LACKING = "insufficient resources"
@@ -68,7 +84,23 @@ SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the n
 # Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
 # engines that may be a manager again. `inactive`, or `active` without control, is none.
 UNSETTLED = frozenset({"pending", "locked", "error"})
+# How an engine that rejects a task says that it has no image (moby, daemon/images and daemon/containerd).
+_NO_IMAGE = re.compile(r"no such image|pull access denied|manifest (for .* )?(not found|unknown)", re.IGNORECASE)
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What status() has read. slots: the newest task of each; workers: those of them, and those without a task."""
+
+    service: Json
+    slots: list[Json]
+    workers: tuple[Worker, ...]
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job's log has no frames, as one that pman 6 has made."""
+        return bool(self.service["Spec"]["TaskTemplate"]["ContainerSpec"].get("TTY"))
 
 
 class NotAManager(BackendError):
@@ -183,15 +215,41 @@ class SwarmBackend:
         state = merge(states)
         labels, container = _labels(service), service["Spec"]["TaskTemplate"]["ContainerSpec"]
         ended = [end for task in slots if (end := engine.time_of(task["Status"].get("Timestamp")))]
+        words = [self._words(service, *one) for one in zip(slots, memory, strict=True)]
         return JobStatus(
             jid=_jid(service),
             image=labels.get(engine.IMAGE, container["Image"].split("@")[0]),
             cmd=shlex.join([*container.get("Command", []), *container.get("Args", [])]),
             state=state,
-            message=join_messages([self._words(service, *one) for one in zip(slots, memory, strict=True)]),
+            message=join_messages(words),
             finished_at=max(ended, default=None) if state.final else None,
-            private=(slots, bool(container.get("TTY"))),
+            private=_Found(service, slots, tuple(map(Worker.of, states, [*words, *[""] * max(0, missing)]))),
             posted_at=engine.time_of(service.get("CreatedAt")),
+            user=labels.get(engine.USER),
+        )
+
+    @engine.understood
+    def details(self, status: JobStatus) -> Details:
+        """The names of nodes are in another list of Swarm's; when a task began is in none."""
+        found = status.private
+        assert isinstance(found, _Found)
+        task = found.service["Spec"]["TaskTemplate"].get("Resources") or {}
+        limits, reserved = task.get("Limits") or {}, _resources(task.get("Reservations"))
+        names = {node["ID"]: node["Description"].get("Hostname") for node in self._engine.get("/nodes")}
+        at = [names.get(one.get("NodeID")) for one in found.slots]
+        ends = [engine.time_of(one["Status"].get("Timestamp")) for one in found.slots]
+        workers = [
+            replace(worker, node=node, finished_at=end if worker.state and worker.state.final else None)
+            for worker, node, end in itertools.zip_longest(found.workers, at, ends)
+        ]
+        return Details(
+            cpu_millicores=limits.get("NanoCPUs", 0) // 1_000_000 or None,
+            memory_mib=limits.get("MemoryBytes", 0) >> 20 or None,
+            gpu_count=sum(amount for kind, amount in reserved.items() if kind not in ("NanoCPUs", "MemoryBytes")),
+            backend_id=found.service["ID"],
+            nodes=tuple(dict.fromkeys(node for node in at if node)) or None,
+            workers=tuple(workers),
+            **engine.of_labels(_labels(found.service)),
         )
 
     def _out_of_memory(self, task: Json) -> bool | None:
@@ -205,14 +263,15 @@ class SwarmBackend:
         if "unhealthy container" in text:
             return engine.overtime(_labels(service))
         if text.startswith("No such container"):
-            return "The job's container was removed while it ran, as by an engine that shuts down."
+            said = "The job's container was removed while it ran, as by an engine that shuts down."
+            return Why(said, Reason.LOST)
         if out_of_memory or (code == 137 and status["State"] == "failed"):
             return explain_memory(_memory_limit(service) >> 20, code, out_of_memory)
         if status["State"] == "failed" and code and (not text or text.startswith("non-zero exit")):
-            return f"The job ended with exit code {code}."
+            return Why(f"The job ended with exit code {code}.", word_of(code), code)
         if LACKING in text:
             return text + self._lacks(service)
-        return text or _unsaid(task)
+        return _end(task, text or _unsaid(task), code)
 
     def _lacks(self, service: Json) -> str:
         """Whether a job for which no node has room may run later."""
@@ -225,8 +284,9 @@ class SwarmBackend:
 
     @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        assert isinstance(status.private, tuple)
-        tasks, raw = status.private
+        found = status.private
+        assert isinstance(found, _Found)
+        tasks, raw = found.slots, found.is_terminal
 
         def read(task: Json, share_bytes: int, seconds: float) -> str:
             return self._log(task, max_lines, share_bytes, seconds, raw)
@@ -249,6 +309,18 @@ class SwarmBackend:
         if not self._node_id:
             self.ping()
         return self._node_id
+
+    @engine.understood
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        found = status.private
+        assert isinstance(found, _Found)
+        tasks = found.slots[worker : worker + 1]  # none where Swarm has not made it yet
+        return [self._log(t, max_lines, self._max_log_bytes, logs.READ_SECONDS, found.is_terminal) for t in tasks]
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        found = status.private
+        assert isinstance(found, _Found)
+        return documents.shown(found.service["Spec"], environment)
 
     @engine.understood
     def delete(self, jid: str) -> None:
@@ -392,6 +464,12 @@ def _resources(document: Json | None) -> dict[str, int]:
             amount = int(one["Value"]) if kind == "DiscreteResourceSpec" else 1
             found[one["Kind"]] = found.get(one["Kind"], 0) + amount
     return found
+
+
+def _end(task: Json, said: str, code: int) -> str:
+    """The sentence with its word, where the task has failed."""
+    word = ENDS.get(task["Status"]["State"])
+    return Why(said, Reason.IMAGE if _NO_IMAGE.search(said) else word, code or None) if word else said
 
 
 def _unsaid(task: Json) -> str:

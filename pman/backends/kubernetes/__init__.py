@@ -22,14 +22,14 @@ from typing import Any
 
 from pman.backends import documents, logs, retry
 from pman.backends.former import may_name
-from pman.backends.kubernetes import ends, objects, older, rights, starts
+from pman.backends.kubernetes import ends, known, objects, older, rights, starts
 from pman.backends.kubernetes.api import Api, Denied, Object, connect
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
 from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, with_memory
+from pman.status import Details, JobState, JobStatus, with_memory
 from pman.targets.kubernetes import DIGEST, IDENTITY
 from pman.targets.kubernetes import JID as JID
 from pman.templating.render import Spec
@@ -169,7 +169,7 @@ class KubernetesBackend:
         ahead = [pod for pod in pods if not _begun(pod) and "deletionTimestamp" not in pod["metadata"]]
         reason = starts.waiting(job, ahead, _lacks_pods(job, pods), functools.cache(self._events_of))
         if not reason.can_heal and reason.lasted is not None and reason.lasted >= self._patience:
-            self._give_up(job, reason.sentence, ran=any(map(_begun, pods)))
+            self._give_up(job, reason, ran=any(map(_begun, pods)))
         return reason.sentence
 
     def _events_of(self, uid: str) -> list[Object] | None:
@@ -191,13 +191,14 @@ class KubernetesBackend:
             self._said.add(sentence)
             log.warning("%s", sentence)
 
-    def _give_up(self, job: Object, sentence: str, ran: bool) -> None:
+    def _give_up(self, job: Object, reason: starts.Reason, ran: bool) -> None:
         """Have Kubernetes fail the job: its condition Failed makes it final, for every pman alike.
 
         A deadline that has passed does it. It ends workers that run, and takes their logs away, as when one of them
         fails. Nothing happens when the job has changed since it was read, or when pman may not change it.
         """
-        notes = {ends.GAVE_UP: sentence} | ({} if ran else {NEVER_RAN: "true"})
+        notes = {ends.GAVE_UP: reason.sentence, ends.GAVE_UP_WORD: reason.word.value}
+        notes |= {} if ran else {NEVER_RAN: "true"}
         metadata = {"annotations": notes, "resourceVersion": job["metadata"]["resourceVersion"]}
         patch = {"metadata": metadata, "spec": {"activeDeadlineSeconds": 1}}
         try:
@@ -221,6 +222,24 @@ class KubernetesBackend:
 
         numbers = [objects.index(pod) for pod in pods] if objects.is_numbered(found.job) else None
         return logs.of_workers(read, pods, max_lines, self._max_log_bytes, at_once=AT_ONCE, numbers=numbers)
+
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        found = status.private
+        assert isinstance(found, _Found)
+        pods = [pod for pod in found.pods if objects.index(pod) == worker and _begun(pod)]
+        container, limit = _container(found.job)["name"], self._max_log_bytes
+        return [self._reader.read(pod, container, max_lines, limit, logs.READ_SECONDS) for pod in pods]
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        found = status.private
+        assert isinstance(found, _Found)
+        labels = {name: found.job["metadata"].get(name) for name in ("name", "labels", "annotations")}
+        return documents.shown({"metadata": labels, "spec": found.job["spec"]}, environment)
+
+    def details(self, status: JobStatus) -> Details:
+        found = status.private
+        assert isinstance(found, _Found)
+        return known.details(found.job, found.pods, status, _container(found.job))
 
     def delete(self, jid: str) -> None:
         """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them.
@@ -406,6 +425,7 @@ def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Obje
         finished_at=objects.finished_at(job["status"]) if state.final else None,
         private=_Found(job, tuple(pods)),
         posted_at=objects.time(job["metadata"].get("creationTimestamp")),
+        user=_annotation(job, known.USER) or None,
     )
 
 

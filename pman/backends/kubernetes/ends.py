@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pman.backends.kubernetes import objects
 from pman.backends.kubernetes.objects import Object, containers, end_of, main_status, of_worker, one_sentence, ran, time
 from pman.backends.kubernetes.starts import Events, failed_pull
-from pman.status import explain_exit, explain_memory
+from pman.status import Reason, Why, explain_exit, explain_memory, word_of
 
 GAVE_UP = "org.chrisproject.pman.gave-up"  # annotation: the sentence for which pman ended the job
+GAVE_UP_WORD = "org.chrisproject.pman.gave-up-reason"  # annotation: the word for it
 # https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
 _DISRUPTIONS: Mapping[str, str] = {
     "PreemptionByScheduler": "to make room for a pod of higher priority",
@@ -22,6 +23,7 @@ _DISRUPTIONS: Mapping[str, str] = {
     "DeletionByPodGC": "because its node is gone",
     "TerminationByKubelet": "because its node ran short of something or is shut down",
 }
+_PREEMPTIONS = ("PreemptionByScheduler", "EvictionByEvictionAPI")  # the others are of the node
 _SEE = "see whether its output is complete."
 
 
@@ -34,7 +36,8 @@ def flaw(job: Object, pods: Sequence[Object]) -> str:
     """What is wrong with a job whose pods all ended with 0, or ""."""
     for pod in pods:
         if out_of_memory([pod]):
-            return of_worker(job, pod, _memory(job, main_status(pod)))
+            why = _memory(job, main_status(pod))
+            return Why(of_worker(job, pod, why), why.reason, why.exit_code)
         if disrupted := _disruption(pod):
             sentence = f"Kubernetes told the job to end {disrupted}. The program then ended with exit code 0: {_SEE}"
             return of_worker(job, pod, sentence)
@@ -47,15 +50,22 @@ def flaw(job: Object, pods: Sequence[Object]) -> str:
     )
 
 
-def failure(job: Object, pods: Sequence[Object], events: Events = lambda _: ()) -> str:
+def failure(job: Object, pods: Sequence[Object], events: Events = lambda _: ()) -> Why:
     """Why a job with the condition Failed failed. pods: those that are left, in index order."""
-    if gave_up := job["metadata"].get("annotations", {}).get(GAVE_UP):
-        return str(gave_up)
+    notes = job["metadata"].get("annotations", {})
+    if GAVE_UP in notes:
+        return Why(notes[GAVE_UP], Reason(notes.get(GAVE_UP_WORD, Reason.UNKNOWN)))
     failed = [pod for pod in pods if pod["status"].get("phase") == "Failed"]
     if not failed:
         return _without_pod(job)
     pod = min(failed, key=lambda pod: _ended(pod) or datetime.now(UTC))
-    return of_worker(job, pod, one_sentence(_pod_failed(job, pod, events)))
+    return pod_failure(job, pod, events)
+
+
+def pod_failure(job: Object, pod: Object, events: Events = lambda _: ()) -> Why:
+    """Why a pod in the phase Failed failed."""
+    why = _pod_failed(job, pod, events)
+    return Why(of_worker(job, pod, one_sentence(why)), why.reason, why.exit_code)
 
 
 def _disruption(pod: Object) -> str:
@@ -68,32 +78,35 @@ def _disruption(pod: Object) -> str:
     return _DISRUPTIONS.get(reason, f"({reason}: {condition.get('message', '')})")
 
 
-def _without_pod(job: Object) -> str:
+def _without_pod(job: Object) -> Why:
     conditions = job["status"].get("conditions", [])
     condition: Object = next((c for c in conditions if c["type"] == "Failed"), {})
     if condition.get("reason") == "DeadlineExceeded":
-        return "The job reached its time limit."
+        return Why("The job reached its time limit.", Reason.TIME_LIMIT)
     if condition.get("reason") == "BackoffLimitExceeded":
-        return "A pod of the job was deleted or lost, and its result with it."
+        return Why("A pod of the job was deleted or lost, and its result with it.", Reason.LOST)
     if "DisruptionTarget" in condition.get("message", ""):  # by the template's podFailurePolicy
-        return (
+        return Why(
             "Kubernetes ended a pod of the job to have its node or its place (a drain, an eviction, a preemption, a "
-            "lost node), and its logs are gone. The program did not fail: the job may be run again."
+            "lost node), and its logs are gone. The program did not fail: the job may be run again.",
+            Reason.PREEMPTED,
         )
-    return one_sentence(f"Kubernetes ended the job: {condition.get('message') or condition.get('reason', '')}")
+    return Why(one_sentence(f"Kubernetes ended the job: {condition.get('message') or condition.get('reason', '')}"))
 
 
-def _pod_failed(job: Object, pod: Object, events: Events) -> str:
+def _pod_failed(job: Object, pod: Object, events: Events) -> Why:
     status = pod["status"]
     if status.get("reason") == "DeadlineExceeded":
-        return _time_is_over(job, pod, events)
+        return Why(_time_is_over(job, pod, events), Reason.TIME_LIMIT)
     if status.get("reason"):  # Evicted, Preempting, NodeShutdown, OutOfmemory, UnexpectedAdmissionError ...
-        return f"The job was ended by Kubernetes: {status['reason']}: {status.get('message', '')}"
+        word = Reason.PREEMPTED if status["reason"] == "Preempting" else Reason.NODE
+        return Why(f"The job was ended by Kubernetes: {status['reason']}: {status.get('message', '')}", word)
     if disrupted := _disruption(pod):
-        return f"The job was ended by Kubernetes {disrupted}"
+        word = Reason.PREEMPTED if disrupted in [_DISRUPTIONS[name] for name in _PREEMPTIONS] else Reason.NODE
+        return Why(f"The job was ended by Kubernetes {disrupted}", word)
     failed = next((container for container in containers(pod) if end_of(container).get("exitCode")), None)
     if failed is None:
-        return f"The job failed: {status.get('message', 'no reason is known')}"
+        return Why(f"The job failed: {status.get('message', 'no reason is known')}")
     beside = "" if failed is main_status(pod) else f"The container {failed['name']} of the job"
     return _container_failed(job, failed, beside)
 
@@ -119,17 +132,20 @@ def _time_is_over(job: Object, pod: Object, events: Events) -> str:
     )
 
 
-def _container_failed(job: Object, status: Object, beside: str) -> str:
+def _container_failed(job: Object, status: Object, beside: str) -> Why:
     """beside: what to call a container that is not the job's."""
     ended = end_of(status)
     if ended.get("reason") == "OOMKilled":
-        return f"{beside} failed. {_memory(job, status)}" if beside else _memory(job, status)
+        why = _memory(job, status)
+        return Why(f"{beside} failed. {why}", why.reason, why.exit_code) if beside else why
+    code = ended["exitCode"]
     if ended.get("reason") in objects.NEVER_RAN:
-        return f"The program could not be started: {ended.get('message', '').rsplit('container process: ', 1)[-1]}"
-    return explain_exit(ended["exitCode"], beside or "The job")
+        said = ended.get("message", "").rsplit("container process: ", 1)[-1]
+        return Why(f"The program could not be started: {said}", Reason.REFUSED)
+    return Why(explain_exit(code, beside or "The job"), word_of(code), code)
 
 
-def _memory(job: Object, status: Object) -> str:
+def _memory(job: Object, status: Object) -> Why:
     every = job["spec"]["template"]["spec"]["containers"]
     limits = (c.get("resources", {}).get("limits", {}).get("memory") for c in every if c["name"] == status["name"])
     limit = next(limits, None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from pman.backends.kubernetes.objects import Object, containers, of_worker, one_sentence, quantity, time
+from pman.status import Reason as Word
 
 Events = Callable[[str], Sequence[Object] | None]  # uid of an object -> its events; None: pman may not read them
 LOOKED_AT = 16  # pods that have not begun and whose events may be read, each a call, in one GET
@@ -75,6 +76,7 @@ class Reason:
     sentence: str
     can_heal: bool = True
     lasted: timedelta | None = None
+    word: Word = Word.REFUSED
 
 
 def waiting(job: Object, pods: Sequence[Object], lacking: bool, events: Events) -> Reason:
@@ -152,13 +154,14 @@ def _container_waits(pod: Object, status: Object, wait: Object, events: Events) 
     sentence = one_sentence(form.format(image=image, message=cause))
     if not _cannot_heal(final, message):
         return Reason(sentence)
+    word = Word.IMAGE if "{image}" in form else Word.REFUSED
     same = (message or wait["reason"])[:200]
 
     def of_this_cause(text: str) -> bool:  # of a pull, what is said may differ from one attempt to the next
         pull = final is _FINAL_PULL and text.startswith("Failed to pull")
         return same in text or (pull and _cannot_heal(final, text))
 
-    return _until_now(sentence, pod, events, of_this_cause)
+    return replace(_until_now(sentence, pod, events, of_this_cause), word=word)
 
 
 def failed_pull(events: Sequence[Object] | None) -> str:

@@ -27,7 +27,7 @@ from pman.backends.local.processes import TOKEN, Claim, is_alive, kill_rest, run
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.settings import Settings
-from pman.status import JobState, JobStatus, explain_exit
+from pman.status import Details, JobState, JobStatus, Reason, Why
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ STATES: dict[tuple[bool, bool, bool], JobState] = {
     (True, False, True): JobState.SUCCEEDED,  # or FAILED, by the exit code
     (True, False, False): JobState.FAILED,  # killed, or the machine was restarted
 }
+WITHOUT_RESULT = Why("The job ended without a result: it was killed, or the machine was restarted.", Reason.LOST)
 STOP_SECONDS = 12.0  # the script allows its processes 10 s between TERM and KILL
 START_SECONDS = 10.0
 # The jobs' own environment, for pman's holds secrets: and where the container runtimes keep things.
@@ -111,9 +112,8 @@ class LocalBackend:
         message, finished_at = "", None
         if state.final:
             _note_end(record)
-            code, reason, finished_at = result or (None, "", directories.mtime(record.directory / "claim"))
+            code, message, finished_at = result or (None, WITHOUT_RESULT, directories.mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
-            message = reason or _explain(code)
         elif image := directories.pulled_image(record.directory):
             message = f"Pulling the image {image}."
         if directories.read(record.directory) != record:  # what was read may be the next attempt's
@@ -139,7 +139,24 @@ class LocalBackend:
             with contextlib.suppress(NotFound):  # deleted meanwhile
                 if not _is_deleted(record.directory):
                     statuses.append(self._status(record))
-        return statuses
+        return directories.with_users(statuses)
+
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        record = status.private
+        assert isinstance(record, Record)
+        return logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        return directories.spec(status, environment)
+
+    def details(self, status: JobStatus) -> Details:
+        record = status.private
+        assert isinstance(record, Record)
+        claim = _claim(record.directory)
+        if not claim or not claim.host:
+            return directories.details(status)
+        started_at = directories.mtime(record.directory / "claim")
+        return directories.details(status, backend_id=str(claim.supervisor), started_at=started_at, nodes=(claim.host,))
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):
@@ -251,9 +268,3 @@ def _end_processes(claim: Claim, token: str) -> None:
                 os.kill(claim.supervisor, signal.SIGKILL)
     if not retry.wait_until(lambda: kill_rest(claim, token), STOP_SECONDS, first_pause=0.005):
         raise Unreachable("The job's processes do not end.")
-
-
-def _explain(code: int | None) -> str:
-    if code is None:
-        return "The job ended without a result: it was killed, or the machine was restarted."
-    return explain_exit(code)

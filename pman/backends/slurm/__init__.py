@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
-from pman.backends.slurm.commands import Commands, SlurmJob
+from pman.backends.slurm.commands import Commands, Place, SlurmJob
 from pman.backends.slurm.sources import Seen, Sources, owner
 from pman.backends.slurm.state import (
     DELETED,
@@ -60,7 +60,7 @@ from pman.errors import (
 )
 from pman.job import Job
 from pman.settings import Settings
-from pman.status import JobState, JobStatus
+from pman.status import Details, JobState, JobStatus, Reason, Why
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class SlurmBackend:
         for record, files in found:
             with contextlib.suppress(NotFound):  # deleted meanwhile
                 statuses.append(files.final or self._listed(record, files, seen.get(record.token)))
-        return statuses
+        return directories.with_users(statuses)
 
     def _listed(self, record: Record, files: Files, seen: Seen | None) -> JobStatus:
         """The job in a listing, which one that cannot be judged now does not spoil."""
@@ -187,7 +187,7 @@ class SlurmBackend:
         except Busy:
             pass  # another thread or process is at it
         except BadRequest as error:
-            return settle(make_status(record, JobState.FAILED, str(error)))
+            return settle(make_status(record, JobState.FAILED, Why(str(error), Reason.REFUSED)))
         return make_status(record, JobState.NOT_STARTED)
 
     def _judge(self, record: Record, asked: Files, seen: Seen) -> JobStatus:
@@ -239,7 +239,7 @@ class SlurmBackend:
         except Busy:
             return make_status(record, JobState.NOT_STARTED)
         sentence = f"SLURM cannot start the job: {job.reason}. pman gave it up after {waited_seconds / 60:.0f} min."
-        return settle(make_status(record, JobState.FAILED, sentence))
+        return settle(make_status(record, JobState.FAILED, Why(sentence, Reason.REFUSED)))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         record = status.private
@@ -249,6 +249,27 @@ class SlurmBackend:
             return text
         said = slurm_logs(record, max_lines, self._max_log_bytes)
         return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
+
+    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+        """With what SLURM says of a job that failed, as in `logs`."""
+        record = status.private
+        assert isinstance(record, Record)
+        own = logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
+        said = slurm_logs(record, max_lines, self._max_log_bytes) if status.state is JobState.FAILED else ()
+        return [*own, *said]
+
+    def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
+        return directories.spec(status, environment)
+
+    def details(self, status: JobStatus) -> Details:
+        record = status.private
+        assert isinstance(record, Record)
+        files = read_files(record)
+        number = files.claim or files.slurm_id
+        place = self._commands.place(number) if number and number.isdecimal() else Place()
+        began = place.started_at if files.claim else None
+        nodes, partition = place.nodes or None, place.partition or None
+        return directories.details(status, backend_id=number, partition=partition, nodes=nodes, started_at=began)
 
     def delete(self, jid: str) -> None:
         self._delete(find(self._root, jid))

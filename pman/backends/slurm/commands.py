@@ -32,6 +32,7 @@ COMMANDS_ONLY = ("SLURM_JWT", "SLURM_CONF_SERVER", "SLURM_SACK_SOCKET", "SSH_AUT
 _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "LD_LIBRARY_PATH", "SLURM_CONF", *COMMANDS_ONLY)
 # The name stands last: it may hold any character, and a plug-in of the site may have changed it.
 _QUEUE_FIELDS = "%A|%T|%S|%e|%r|%j"
+_PLACE_FIELDS = "Start,Partition,NodeList"
 _ACCOUNT_FIELDS = "JobIDRaw,State,Start,End,JobName"
 # The token of an attempt in the name of its SLURM job, before or behind which a plug-in may have put something.
 _TOKEN = re.compile(rf"\.([0-9a-f]{{{TOKEN_DIGITS}}})(?![0-9a-f])")
@@ -52,6 +53,15 @@ class SlurmJob:
     reason: str
     started_at: datetime | None
     ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one of SLURM's jobs runs or ran, and since when. Empty where SLURM no longer knows."""
+
+    started_at: datetime | None = None
+    partition: str = ""
+    nodes: tuple[str, ...] = ()
 
 
 class Failed(Unreachable):
@@ -171,6 +181,26 @@ class Commands:
             return []
         return list(parse_rows(text))
 
+    def place(self, number: str) -> Place:
+        """Of the job of that number, by squeue, or by sacct when slurmctld has forgotten it."""
+        asked = (
+            ("squeue", "--all", "--noheader", "--states=all", f"--jobs={number}", "--format=%S|%P|%N"),
+            (
+                "sacct",
+                "--allocations",
+                "--noheader",
+                "--parsable2",
+                f"--jobs={number}",
+                "--format=Start,Partition,NodeList",
+            ),
+        )
+        for argv in asked:
+            with contextlib.suppress(Unreachable, BackendError):
+                for line in self.run(*argv).splitlines():
+                    if found := re.fullmatch(r"([0-9]+|N/A|Unknown|None)\|([^|]+)\|([^|]*)", line):
+                        return Place(_time(found[1]), found[2], tuple(hosts(found[3])))
+        return Place()
+
     def note_accounts(self) -> None:
         """Say in the log, without anybody waiting for it, where there are no accounts to be had."""
 
@@ -246,6 +276,19 @@ def parse_rows(text: str) -> Iterator[SlurmJob]:
                 name
             )  # behind it, a plug-in adds nothing of its form; before it, a site's prefix may
             yield SlurmJob(number, tokens[-1] if tokens else "", state, reason or "", _time(start), _time(end))
+
+
+def hosts(text: str) -> Iterator[str]:
+    """The names in a list of SLURM's, such as `node[01-03,7],gpu1`; one with several brackets stays as it is."""
+    for prefix, numbers, suffix in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,]*)", text):
+        if prefix.startswith(("(", "None")):  # squeue: (null)
+            continue
+        for span in numbers.split(",") if numbers and "[" not in suffix else [numbers and f"[{numbers}]"]:
+            low, dash, high = span.partition("-")
+            if dash and (low + high).isdecimal():
+                yield from (f"{prefix}{n:0{len(low)}}{suffix}" for n in range(int(low), int(high) + 1))
+            else:
+                yield f"{prefix}{span}{suffix}"
 
 
 def _time(seconds: str) -> datetime | None:

@@ -31,7 +31,7 @@ from pman.backends import directories
 from pman.backends.directories import Record
 from pman.errors import Misconfigured, NotFound, Unreachable
 from pman.job import Job
-from pman.status import JobState, JobStatus
+from pman.status import JobState, JobStatus, Reason, Why
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,12 @@ def settle(status: JobStatus) -> JobStatus:
     record = status.private
     assert isinstance(record, Record)
     finished_at = status.finished_at or datetime.now(UTC)
-    fields = {"state": status.state, "message": status.message, "finished_at": finished_at.isoformat()}
+    fields: dict[str, str | int | None] = {
+        "state": status.state,
+        "message": status.message,
+        "finished_at": finished_at.isoformat(),
+    }
+    fields |= {"reason": status.reason, "exit_code": status.exit_code}
     try:
         write(_verdict(record), json.dumps(fields))
     except FileNotFoundError:
@@ -200,7 +205,9 @@ def _stored(record: Record) -> JobStatus | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         fields = json.loads(_verdict(record).read_text())
         finished_at = datetime.fromisoformat(fields["finished_at"])
-        return directories.make_status(record, JobState(fields["state"]), fields["message"], finished_at)
+        word = Reason(fields.get("reason") or Reason.UNKNOWN)
+        why = Why(fields["message"], word, fields.get("exit_code"))
+        return directories.make_status(record, JobState(fields["state"]), why, finished_at)
     return None
 
 

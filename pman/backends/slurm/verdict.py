@@ -7,30 +7,30 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from pman.backends import logs
-from pman.backends.directories import Record, pulled_image
+from pman.backends.directories import Record, pulled_image, why
 from pman.backends.slurm.commands import SlurmJob
 from pman.backends.slurm.state import Files
-from pman.status import JobState, explain_exit
+from pman.status import JobState, Reason, Why
 
-OVER_MEMORY = "The job used more memory than its limit."
+OVER_MEMORY = Why("The job used more memory than its limit.", Reason.OUT_OF_MEMORY)
 # Every state of https://slurm.schedmd.com/job_state_codes.html (base states and flags, as squeue and sacct write
 # them) -> pman's state, and what its user reads.
 STATES: dict[str, tuple[JobState, str]] = {
-    "BOOT_FAIL": (JobState.FAILED, "The node of the job did not boot."),
-    "CANCELLED": (JobState.FAILED, "The job was cancelled in SLURM."),
+    "BOOT_FAIL": (JobState.FAILED, Why("The node of the job did not boot.", Reason.NODE)),
+    "CANCELLED": (JobState.FAILED, Why("The job was cancelled in SLURM.", Reason.CANCELLED)),
     "COMPLETED": (JobState.SUCCEEDED, ""),
     "COMPLETING": (JobState.STARTED, "SLURM is cleaning up after the job."),  # processes may still be there
     "CONFIGURING": (JobState.NOT_STARTED, "The node of the job is booting."),
-    "DEADLINE": (JobState.FAILED, "The job could not end before its deadline in SLURM."),
+    "DEADLINE": (JobState.FAILED, Why("The job could not end before its deadline in SLURM.", Reason.TIME_LIMIT)),
     "EXPEDITING": (JobState.NOT_STARTED, "SLURM is about to run the job again."),
     "FAILED": (JobState.FAILED, ""),
-    "LAUNCH_FAILED": (JobState.FAILED, "SLURM could not launch the job."),
-    "NODE_FAIL": (JobState.FAILED, "A node of the job failed."),
+    "LAUNCH_FAILED": (JobState.FAILED, Why("SLURM could not launch the job.", Reason.NODE)),
+    "NODE_FAIL": (JobState.FAILED, Why("A node of the job failed.", Reason.NODE)),
     "OUT_OF_MEMORY": (JobState.FAILED, OVER_MEMORY),
     "PENDING": (JobState.NOT_STARTED, ""),
     "POWER_UP_NODE": (JobState.NOT_STARTED, "The node of the job is booting."),
-    "PREEMPTED": (JobState.FAILED, "The job was preempted by another one in SLURM."),
-    "RECONFIG_FAIL": (JobState.FAILED, "The node of the job could not be configured."),
+    "PREEMPTED": (JobState.FAILED, Why("The job was preempted by another one in SLURM.", Reason.PREEMPTED)),
+    "RECONFIG_FAIL": (JobState.FAILED, Why("The node of the job could not be configured.", Reason.NODE)),
     "REQUEUED": (JobState.NOT_STARTED, "The job was requeued in SLURM."),
     "REQUEUE_FED": (JobState.NOT_STARTED, "The job was requeued in SLURM's federation."),
     "REQUEUE_HOLD": (JobState.NOT_STARTED, "The job was requeued and is held in SLURM."),
@@ -43,7 +43,7 @@ STATES: dict[str, tuple[JobState, str]] = {
     "STAGE_OUT": (JobState.STARTED, "SLURM is staging files out."),  # output may still be on its way
     "STOPPED": (JobState.STARTED, "The job was stopped in SLURM and keeps its CPUs."),
     "SUSPENDED": (JobState.STARTED, "The job is suspended in SLURM."),
-    "TIMEOUT": (JobState.FAILED, "The job was ended by its time limit."),
+    "TIMEOUT": (JobState.FAILED, Why("The job was ended by its time limit.", Reason.TIME_LIMIT)),
     "UPDATE_DB": (JobState.STARTED, ""),
 }
 # A job of these states is held. One that has run cannot leave them again: its script would end with exit code 75.
@@ -103,11 +103,11 @@ def by_result(record: Record, files: Files, job: SlurmJob | None) -> tuple[JobSt
     assert files.result
     code, reason, _ = files.result
     if (job and job.state == "OUT_OF_MEMORY") or _used_too_much(record):
-        return JobState.FAILED, OVER_MEMORY
+        return JobState.FAILED, Why(OVER_MEMORY, Reason.OUT_OF_MEMORY, code)
     if not code:
         return JobState.SUCCEEDED, ""
     said = state_of(job)[1] if job and ended(job) else ""
-    return JobState.FAILED, said or reason or explain_exit(code)
+    return JobState.FAILED, said or reason
 
 
 def by_slurm(record: Record, files: Files, job: SlurmJob) -> tuple[JobState, str]:
@@ -119,22 +119,27 @@ def by_slurm(record: Record, files: Files, job: SlurmJob) -> tuple[JobState, str
         return JobState.FAILED, OVER_MEMORY
     if state is JobState.FAILED and not message:
         complaint = _UNCLAIMED if files.claim is None else _complaint(record)
-        message = f"SLURM says {job.state} ({job.reason}). {complaint}".strip()
+        word = Reason.NODE if files.claim is None else Reason.UNKNOWN
+        message = Why(f"SLURM says {job.state} ({job.reason}). {complaint}".strip(), word)
     if state is JobState.FAILED and (image := pulled_image(record.directory)):
-        message = f"{message} It was pulling the image {image}; `pman images pull` does so beforehand."
+        word = message.reason if isinstance(message, Why) else Reason.UNKNOWN
+        message = Why(f"{message} It was pulling the image {image}; `pman images pull` does so beforehand.", word)
     return state, message
 
 
-def by_absence(record: Record, files: Files) -> str:
+def by_absence(record: Record, files: Files) -> Why:
     """Why a job failed that SLURM no longer has and that left no result."""
     if files.claim is None:
-        return "SLURM no longer knows the job, and it never began: it was cancelled while it was waiting."
+        said = "SLURM no longer knows the job, and it never began: it was cancelled while it was waiting."
+        return Why(said, Reason.CANCELLED)
     if _used_too_much(record):
         return OVER_MEMORY
     try:
-        return (record.directory / "ending").read_text(errors="replace").strip().partition(" ")[2]
+        said = (record.directory / "ending").read_text(errors="replace").strip().partition(" ")[2]
+        return why(record.directory, said)
     except FileNotFoundError:
-        return "The job ended without a result, and SLURM no longer knows it: it was killed, or its node failed."
+        said = "The job ended without a result, and SLURM no longer knows it: it was killed, or its node failed."
+        return Why(said, Reason.LOST)
 
 
 def slurm_logs(record: Record, max_lines: int, max_bytes: int) -> Iterator[str]:

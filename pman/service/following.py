@@ -1,0 +1,65 @@
+"""What is new in a worker's output since a client looked last. The cursor that the client sends is all that is kept.
+
+A cursor has a part for each text that the worker writes: whether what was seen of it began at its beginning (w) or had
+been cut (c), how many lines that were, a checksum of them, and one of their last half, at most ANCHOR lines.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pman.backends import logs
+
+T = TypeVar("T")
+ANCHOR = 32
+_PART = re.compile(r"([wc])(\d{1,9})-([0-9a-f]{1,8})-([0-9a-f]{1,8})")
+
+
+def is_cursor(text: str) -> bool:
+    """Whether this may be a cursor."""
+    return not text or all(map(_PART.fullmatch, text.split(".")))
+
+
+def news(cursor: str, streams: Sequence[str], over: bool, max_lines: int, max_bytes: int) -> tuple[str, str, bool]:
+    """The text that is new, the next cursor, and whether output in between is left out.
+
+    streams: their ends, of one line more than `max_lines` where there is more. A line that has no end yet comes when it
+    has one, or when the job is over. Of a text that was cut and repeats itself, all comes again, as left out.
+    """
+    texts, parts, left_out = [], [], False
+    for stream, part in itertools.zip_longest(streams, filter(None, cursor.split(".")), fillvalue=""):
+        kept, cut = logs.cut(stream, max_lines, max_bytes)
+        lines = re.findall(r"[^\n]*\n|[^\n]+", kept)
+        if not over and lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        start = _start(lines, cut, part)
+        left_out |= start is None
+        texts.append("".join(lines[start or 0 :]))
+        parts.append(f"{'c' if cut else 'w'}{len(lines)}-{_sum(lines):x}-{_sum(_anchor(lines)):x}")
+    return logs.join_streams(texts), ".".join(parts), left_out
+
+
+def _start(lines: Sequence[str], cut: bool, part: str) -> int | None:
+    """How many of the lines were seen; None where that cannot be said, as some may have been left out before them."""
+    found = _PART.fullmatch(part)
+    if not found or found[2] == "0":
+        return None if cut else 0
+    count, whole, anchor = int(found[2]), int(found[3], 16), int(found[4], 16)
+    if cut == (found[1] == "c") and _sum(lines[:count]) == whole:
+        return count
+    size = len(_anchor(range(count)))
+    places = (place for place in range(size, len(lines) + 1) if _sum(lines[place - size : place]) == anchor)
+    place = next(places, None)
+    return place if next(places, None) is None else None
+
+
+def _anchor(lines: Sequence[T]) -> Sequence[T]:
+    return lines[-min(ANCHOR, (len(lines) + 1) // 2) :]
+
+
+def _sum(lines: Sequence[str]) -> int:
+    return zlib.crc32("".join(lines).encode())
