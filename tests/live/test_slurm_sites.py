@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import development
 from tests.contract import Contract
+from tests.fakes.cromwell_rig import Slurm, cromwell, rig_over
 from tests.live.test_slurm import open_directory, run, slurm_id, slurm_rig, wrapped
 from tests.rig import COUNTED, Rig, Server, running, wait_for
 
@@ -90,6 +91,20 @@ class TestOtherSites:
         assert not [line for line in lines if "dirty" in line or line == "600"], job
         comments = run(rig.env, "squeue", "--all", "-h", "-t", "all", "-o", "%k")
         assert f"org.chrisproject.pman.name={jid} site=it's #1 b=c d\n" in comments
+
+
+class TestCromwellOnOtherSites:
+    """The reference configuration of Cromwell, over the stand-in."""
+
+    locals().update({name: vars(Contract)[name] for name in TELLING})
+
+    @pytest.fixture(scope="class", params=["--profile guarded", "--profile preempting", "--version 24.11"])
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
+        directory = tmp_path_factory.mktemp("cromwell")
+        slurm = Slurm(development("slurm", "--min-job-age", "2", *request.param.split()))
+        with cromwell(directory / "cromwell", slurm, "bubblewrap") as server, rig_over(server, directory) as rig:
+            yield rig
 
 
 STAGE_OUT = """{% extends "shipped/slurm/job.sh.j2" %}
