@@ -71,8 +71,12 @@ def files(directory: Path, onerror: Callable[[OSError], None] | None = None) -> 
         real = os.path.realpath(place)
         directories[:] = [] if real in seen else [name for name in directories if not name.startswith(".")]
         seen.add(real)
-        misnamed = [name for name in directories if name.endswith(".j2") or name == "site.yaml"]
+        misnamed = [name for name in directories if _is_read_by_pman(name)]
         yield from (Path(place, name) for name in [*names, *misnamed] if not name.startswith("."))
+
+
+def _is_read_by_pman(name: str) -> bool:
+    return name.endswith(".j2") or name == "site.yaml"
 
 
 def unreadable(directory: Path) -> list[tuple[str, str]]:
@@ -83,10 +87,9 @@ def unreadable(directory: Path) -> list[tuple[str, str]]:
         try:
             if stat.S_ISREG(mode := path.stat().st_mode):
                 path.open("rb").close()
-            else:
-                found.append(
-                    (str(path), f"this is {'a directory' if stat.S_ISDIR(mode) else 'no file'}: put a file here")
-                )
+            elif _is_read_by_pman(path.name):
+                said = "a directory" if stat.S_ISDIR(mode) else "no file"
+                found.append((str(path), f"this is {said}: put a file here"))
         except OSError as error:
             link = f" (a symbolic link to {path.readlink()})" if path.is_symlink() else ""
             found.append((str(path), f"this cannot be read{link}: {error.strerror}"))
