@@ -1,7 +1,7 @@
 """The pages of docs/reference: each is made from the code, so that it cannot say anything else.
 
-`python -m tests.scripts.test_docs` writes them, and a test compares them. The page of error sentences is made anew
-whenever the site is built (scripts/docs.d/hooks.py), since those change often.
+`python -m tests.scripts.test_docs` writes them, and a test compares them. What changes often is made anew whenever
+the site is built (scripts/docs.d/hooks.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prometheus_client import Counter, Histogram
 
 from pman import errors, settings
 from pman.backends import BACKENDS
-from pman.checking.overlay import Overlay
+from pman.checking.overlay import Overlay, Template
 from pman.cli.jobs import EXIT_CODES
 from pman.service import metrics
 from pman.status import JobState
@@ -58,28 +58,40 @@ def settings_page() -> str:
     )
 
 
-def blocks_page() -> str:
+def _chains() -> Iterator[tuple[str, str, list[Template]]]:
+    """Target, template of it, and that template with those that it extends."""
     overlay = Overlay(Renderer(settings.load({}), TARGETS))
+    return ((target.name, name, overlay.chain(name)) for target in TARGETS.values() for name in target.templates)
+
+
+def blocks_page() -> str:
+    filters = Renderer(settings.load({}), TARGETS).filters
     text = (
-        "A target is a language that jobs are rendered into. A template of it begins with the comment that is shown\n"
-        "here: it says what the variables are, and what each block holds. [templates.md](../templates.md) says how\n"
-        "a site overrides a block.\n"
+        "A target is a language that jobs are rendered into. `pman templates show NAME` prints a template, which\n"
+        "begins with a comment on its variables and its blocks. [templates.md](../templates.md) says how a site\n"
+        "overrides a block.\n"
     )
     for target in TARGETS.values():
         text += f"\n## {target.name}\n\n"
         text += f"Storage: {', '.join(f'`{kind}`' for kind in target.storage_types)}. "
-        text += f"Quoting filters: {', '.join(f'`{name}`' for name in overlay.renderer.filters[target.language])}.\n"
+        text += f"Quoting filters: {', '.join(f'`{name}`' for name in filters[target.language])}.\n"
         if target.need_super:
             kept = ", ".join(f"`{name}`" for name in target.need_super)
             text += f"Where a site overrides {kept}, `{{{{ super() }}}}` must keep the shipped lines.\n"
-        for name in target.templates:
-            chain = overlay.chain(name)
+        for _, name, chain in (each for each in _chains() if each[0] == target.name):
             blocks = dict.fromkeys(block for template in reversed(chain) for block in template.blocks)
             text += f"\nBlocks of `{name}`: {', '.join(f'`{block}`' for block in blocks)}\n"
-            for template in chain:
-                comment = re.search(r"\{#(.*?)#\}", template.source, re.S)
-                assert comment, f"{template.name} does not begin with a comment"
-                text += f"\n```text\n{comment[1].strip()}\n```\n"
+    return text
+
+
+def comments_page() -> str:
+    text = "Each template begins with this comment, which `pman templates show NAME` prints with all the rest.\n"
+    for _, name, chain in _chains():
+        text += f"\n## {name}\n"
+        for template in chain:
+            comment = re.search(r"\{#(.*?)#\}", template.source, re.S)
+            assert comment, f"{template.name} does not begin with a comment"
+            text += f"\n```text\n{comment[1].strip()}\n```\n"
     return text
 
 
@@ -288,7 +300,10 @@ PAGES = {  # file -> its heading, what its reader will have done, and what makes
 }
 
 
-BUILT = {"errors.md": ("Error sentences", "found which HTTP status an error sentence comes with", errors_page)}
+BUILT = {
+    "errors.md": ("Error sentences", "found which HTTP status an error sentence comes with", errors_page),
+    "comments.md": ("What each block holds", "read what a block holds before you override it", comments_page),
+}
 
 
 def page(name: str) -> str:

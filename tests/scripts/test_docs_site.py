@@ -60,10 +60,11 @@ def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_error_sentences_are_those_of_the_code(site: Path) -> None:
+def test_pages_that_are_made_with_the_site_are_those_of_the_code(site: Path) -> None:
     page = (site / "reference/errors.html").read_text()
     assert "There is no job with jid …." in page  # pman.errors
     assert "Line … must be JSON: …." in page  # pman.cli
+    assert "yours, empty here" in (site / "reference/comments.html").read_text()  # templates/wdl/job.wdl.j2
 
 
 @pytest.mark.slow
