@@ -446,8 +446,11 @@ def test_a_delete_whose_answer_is_lost_is_done_on_docker(engine: FakeEngine) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["ready", "down"])
-def test_a_delete_is_done_when_nothing_writes_any_more(engine: FakeEngine, node: str) -> None:
+def test_a_delete_is_done_when_nothing_writes_any_more(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
     """Unless the node is away: then it ends the job when it is back."""
+    monkeypatch.setattr(swarm, "DELETE_SECONDS", 0.1)
     service(engine, task("running"))
     backend = load("swarm", engine)[0]
     engine.routes["DELETE /services/s1"] = {}
@@ -468,6 +471,19 @@ def test_a_post_while_the_leader_changes(engine: FakeEngine) -> None:
         lambda _: (500, {"message": lost}), lambda _: (409, {"message": "name conflicts with an existing object"})
     )
     assert posted(backend, config).state is JobState.STARTED
+
+
+@pytest.mark.parametrize("words", [
+    "container c1 does not exist in database: no such container",  # Podman 4.3.1
+    "no container with ID 1ba85bebc361 found in database: no such container",  # Podman 5.4.2
+    "lstat /sys/fs/cgroup/libpod_parent/libpod-c1/cgroup: no such process",  # Podman 4.3.1
+])  # fmt: skip
+def test_a_container_that_podman_is_just_removing(engine: FakeEngine, words: str) -> None:
+    """It answers 500, which is neither an error of the service nor a word about the job."""
+    backend = load("podman", engine)[0]
+    engine.routes["GET /containers/chris-jid-1/json"] = lambda _: (500, {"message": words})
+    with pytest.raises(Unreachable, match="cannot answer now"):
+        backend.status("chris-jid-1")
 
 
 @pytest.mark.parametrize("name", ["swarm", "docker"])
@@ -524,7 +540,7 @@ def test_a_container_that_is_still_being_made(engine: FakeEngine) -> None:
     container(engine, Status="exited")
     found = engine.routes["GET /containers/chris-jid-1/json"]
     found["Config"]["Labels"]["org.chrisproject.pman.digest"] = job.digest
-    until = time.monotonic() + 3
+    until = time.monotonic() + 1
     words = 'Conflict. The container name "/chris-jid-1" is already in use by container "x".'
     engine.routes["POST /containers/create"] = lambda _: (409, {"message": words})
     engine.routes["GET /containers/chris-jid-1/json"] = lambda _: (
@@ -677,6 +693,7 @@ def test_a_spoiled_answer(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, n
     """Of every call in turn, for ever and once: an error that may pass, never an unknown job; then the job."""
     monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
     monkeypatch.setattr(start, "POLL_SECONDS", 0)
+    monkeypatch.setattr(swarm, "DELETE_SECONDS", 0.1)
     backend, config = load(name, engine)
     digest = make_job(validate(REQUEST), config).digest
     service(engine, task("complete"), **{"org.chrisproject.pman.digest": digest})

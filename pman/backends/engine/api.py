@@ -76,7 +76,7 @@ _PASSING = re.compile(
     r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
     r"|raft: (failed to process|no elected|node is not)"  # a Swarm's leader changes
     r"|is being prepared|needs to be unlocked"  # the second as soon as somebody does it
-    r"|does not exist in database|/cgroup: no such process"  # Podman, of a container on its way out
+    r"|(does not exist|found) in database|/cgroup: no such process"  # Podman, of a container on its way out
 )
 CAUSES = 20  # errors within errors that are looked at
 # How the system says that a connection cannot be opened, and what to do.
