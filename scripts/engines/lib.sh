@@ -7,6 +7,8 @@ export LC_ALL=C
 PMAN_DEV_HOME="${PMAN_DEV_HOME:-${XDG_CACHE_HOME:-${HOME:?set HOME or PMAN_DEV_HOME}/.cache}/pman/dev}"
 PMAN_REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 readonly EXIT_MISSING=3
+TRIXIE="$(dirname "${BASH_SOURCE[0]}")/trixie"
+readonly TRIXIE
 # Every instance owns this many ports, so that two never overlap (unless their path hashes collide: then `up` says so).
 readonly PORTS_PER_INSTANCE=20
 
@@ -19,6 +21,15 @@ die() {
 
 # The comment block at the top of the calling script is its help text.
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
+
+# choose VALUE CHOICE...: the value, when it is one of the choices; CHOSEN says that there was one.
+choose() {
+    if [[ " ${*:2} " != *" $1 "* ]]; then
+        say "$1 is none of: ${*:2}"
+        exit 2
+    fi
+    CHOSEN=1
+}
 
 # wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds; 1 when the deadline passes first.
 wait_for() {
@@ -159,19 +170,26 @@ await_ready() {
 
 # Starts a process that holds a mount and a network namespace, so that a new daemon finds what a killed one has left.
 # In the mount namespace the directories of the array COVERED, to which a daemon writes whatever its options say, are
-# covered by ones of $RUN. The network namespace has a loopback interface and nothing else.
+# covered by ones of $RUN. They stay when all is down: to remove one would uncover it for every other instance that runs.
+# The network namespace has a loopback interface and nothing else.
+# MOUNTS makes the mount namespace and runs the command that follows.
+MOUNTS=(unshare --mount --propagation slave --)
+
 start_namespaces() {
     local directory
     for directory in "${COVERED[@]}"; do
         mkdir -p "$RUN/covered$directory"
-        [[ -d $directory ]] || { mkdir -p "$directory" && echo "$directory" >>"$RUN/made"; }
+        mkdir -p "$directory"
     done
     rm -f "$RUN/namespaces.ready"
     # shellcheck disable=SC2016 # expanded by the inner shell
-    launch namespaces unshare --net --mount --propagation slave -- bash -c '
+    launch namespaces unshare --net -- "${MOUNTS[@]}" bash -c '
         set -eu
         ip link set lo up
-        for directory in "${@:2}"; do mount --bind "$1/covered$directory" "$directory"; done
+        for directory in "${@:2}"; do
+            mkdir -p "$directory"
+            mount --bind "$1/covered$directory" "$directory"
+        done
         : >"$1/namespaces.ready"
         exec sleep infinity' bash "$RUN" "${COVERED[@]}"
     await_ready namespaces 20 test -e "$RUN/namespaces.ready"
@@ -185,6 +203,13 @@ launch_in_namespaces() {
     launch "$name" nsenter --target "$(pid_of namespaces)" --net --mount -- "$@"
 }
 
+# newer_root PACKAGE...: the namespaces of this instance get the root directory of Debian 13, with these packages.
+newer_root() {
+    require_root "this version runs in a root directory of Debian 13"
+    9<&- "$TRIXIE" root iproute2 "$@" >/dev/null
+    MOUNTS=("$TRIXIE" enter "$RUN" --)
+}
+
 # A registry without TLS, inside the namespaces only, for tests of pulls.
 readonly REGISTRY=127.0.0.1:5000
 
@@ -194,15 +219,6 @@ start_registry() {
         "$RUN/registry" "$REGISTRY" >"$RUN/registry.yml"
     launch_in_namespaces registry docker-registry serve "$RUN/registry.yml"
     await_ready registry 30 enter_namespaces curl -fsS --max-time 5 "http://$REGISTRY/v2/"
-}
-
-# Removes what start_namespaces made outside $RUN, unless something else has put it to use meanwhile.
-uncover_directories() {
-    local directory
-    [[ -f $RUN/made ]] || return 0
-    while read -r directory; do
-        rmdir --ignore-fail-on-non-empty "$directory" 2>/dev/null || true
-    done <"$RUN/made"
 }
 
 # ----------------------------------------------------------------------------------------------------------- packages

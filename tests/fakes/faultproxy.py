@@ -42,6 +42,7 @@ class FaultProxy:
         self._skip = 0
         self._delivered = threading.Event()
         self._chance = 0.0
+        self._inside = False
         self._random = random.Random(0)
         self._flowing = threading.Event()
         self._flowing.set()
@@ -98,9 +99,12 @@ class FaultProxy:
         assert len(old) == len(new)
         self._replacement = (old, new)
 
-    def cut_at_random(self, chance: float, seed: int) -> None:
-        """From now on cut before any block, in either direction, with this probability; 0 ends it."""
-        self._chance, self._random = chance, random.Random(seed)
+    def cut_at_random(self, chance: float, seed: int, inside: bool = False) -> None:
+        """From now on cut before any block, in either direction, with this probability; 0 ends it.
+
+        inside: at a random offset of the block.
+        """
+        self._chance, self._random, self._inside = chance, random.Random(seed), inside
 
     def hang(self) -> None:
         """Accept connections and bytes, and pass nothing on until `resume()`."""
@@ -195,7 +199,9 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             while block := source.recv(_BLOCK):
                 self._flowing.wait()
-                rest, stays = (b"", False) if self._unlucky() else passes(block)
+                rest, stays = passes(block)
+                if rest and stays and self._unlucky():
+                    rest, stays = rest[: self._random.randrange(len(rest)) if self._inside else 0], False
                 sink.sendall(rest)
                 if not stays:
                     with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
@@ -25,6 +26,7 @@ from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
 
 LABEL = "org.chrisproject.pman.name"
 CLIENTS = 16
+CHANCE_OF_CUT = 0.2
 SITE = "stop_grace_seconds: 1\ndocker_hard_memory: true\n"  # a shell that is process 1 obeys no SIGTERM
 EATING = 'x=$(head -c 300000000 /dev/zero | tr "\\0" a); echo ${#x}'
 # What separates, quotes or ends an option somewhere; OUTSIDE is a directory that is not the job's.
@@ -43,9 +45,12 @@ echo "$PMAN_WORKER_INDEX of $PMAN_WORKER_COUNT"
 )
 
 
-def engine_rig(name: str, directory: Path, host: str = "", **env: str) -> Rig:
-    """pman over the development engine for CONTAINER_ENV `name`, or over the one at `host`, with a store of its own."""
-    found = development("podman" if name == "podman" else "swarm")
+def engine_rig(name: str, directory: Path, *options: str, host: str = "", **env: str) -> Rig:
+    """pman over the development engine for CONTAINER_ENV `name`, or over the one at `host`, with a store of its own.
+
+    options: of the script in scripts/engines/ that starts the engine.
+    """
+    found = development("podman" if name == "podman" else "swarm", *options)
     (directory / "store").mkdir(exist_ok=True)
     (directory / "overlay").mkdir(exist_ok=True)
     (directory / "overlay" / "site.yaml").write_text(SITE)
@@ -82,13 +87,13 @@ def published(api: docker.APIClient, base: str, image: str) -> Iterator[None]:
 class EngineCases(Contract):
     """The contract, and then what containers make possible.
 
-    many: how many jobs the hostile crowd has. chance_of_cut: of a connection, before each block of bytes.
+    many: how many jobs the hostile crowd has. cut: how many are submitted where a fifth of all blocks is cut.
     knows_memory: the engine says which container ran out of memory.
     """
 
     many = 200
     knows_memory = True
-    chance_of_cut = 0.2
+    cut = int(os.environ.get("PMAN_TEST_CUT_JOBS", "12"))
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -487,10 +492,10 @@ class EngineCases(Contract):
             assert rig.executions(jid) == 1
 
     def test_connections_cut_at_random(self, rig: Rig, tmp_path: Path, api: docker.APIClient) -> None:
-        jids = [f"cut-{uuid.uuid4().hex[:8]}" for _ in range(16)]
+        jids = [f"cut-{uuid.uuid4().hex[:8]}" for _ in range(self.cut)]
         with proxied(rig, tmp_path) as (between, proxy):
             server = between.start()
-            proxy.cut_at_random(self.chance_of_cut, seed=3)
+            proxy.cut_at_random(CHANCE_OF_CUT, seed=3, inside=True)
 
             def run(jid: str) -> None:
                 request = rig.request(jid, COUNTED)
@@ -521,7 +526,8 @@ class EngineCases(Contract):
             proxy.cut_at_random(0, seed=0)
             for jid in jids:
                 assert server.wait_final(jid, 120)["status"] == "finishedSuccessfully"
-            proxy.cut_at_random(self.chance_of_cut, seed=4)
+            assert [rig.executions(jid) for jid in jids] == [1] * len(jids)
+            proxy.cut_at_random(CHANCE_OF_CUT, seed=4, inside=True)
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(end, jids))
             proxy.cut_at_random(0, seed=0)

@@ -22,8 +22,6 @@ pytestmark = pytest.mark.live("swarm")
 
 
 class TestSwarm(EngineCases):
-    chance_of_cut = 0.2  # a POST is one request only
-
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
@@ -214,7 +212,7 @@ def test_not_a_manager(tmp_path: Path) -> None:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Worker) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        rig = engine_rig("swarm", tmp_path, f"tcp://127.0.0.1:{server.server_address[1]}")
+        rig = engine_rig("swarm", tmp_path, host=f"tcp://127.0.0.1:{server.server_address[1]}")
         with pytest.raises(AssertionError, match=r"is no Swarm manager: run `docker swarm init` there"):
             rig.start()
         server.shutdown()
