@@ -140,19 +140,24 @@ _PLACELESS = {"api.healthz", "api.show_metrics", "api.about", "api.describe"}
 
 
 def _limit_concurrency(app: flask.Flask, most: int, placeless: set[str]) -> None:
-    """More than `most` requests at once are turned away, so that a flood exhausts neither threads nor the backend."""
-    places = threading.BoundedSemaphore(most)
+    """More than `most` requests at once are turned away, so that a flood exhausts neither threads nor the backend.
+
+    POST and DELETE may wait long, for an image or the end of a job, and leave a quarter of the places to what reads.
+    """
+    every, patient = threading.BoundedSemaphore(most), threading.BoundedSemaphore(most - most // 4)
 
     def enter() -> flask.Response | None:
+        flask.g.has = []
         if flask.request.endpoint in placeless:
             return None
-        if not places.acquire(blocking=False):
-            return _turned_away(f"pman is serving {most} requests already; try again.")
-        flask.g.has_place = True
+        for places in (every,) if flask.request.method in ("GET", "HEAD") else (patient, every):
+            if not places.acquire(blocking=False):
+                return _turned_away(f"pman is serving {most} requests already; try again.")
+            flask.g.has.append(places)
         return None
 
     def leave(_: BaseException | None) -> None:
-        if flask.g.pop("has_place", False):
+        for places in flask.g.pop("has", []):
             places.release()
 
     app.before_request(enter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pman import settings
 from pman.errors import Misconfigured
 from pman.service import app, proxies
 from tests.backends.test_local import local_rig
+from tests.fakes.engine import Answer, Call, FakeEngine
 from tests.rig import Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.slow  # each starts pman
@@ -161,8 +163,8 @@ def test_calls_that_hang_leave_what_asks_no_backend_served(rig: Rig, tmp_path: P
     wait_for(lambda: "cannot take jobs yet: The container engine" in server.log.read_text(), 15, "the end of the start")
 
     def hang() -> int:
-        while (answer := server.get("x")).headers.get("Retry-After") == "1":
-            pass  # the look below had the place
+        while "is serving" in (answer := server.get("x")).text:
+            time.sleep(0.01)  # the look below had the place
         return answer.status_code
 
     with socket.socket(socket.AF_UNIX) as engine, ThreadPoolExecutor(2) as pool:
@@ -175,3 +177,23 @@ def test_calls_that_hang_leave_what_asks_no_backend_served(rig: Rig, tmp_path: P
             assert requests.get(f"{server.url}{path}", timeout=10).status_code == 200
         engine.close()
         assert [each.result() for each in hung] == [503, 503]
+
+
+def test_posts_that_wait_leave_room_for_what_reads(rig: Rig, tmp_path: Path) -> None:
+    """An engine that gets images for a minute and more, as for the first jobs of many with a new one."""
+    pulled = threading.Event()
+
+    def create(_: Call) -> Answer:
+        pulled.wait(60)
+        return 400, {"message": "the end of the test"}
+
+    with FakeEngine(tmp_path / "engine.sock") as engine, ThreadPoolExecutor(4) as pool:
+        engine.routes["POST /containers/create"] = create
+        server = rig.start(CONTAINER_ENV="docker", DOCKER_HOST=engine.url, MAX_CONCURRENT_REQUESTS="4")
+        answers = [pool.submit(server.post, rig.request(f"waits-{number}", "true")) for number in range(4)]
+        try:
+            wait_for(lambda: any(answer.done() for answer in answers), 30, "one to be turned away")
+            assert [server.get("x").status_code for _ in range(3)] == [404] * 3
+        finally:
+            pulled.set()
+    assert sorted(answer.result().status_code for answer in answers) == [400, 400, 400, 503]
