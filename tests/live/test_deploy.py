@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,38 @@ import yaml
 
 from tests.conftest import development
 from tests.live.images import BASE, CROMWELL, make_base, make_cromwell, out
-from tests.rig import HEEDING_INTERRUPTS, ROOT, wait_for
+from tests.rig import COUNTED, HEEDING_INTERRUPTS, ROOT, Rig, wait_for
 
 pytestmark = pytest.mark.live("swarm")
 COMPOSE_FILES = ["deploy/compose.yml", "deploy/compose.slurm.yml", "compose.dev.yml"]
 BUILD = "docker build -f deploy/Dockerfile -t localhost/pman:7 ."
 INSIDE = ("python3", "-", "http://127.0.0.1:5010")
+# The service of https://github.com/FNNDSC/pman/blob/a463aff/swarm/prod/docker-compose.yml, but for its image and the
+# publication of its port.
+UPSTREAM = """
+version: '3.7'
+services:
+  pman:
+    image: IMAGE
+    environment:
+      - STOREBASE
+      - CONTAINER_ENV=swarm
+    env_file:
+      - secrets/.pman.env
+    volumes:
+      - /var/run/docker.sock:/var/run/docker.sock
+    command: ["gunicorn", "-w", "5", "-b", "0.0.0.0:30010", "-t",  "200", "pman.wsgi:application"]
+    deploy:
+      restart_policy:
+        condition: on-failure
+      placement:
+        constraints:
+          - "node.role==manager"
+    networks:
+      - remote
+networks:
+  remote:
+"""
 # `docker compose` where Compose is installed as the program docker-compose only.
 PLUGIN = """#!/bin/sh
 if [ "$1" = docker-cli-plugin-metadata ]; then
@@ -125,6 +152,11 @@ def running(docker: list[str], label: str, *filters: str) -> list[str]:
 
 def healthy(docker: list[str], label: str) -> str:
     return wait_for(lambda: running(docker, label, "health=healthy"), 90, "pman to be healthy", every=0.2)[0]
+
+
+def logged(docker: list[str], container: str) -> str:
+    done = subprocess.run([*docker, "logs", container], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def smoke(docker: list[str], container: str) -> None:
@@ -238,6 +270,51 @@ def test_stack(docker: list[str], image: str, environment: dict[str, str]) -> No
         smoke(docker, healthy(docker, label))
     finally:
         out([*docker, "stack", "rm", "pman"])
+        wait_for(lambda: not running(docker, label), 60, "its end")
+
+
+def run_as_pfcon(docker: list[str], container: str, store: Path) -> None:
+    """One job of a pman that does not see the store, whose directories pfcon has made."""
+    rig = Rig({}, store, development("swarm")["PMAN_TEST_IMAGE"], store)
+    call = "import sys, urllib.request as r; print(r.urlopen(r.Request(*sys.argv[1:2], sys.stdin.buffer.read() or None,"
+    call += "{'Content-Type': 'application/json'})).read().decode())"
+
+    def ask(jid: str, body: str = "") -> Any:
+        url = f"http://127.0.0.1:30010/api/v1/{jid}"
+        return json.loads(out([*docker, "exec", "-i", container, "python3", "-c", call, url], input=body))
+
+    assert ask("", json.dumps(rig.request("of-pfcon", COUNTED)))["jid"] == "of-pfcon"
+    wait_for(lambda: ask("of-pfcon/")["status"] == "finishedSuccessfully", 60, "the end of the job", every=0.5)
+    assert rig.executions("of-pfcon") == 1
+    out([*docker, "service", "rm", "of-pfcon"])
+
+
+def test_stack_of_pman_6(docker: list[str], image: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """With the image swapped pman starts, and says what is missing: a user who may open the socket; then jobs run."""
+    socket, file, label = environment["DOCKER_SOCKET"], tmp_path / "compose.yml", "com.docker.stack.namespace=former"
+    assert stat.filemode(Path(socket).stat().st_mode) == "srw-rw----"
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/.pman.env").write_text("SECRET_KEY=secret\n")
+    text = UPSTREAM.replace("IMAGE", image).replace("/var/run/docker.sock:", f"{socket}:", 1)
+    deploy = [*docker, "stack", "deploy", "--resolve-image", "never", "-c", str(file), "former"]
+    try:
+        file.write_text(text)
+        out(deploy, env=environment)
+        refused = healthy(docker, label)
+        ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:30010/readyz')"
+        assert (
+            "503"
+            in subprocess.run(
+                [*docker, "exec", refused, "python3", "-c", ask], capture_output=True, text=True, check=False
+            ).stderr
+        )
+        wait_for(lambda: "permission denied. pman runs as user 10001" in logged(docker, refused), 30, "the reason")
+        file.write_text(text.replace("    image:", '    user: "0:0"\n    image:'))
+        out(deploy, env=environment)
+        wait_for(lambda: refused not in running(docker, label), 60, "the other one's end")
+        run_as_pfcon(docker, healthy(docker, label), Path(environment["STOREBASE"]))
+    finally:
+        out([*docker, "stack", "rm", "former"])
         wait_for(lambda: not running(docker, label), 60, "its end")
 
 
