@@ -153,9 +153,10 @@ class Swarm:
 
 class Container(Swarm):
     def post(self, name: str, spec: dict[str, Any]) -> None:
+        """The three calls of `containers.run(detach=True)`, by which pman 6 posts."""
         made = self.client.create_container_from_config(spec, name)
+        self.client.inspect_container(made["Id"])
         self.client.start(made["Id"])
-        self.client.inspect_container(name)
 
     def get(self, name: str) -> str:
         found = self.client.inspect_container(name)
