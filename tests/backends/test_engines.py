@@ -823,14 +823,14 @@ def test_podman_is_sent_no_mount_option(engine: FakeEngine, name: str, field: st
 def test_podman_is_sent_no_program_that_it_would_parse(engine: FakeEngine, tmp_path: Path, program: str) -> None:
     """Of a site that sets Entrypoint itself."""
     engine.routes["GET /version"] = PODMAN
-    template = tmp_path / "docker" / "container.yaml.j2"
-    template.parent.mkdir()
+    template = tmp_path / "overlay" / "docker" / "container.yaml.j2"
+    template.parent.mkdir(parents=True)
     template.write_text(
         '{% extends "shipped/docker/container.yaml.j2" %}'
         "{% block container_extra %}\nEntrypoint: [{{ job.argv[0] }}]\n{% endblock %}"
     )
     with pytest.raises(BadRequest) as caught:
-        posted(*load("podman", engine, TEMPLATES_DIR=str(tmp_path)), entrypoint=[program])
+        posted(*load("podman", engine, TEMPLATES_DIR=str(tmp_path / "overlay")), entrypoint=[program])
     assert list(caught.value.message) == ["entrypoint"]
 
 
