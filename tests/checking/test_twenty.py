@@ -19,7 +19,7 @@ from pman.errors import TemplateError
 from pman.service import app
 from pman.targets import TARGETS
 from pman.templating.render import Renderer
-from tests.checking.overlays import DOCKER, K8S, SLURM, SWARM, WDL, block, extending, only, run, shipped, write
+from tests.checking.overlays import DOCKER, K8S, SLURM, SWARM, WDL, block, extending, line_of, only, run, shipped, write
 from tests.rig import ROOT
 
 ALLOWED = "{% if job.auid not in site.users %}{{ refuse('only members of the project') }}{% endif %}\n"
@@ -146,28 +146,31 @@ SITES = [
         "a line break in a setting",
         "slurm",
         {"settings.env": 'SLURM_ACCOUNT="lab\nneuro"\n'},
-        "templates/slurm/job.sh.j2:59: error: the setting SLURM_ACCOUNT cannot be written for this "
+        f"templates/{SLURM}:{line_of(SLURM, '{{ settings.slurm_account')}: error: the setting SLURM_ACCOUNT cannot be written for this "
         "scheduler: a control character cannot stand in a #SBATCH line [template]",
     ),
     Site(
         "a copy with another annotation",
         "k8s",
         copy(K8S, "digest: {{ job.digest }}", "digest: {{ job.jid }}"),
-        "k8s/job.yaml.j2:37: error: metadata annotations org.chrisproject.pman.digest must be {{ "
+        f"{K8S}:{line_of(K8S, 'digest: {{ job.digest')}: error: "
+        "metadata annotations org.chrisproject.pman.digest must be {{ "
         "job.digest }}, or pman does not find the job again (request: plain) [changed]",
     ),
     Site(
         "a copy without a label",
         "docker",
         copy(DOCKER, "  org.chrisproject.pman.digest: {{ job.digest }}\n", ""),
-        "docker/container.yaml.j2:24: error: Labels org.chrisproject.pman.digest must be {{ job.digest }}, "
+        f"{DOCKER}:{line_of(DOCKER, 'Labels:') + 1}: error: "
+        "Labels org.chrisproject.pman.digest must be {{ job.digest }}, "
         "or pman does not find the job again (request: plain) [changed]",
     ),
     Site(
         "a copy with another name",
         "swarm",
         copy(SWARM, "Name: {{ job.name }}", "Name: job"),
-        "swarm/service.yaml.j2:26: error: Name must be {{ job.name }}, or pman does not find the job again "
+        f"{SWARM}:{line_of(SWARM, 'Name: {{ job.name')}: error: "
+        "Name must be {{ job.name }}, or pman does not find the job again "
         "(request: plain) [changed]",
     ),
     Site(
@@ -221,9 +224,11 @@ SITES = [
         "a type that Cromwell's default backend does not take",
         "wdl",
         copy(WDL, "cpu: {{ job.cpu_cores }}", 'cpu: {{ job.cpu_cores ~ " cores" }}'),
-        "wdl/job.wdl.j2:101: error: Cromwell's backend B declares cpu as Float, which '2 cores' is not: a "
+        f"{WDL}:{line_of(WDL, 'cpu: {{ job')}: error: "
+        "Cromwell's backend B declares cpu as Float, which '2 cores' is not: a "
         "job would wait for 16 minutes and fail (request: plain) [invalid]\n"
-        "wdl/job.wdl.j2:124: error: Cromwell ignores the runtime attribute container_user: its backend B "
+        f"{WDL}:{line_of(WDL, 'container_user: {{')}: error: "
+        "Cromwell ignores the runtime attribute container_user: its backend B "
         "does not declare it (request: user, labels) [undeclared-attribute]",
         conf,
     ),
