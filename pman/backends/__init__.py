@@ -7,17 +7,19 @@ What is particular to a scheduler stays in its package, its rules about settings
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, cast
 
 from pman import settings as pman_settings
-from pman.errors import Misconfigured
+from pman.errors import Misconfigured, PmanError
 from pman.job import Job
 from pman.settings import Settings
 from pman.status import Details, JobStatus
 from pman.targets import TARGETS
+from pman.targets.record import Problem
 from pman.templating.render import Spec
 
 
@@ -103,6 +105,34 @@ def check_for_service(settings: Settings) -> list[str]:
     module = _module(settings)
     problems = [*_storage(settings), *getattr(module, "problems", _none)(settings)]
     return [*pman_settings.check_for_service(settings, problems), *getattr(module, "warnings", _none)(settings)]
+
+
+def live(settings: Settings, spec: Spec) -> list[Problem]:
+    """What the configured backend itself has against a spec, which is not run.
+
+    `live(settings, spec)` of the backend's module asks it and changes nothing there. A Problem with the rule
+    `not-asked` says what nobody has looked at.
+    """
+    entry = BACKENDS[settings.container_env]
+    if entry.target != spec.target:
+        said = f"CONTAINER_ENV={settings.container_env} takes no {spec.target}, so that nobody was asked about this"
+        return [Problem(said, rule="not-asked")]
+    ask = getattr(_module(settings), "live", None)
+    if ask is None:
+        return [Problem(f"{settings.container_env} has nothing that could be asked", rule="not-asked")]
+    found: list[Problem] = []
+    try:
+        found.extend(ask(settings, spec))
+    except PmanError as error:
+        found.append(Problem(f"{settings.container_env} could not be asked: {error}", rule="live"))
+    return found
+
+
+def line_named(text: str, said: str) -> int | None:
+    """The line of a spec with the longest value that a backend's sentence names."""
+    found = ((re.search(r"[:=]\s*[\"']?([^\"'\s]{3,})", line), n) for n, line in enumerate(text.splitlines(), 1))
+    named = [(len(value[1]), n) for value, n in found if value and value[1] in said]
+    return max(named)[1] if named else None
 
 
 def _module(settings: Settings) -> ModuleType:

@@ -19,13 +19,19 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def load(job: Job, spec: Spec, identity: Identity) -> dict[str, Any]:
     """The spec as a document. Raises TemplateError where it is none that can be found again under the job's jid."""
-    where = f"{TARGETS[spec.target].template}:1: "
+    document = parsed(spec)
+    if found := identity.lacks(job, document):
+        raise TemplateError(f"{TARGETS[spec.target].template}:1: {found[1]}")
+    return document
+
+
+def parsed(spec: Spec) -> dict[str, Any]:
+    """The spec as a document. Raises TemplateError where it is no YAML."""
     try:
         document: dict[str, Any] = yaml.load(spec.text, _LOADER)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
-        raise TemplateError(f"{where}the template renders no YAML: {' '.join(str(error).split())}") from error
-    if found := identity.lacks(job, document):
-        raise TemplateError(f"{where}{found[1]}")
+        said = f"the template renders no YAML: {' '.join(str(error).split())}"
+        raise TemplateError(f"{TARGETS[spec.target].template}:1: {said}") from error
     return document
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pman import settings
+from pman import backends, settings
 from pman.checking import corpus, lint, proof
 from pman.checking.corpus import Case
 from pman.checking.overlay import Finding, Overlay, finding_of
@@ -30,6 +31,8 @@ from pman.templating.files import unreadable
 from pman.templating.render import Renderer, Spec
 from pman.templating.sandbox import TimedOut
 
+_WORD = r"[\w./:-]{4,}"
+_EVERYDAY = ("this", "that", "with")
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class SiteCheck:
     requests: Path | None = None
     targets: Sequence[str] = ()
     how: Judging = field(default_factory=Judging)
+    live: bool = False  # whether to ask the configured backend, too
     counts: Counter[str] = field(default_factory=Counter)  # results that are checked, refused, unwritable
 
     def findings(self) -> list[Finding]:
@@ -128,7 +132,11 @@ class SiteCheck:
         if any(finding.rule == "invalid" for finding in found):
             return found
         flaws = proof.flaws(job, mounts(job, attempt.renderer.settings), spec)
-        return [*found, *(attempt.caused(flaw) for flaw in flaws)]
+        found += [attempt.caused(flaw) for flaw in flaws]
+        if self.live and (attempt.case == "plain" or attempt.case.endswith(".json")):
+            asked, real = replace(attempt, job=job), attempt.renderer.render(job, spec.target)
+            found += map(asked.heard, backends.live(attempt.renderer.settings, real))
+        return found
 
 
 def log_findings(config: Settings) -> None:
@@ -185,6 +193,26 @@ class _Attempt:
             return self.at("invalid", problem.message, problem.line, problem.part)
         found = self.at(problem.rule, problem.message, problem.line, problem.part, exact=True)
         return found if self.renderer.is_own(found.file) else replace(found, level="warning")
+
+    def heard(self, problem: Problem) -> Finding:
+        """What a backend said, where the site's own files name what it is about, else where the line comes from."""
+        overlay = self.renderer.settings.templates_dir
+        if problem.rule == "not-asked":
+            place = str(overlay or TARGETS[self.target].template)
+            return Finding(problem.rule, problem.message, place, level="note")
+        found = self.at(problem.rule, problem.message, problem.line, exact=True)
+        if overlay is None or self.renderer.is_own(found.file):
+            return found
+        words = set(re.findall(_WORD, problem.message)) - set(_EVERYDAY)
+        files = [overlay / name for name in ("site.yaml", *self.overlay.site_names) if (overlay / name).is_file()]
+        named = [
+            (len(word), str(file), number)
+            for file in files
+            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1)
+            for word in words.intersection(re.findall(_WORD, line))
+        ]
+        _, place, number = max(named, default=(0, found.file, found.line))
+        return replace(found, file=place, line=number)
 
     def at(self, rule: str, message: str, line: int | None, part: str = "", exact: bool = False) -> Finding:
         """A finding at the template line that this line of the result comes from.

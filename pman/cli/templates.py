@@ -67,6 +67,7 @@ def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--requests", type=_SITES, help="Directory of request files (*.json) to check as well.")
 @click.option("--cromwell-conf", type=_FILE, help="Cromwell's configuration, to judge runtime attributes by.")
 @click.option("--kubernetes-version", default=None, help="Version of the Kubernetes API to judge by, such as 1.31.")
+@click.option("--live", is_flag=True, help="Ask the backend that CONTAINER_ENV names, too; nothing is run or changed.")
 @click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
 @click.option("--env-file", type=_FILE, help="Settings as NAME=VALUE lines.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
@@ -77,6 +78,7 @@ def check(
     requests: Path | None,
     cromwell_conf: Path | None,
     kubernetes_version: str | None,
+    live: bool,
     assignments: tuple[str, ...],
     env_file: Path | None,
     form: str,
@@ -94,7 +96,7 @@ def check(
     how = Judging(kubernetes=kubernetes_version or "", cromwell_conf=cromwell_conf)
     found = []
     for place in directories or (settings.load(given).templates_dir,):
-        run = checking.SiteCheck(place, given, requests, targets, how)
+        run = checking.SiteCheck(place, given, requests, targets, how, live)
         now = run.findings()
         found += now
         if form == "text":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_su
 from pman.job import Job
 from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus
+from pman.targets.record import Problem
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -340,6 +342,23 @@ def problems(settings: Settings) -> Iterator[str]:
         yield "TIMELIMIT_MINUTES is required with CONTAINER_ENV=cromwell."
     if (settings.cromwell_auth_user is None) != (settings.cromwell_auth_password is None):
         yield "CROMWELL_AUTH_USER and CROMWELL_AUTH_PASSWORD go together."
+
+
+def live(settings: Settings, spec: Spec) -> Iterator[Problem]:
+    """What Cromwell has against a workflow, which it reads and does not run, and against CROMWELL_BACKEND."""
+    client = cromwell_rest.connect(settings)
+    errors = client.describe(spec.text)
+    for said in errors or ():
+        line = re.search(r"line[: ]+(\d+)", said)
+        yield Problem(f"Cromwell does not take this: {said}", int(line[1]) if line else None, rule="live")
+    known = client.backends()
+    if settings.cromwell_backend not in (None, *known):
+        said = f"Cromwell has no backend {settings.cromwell_backend}; CROMWELL_BACKEND may be {', '.join(known)}"
+        yield Problem(said, rule="live")
+    unasked = "what its configuration makes of runtime attributes (--cromwell-conf), and SLURM"
+    if errors is None:
+        unasked = f"the workflow, for this Cromwell is too old, {unasked}"
+    yield Problem(f"Cromwell was not asked about {unasked}", rule="not-asked")
 
 
 def create(settings: Settings) -> CromwellBackend:

@@ -107,6 +107,17 @@ class Client:
         """404 where nothing is in progress, or no longer: both are fine."""
         self._call("POST", f"{self._base}/{name}/abort", (200, 404))
 
+    def describe(self, wdl: str) -> list[str] | None:
+        """What Cromwell has against a workflow; None where it is too old to say.
+
+        https://cromwell.readthedocs.io/en/stable/api/RESTAPI/ (POST /api/womtool/{version}/describe).
+        """
+        url = f"{self._root}/api/womtool/v1/describe"
+        answer = self._json("POST", url, accept=(200, 404), files={"workflowSource": wdl})
+        if "valid" not in answer:
+            return None
+        return [] if answer["valid"] else [str(error) for error in answer.get("errors") or ["it does not say why"]]
+
     def backends(self) -> list[str]:
         return list(self._json("GET", f"{self._base}/backends")["supportedBackends"])
 

@@ -23,6 +23,7 @@ from typing import Any
 from pman.backends import documents, logs, retry
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
+from pman.backends.engine import live as engine_live
 from pman.backends.engine import start as docker_start
 from pman.backends.engine.api import Engine
 from pman.backends.engine.images import Images
@@ -296,6 +297,9 @@ class DockerBackend:
 
 
 problems = engine.problems
+
+
+live = engine_live.live
 
 
 def create(settings: Settings) -> DockerBackend:

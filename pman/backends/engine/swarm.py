@@ -24,6 +24,7 @@ from typing import Any
 from pman.backends import documents, logs, retry
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
+from pman.backends.engine import live as engine_live
 from pman.backends.engine.api import Engine
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
@@ -404,6 +405,9 @@ class SwarmBackend:
 
 
 problems = engine.problems
+
+
+live = engine_live.live
 
 
 def create(settings: Settings) -> SwarmBackend:

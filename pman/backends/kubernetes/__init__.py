@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from pman.backends import documents, logs, retry
+from pman.backends import documents, line_named, logs, retry
 from pman.backends.former import may_name
 from pman.backends.kubernetes import ends, known, objects, older, rights, starts
 from pman.backends.kubernetes.api import Api, Denied, Object, connect
@@ -32,6 +32,7 @@ from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus, with_memory
 from pman.targets.kubernetes import DIGEST, IDENTITY
 from pman.targets.kubernetes import JID as JID
+from pman.targets.record import Problem
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -323,6 +324,25 @@ _PROBE = {
     "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "pman-probe"},
     "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "job", "image": "none"}]}}},
 }  # fmt: skip
+
+
+def live(settings: Settings, spec: Spec) -> Iterator[Problem]:
+    """What the API server has against a Job and against its pods, by a dry run of the server."""
+    api, job = Api(connect), json.loads(json.dumps(documents.parsed(spec)))
+    spec_of_pod = job["spec"]["template"]["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pman-probe"}, "spec": spec_of_pod}
+    jobs = f"/apis/batch/v1/namespaces/{settings.job_namespace}/jobs"
+    for what, path, body in (("Job", jobs, job), ("pod", f"/api/v1/namespaces/{settings.job_namespace}/pods", pod)):
+        try:
+            api.call("POST", path, {"dryRun": "All", "fieldValidation": "Strict"}, body, allow=(409,))
+        except Denied as error:
+            said = f"the pods of a job could not be tried, so that quotas and classes were not asked about: {error}"
+            yield Problem(said if what == "pod" else str(error), rule="not-asked" if what == "pod" else "live")
+        except (BackendError, BadRequest, Refused) as error:
+            refusal = str(error).replace("refuses the job", f"refuses this {what}")
+            yield Problem(refusal, line_named(spec.text, refusal), rule="live")
+    said = "Kubernetes was not asked whether images, claims and secrets exist, and whether a node fits"
+    yield Problem(said, rule="not-asked")
 
 
 def create(settings: Settings) -> KubernetesBackend:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
-from pman.backends.slurm.commands import Commands, Place, SlurmJob
+from pman.backends.slurm.commands import Commands, Failed, Place, SlurmJob
 from pman.backends.slurm.sources import Seen, Sources, owner
 from pman.backends.slurm.state import (
     DELETED,
@@ -61,6 +62,7 @@ from pman.errors import (
 from pman.job import Job
 from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus, Reason, Why
+from pman.targets.record import Problem
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -326,6 +328,31 @@ def problems(settings: Settings) -> Iterator[str]:
 def warnings(settings: Settings) -> list[str]:
     """What the settings ask for in vain."""
     return directories.warnings(settings, settings.slurm_runtime)
+
+
+# Words of sbatch -> the option that they are about. https://github.com/SchedMD/slurm, src/common/slurm_errno.c.
+_ABOUT = {
+    "account": "--account", "partition": "--partition", "qos": "--qos", "reservation": "--reservation",
+    "time limit": "--time", "memory": "--mem", "gres": "--gres|--gpus", "feature": "--constraint",
+    "license": "--licenses", "node": "--ntasks|--nodes|--cpus-per-task|--mem|--gres|--gpus|--constraint",
+}  # fmt: skip
+
+
+def live(settings: Settings, spec: Spec) -> Iterator[Problem]:
+    """What SLURM has against a script, by `sbatch --test-only`, which makes no job."""
+    commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
+    try:
+        commands.run("sbatch", "--test-only", "--ignore-pbs", text=spec.text)
+    except Failed as error:
+        said = error.detail.lower()
+        option = next((option for word, option in _ABOUT.items() if word in said), "#!")
+        *_, found = [None, *re.finditer(rf"(?m)^#SBATCH ({option})", spec.text)]
+        line = spec.text.count("\n", 0, found.start()) + 1 if found else 1
+        yield Problem(str(error).replace("sbatch failed", "SLURM would not take this"), line, rule="live")
+    if re.search(r"(?m)^AccountingStorageEnforce\s*=\s*none", commands.run("scontrol", "show", "config")):
+        said = "SLURM was not asked about accounts and QOS: it enforces none (AccountingStorageEnforce)"
+        yield Problem(said, rule="not-asked")
+    yield Problem("SLURM was not asked whether its nodes see STOREBASE and SLURM_STATE_DIR", rule="not-asked")
 
 
 def create(settings: Settings) -> SlurmBackend:

@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from tests.fakes.cromwell.config import Config
 from tests.fakes.cromwell.store import RANK, Event, Refused, Store, Workflow, timestamp
+from tests.fakes.cromwell.wdl import InvalidWorkflow, plan
 
 VERSION = "93-c805f3c-SNAP"
 LABEL_MAX = 255  # characters of a key or a value
@@ -418,6 +419,16 @@ class Service:
         names = {"defaultBackend": self.config.default_backend, "supportedBackends": sorted(self.config.backends)}
         return reply(names)
 
+    def describe(self) -> Response:
+        """As in Cromwell's REST API documentation; of the answer only what says whether the text is a workflow."""
+        source = request.files.get("workflowSource")
+        text = source.read().decode() if source else request.form["workflowSource"]
+        try:
+            plan(text, {})
+        except InvalidWorkflow as error:
+            return reply({"valid": False, "errors": [str(error)], "validWorkflow": False})
+        return reply({"valid": True, "errors": [], "validWorkflow": True})
+
 
 def _compress(response: Response) -> Response:
     """Only metadata is compressed, 404s of it included."""
@@ -436,6 +447,7 @@ def _routes(service: Service) -> Iterable[tuple[str, str, Callable[..., Response
     yield "GET", f"{base}/query", service.query
     yield "POST", f"{base}/query", service.query
     yield "GET", f"{base}/backends", service.backends
+    yield "POST", "/api/womtool/<version>/describe", service.describe
     for name in ("status", "metadata", "labels", "logs", "outputs", "cost", "timing"):
         yield "GET", f"{base}/<text>/{name}", getattr(service, name)
     yield "GET", f"{base}/<text>/metadata/failed-jobs", service.failed_jobs
