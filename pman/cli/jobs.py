@@ -197,11 +197,12 @@ def run(
         job = _follow(service, jid, print_logs=not as_json)
         if as_json:
             job = service.in_time("GET", _path(jid))
+        code = _ended(service, jid)
         if results:
             results.fetch()
         if not keep:
             _forget(service, jid, results)
-    _finish(job, as_json)
+    _finish(job, as_json, code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,24 +329,24 @@ def _copy(source: Path, target: Path) -> None:
         raise click.ClickException(f"{source} cannot be copied to {target}: {error}") from None
 
 
-def _finish(job: dict[str, str], as_json: bool) -> None:
+def _finish(job: dict[str, str], as_json: bool, code: int) -> None:
     if as_json:
         click.echo(json.dumps(job))
     else:
         _state_line(job)
-    sys.exit(exit_code(job))
+    sys.exit(code)
 
 
-def exit_code(job: dict[str, str]) -> int:
-    """0 for success, 124 at the time limit, the job's own exit code or signal where its message names one, else 1."""
-    if job["status"] == "finishedSuccessfully":
+def _ended(service: Service, jid: str) -> int:
+    """The exit code that a job which has ended is passed on with."""
+    return exit_code(service.in_time("GET", f"jobs/{_path(jid)}"))
+
+
+def exit_code(job: dict[str, Any]) -> int:
+    """Of a job's resource: 0 for success, 124 at the time limit, its own code (128 + N for signal N), else 1."""
+    if job["state"] == "finishedSuccessfully":
         return 0
-    if re.search(r"\b(ended by|ran into|reached) (its|the) time limit\b", job["message"]):
-        return TIMED_OUT
-    if found := re.search(r"\bexit code (\d+)", job["message"]):
-        return int(found[1]) % 256 or 1
-    found = re.search(r"\bended by signal (\d+)", job["message"])
-    return 128 + int(found[1]) if found else 1
+    return TIMED_OUT if job["reason"] == "time_limit" else (job["exit_code"] or 1) % 256 or 1
 
 
 def _state_line(job: dict[str, str]) -> None:
@@ -522,7 +523,7 @@ def wait(jids: tuple[str, ...], as_json: bool) -> None:
                 click.echo(json.dumps(service.in_time("GET", _path(jid))))
             else:
                 _state_line(job)
-            codes.append(exit_code(job))
+            codes.append(_ended(service, jid))
     sys.exit(next((code for code in codes if code), 0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,13 +40,13 @@ def listing() -> tuple[dict[str, object], int]:
         bad["state"] = f"must be one of {', '.join(JobState)}."
     if bad:
         raise BadRequest(bad)
-    since = _moment(asked.get("posted_since"))
+    passes = _filter()
     found = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED + 1))
     jobs = found[:MAX_LISTED]
     behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
     if after and not behind:  # deleted since: to begin again without a word would show jobs twice
         raise BadRequest({"after": "is no job that is listed; begin again without it."})
-    passing = [(place, job) for place, job in enumerate(jobs) if _passes(job, since)]
+    passing = [(place, job) for place, job in enumerate(jobs) if passes(job)]
     rest = [job for place, job in passing if place >= behind and wanted in (None, job.state)]
     page: dict[str, object] = {
         "jobs": [_row(job) for job in rest[:limit]],
@@ -62,16 +62,21 @@ def _row(job: JobStatus) -> dict[str, str | None]:
     return {**job.to_json(), "posted_at": posted_at, "user": job.user}
 
 
-def _passes(job: JobStatus, since: datetime | None) -> bool:
-    """Whether a job passes the filters user, image (a part of it), text (in what is said of the job), posted_since."""
+def _filter() -> Callable[[JobStatus], bool]:
+    """Whether a job passes the filters user, image (a part of it), text (in what is said of it), posted_since."""
     asked = flask.request.args
-    text = asked.get("text", "").casefold()
-    return (
-        asked.get("user") in (None, job.user)
-        and asked.get("image", "") in job.image
-        and (not text or text in " ".join((job.jid, job.image, job.cmd, job.message, job.user or "")).casefold())
-        and (since is None or (job.posted_at is not None and job.posted_at >= since))
-    )
+    user, image, text = asked.get("user"), asked.get("image", ""), asked.get("text", "").casefold()
+    since = _moment(asked.get("posted_since"))
+
+    def passes(job: JobStatus) -> bool:
+        return (
+            user in (None, job.user)
+            and image in job.image
+            and (not text or text in " ".join((job.jid, job.image, job.cmd, job.message, job.user or "")).casefold())
+            and (since is None or (job.posted_at is not None and job.posted_at >= since))
+        )
+
+    return passes
 
 
 def _moment(text: str | None) -> datetime | None:
