@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from pman.errors import BadRequest
+from pman.policy import Policy
 from pman.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -212,6 +213,9 @@ def _short(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
 
 
+_NO_POLICY = Policy()
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job as templates and backends see it: everything decided, nothing left to look up.
@@ -239,6 +243,7 @@ class Job:
     output_dir: str  # relative to the store
     uid: int | None  # user that the job runs as, from CONTAINER_USER
     gid: int | None  # group that the job runs as, from CONTAINER_USER
+    policy: Policy = _NO_POLICY  # what the rules of site.yaml decided beside the above
 
     @property
     def cpu_cores(self) -> int:

@@ -6,11 +6,12 @@ findings are shown in report.py. What one scheduler accepts is not said here but
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,12 +22,13 @@ from pman.checking.corpus import Case
 from pman.checking.overlay import Finding, Overlay, finding_of
 from pman.checking.report import each_once
 from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError
-from pman.job import Job, make_job, validate
+from pman.job import Job, validate
 from pman.settings import Settings
 from pman.storage import mounts
 from pman.targets import TARGETS, problems
 from pman.targets.record import Flaw, Judging, Problem, Stuck
 from pman.targets.shell import bash_problems
+from pman.templating.explain import unexpressed
 from pman.templating.files import unreadable
 from pman.templating.render import Renderer, Spec
 from pman.templating.sandbox import TimedOut
@@ -60,8 +62,10 @@ class SiteCheck:
             overlay = Overlay(Renderer(self._settings({}), TARGETS))
         except TemplateError as error:
             return [finding_of(str(error), "site.yaml")]
-        found = lint.findings(overlay)
-        for target in self.targets or overlay.targets():
+        targets = self.targets or overlay.targets()
+        chosen = bool(self.targets or overlay.site_names or overlay.renderer.rules.targets)
+        found = [*lint.findings(overlay), *_not_expressed(overlay.renderer, targets, chosen)]
+        for target in targets:
             found += self._target(overlay, target)
         return sorted(each_once(found), key=lambda finding: (finding.file, finding.line))
 
@@ -108,8 +112,8 @@ class SiteCheck:
         self, overlay: Overlay, target: str, renderer: Renderer, case: Case, found: list[Finding]
     ) -> Literal["checked", "refused", "unwritable", "timed out"]:
         """What became of one request; adds to `found`. Raises Stuck, and Misconfigured where a parser is missing."""
-        job = make_job(validate(dict(case.request)), renderer.settings)
         try:
+            job = renderer.job(validate(dict(case.request)))
             found += self._judge(_Attempt(overlay, target, case.name, renderer, proof.marked(job)), job)
         except Refused:
             return "refused"
@@ -141,8 +145,23 @@ class SiteCheck:
 
 def log_findings(config: Settings) -> None:
     """Warn of what can be seen to be wrong in the site's templates without rendering them. Raises TemplateError."""
-    for finding in lint.findings(Overlay(Renderer(config, TARGETS))):
+    renderer = Renderer(config, TARGETS)
+    lost = _not_expressed(renderer, [backends.BACKENDS[config.container_env].target], True)
+    for finding in [*lint.findings(Overlay(renderer)), *lost]:
         log.warning("%s", finding)
+
+
+def _not_expressed(renderer: Renderer, targets: Sequence[str], chosen: bool) -> Iterator[Finding]:
+    """What rules set and no template of a target prints. chosen: whether the site speaks of these targets."""
+    lost: dict[tuple[str, str, int], list[str]] = {}
+    for target in targets:
+        with contextlib.suppress(TemplateError):  # told where the template is rendered
+            for rule, name in unexpressed(renderer, target):
+                lost.setdefault((rule.name, name, rule.lines[name]), []).append(target)
+    for (rule_name, name, line), where in lost.items():
+        said = f"the rule {rule_name!r} sets {name}, which the templates of {', '.join(where)} do not print"
+        level = "error" if chosen or len(where) == len(targets) else "warning"
+        yield Finding("not-expressed", said, renderer.rules.file, line, level=level)
 
 
 def judged(renderer: Renderer, job: Job, spec: Spec) -> list[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pman.errors import BadRequest, PmanError, Refused
-from pman.job import make_job, validate
+from pman.job import validate
 from pman.targets import TARGETS
 from pman.targets.record import CANARY
 from pman.templating.render import SAMPLE, Renderer
@@ -100,7 +100,7 @@ def accepted(renderer: Renderer, target: str, own: Sequence[Case]) -> Mapping[st
     """
     for request in itertools.islice(_candidates(renderer, own), _MAX_CANDIDATES):
         try:
-            renderer.render(make_job(validate(dict(request)), renderer.settings), target)
+            renderer.render(renderer.job(validate(dict(request))), target)
         except (Refused, BadRequest):
             continue
         except PmanError:

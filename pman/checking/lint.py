@@ -19,7 +19,6 @@ from pman.checking.overlay import (
     Overlay,
     Template,
     at,
-    attribute_of,
     block_lines,
     branches,
     constants,
@@ -28,6 +27,7 @@ from pman.checking.overlay import (
 )
 from pman.targets import TARGETS
 from pman.templating import sandbox
+from pman.templating.explain import attribute_of
 from pman.templating.files import files
 from pman.templating.render import language
 

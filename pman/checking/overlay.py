@@ -14,14 +14,16 @@ from jinja2 import Environment, TemplateNotFound, meta, nodes
 
 from pman.errors import Misconfigured, TemplateError
 from pman.job import Job
+from pman.policy import Policy
 from pman.settings import Settings
 from pman.storage import Storage
 from pman.targets import TARGETS
 from pman.templating import sandbox
+from pman.templating.explain import attribute_of
 from pman.templating.files import files, shipped_templates
 from pman.templating.render import SECRETS, Renderer
 
-_TYPES: Mapping[str, Any] = {"job": Job, "storage": Storage, "settings": Settings}
+_TYPES: Mapping[str, Any] = {"job": Job, "policy": Policy, "storage": Storage, "settings": Settings}
 _OF_MAPPINGS = ["items", "keys", "values", "get"]
 
 
@@ -92,13 +94,16 @@ class Overlay:
         return seen
 
     def targets(self) -> list[str]:
-        """The targets that this overlay has a say in; all of them where it is only a site.yaml, or nothing."""
+        """The targets that this overlay has a say in; all of them where it is only a site.yaml, or nothing.
+
+        `policy.targets` of site.yaml names others.
+        """
         changed = [
             name
             for name, target in TARGETS.items()
             if any(step in self.site_names for template in target.templates for step in self.reach(template))
         ]
-        return changed if self.site_names else list(TARGETS)
+        return [*self.renderer.rules.targets] or (changed if self.site_names else list(TARGETS))
 
     def all_templates(self) -> list[Template]:
         """Every template that can be parsed, the site's and the shipped ones."""
@@ -160,14 +165,6 @@ def _read(environment: Environment, source: str, name: str, path: str) -> Templa
     parents = [parent.value for parent in extends if isinstance(parent, nodes.Const)]
     uses = tuple(name for name in meta.find_referenced_templates(tree) if name)
     return Template(name, path, source, tree, blocks, parents[0] if parents else None, uses)
-
-
-def attribute_of(node: nodes.Node) -> str | None:
-    """The name that `a.name` or `a["name"]` asks for."""
-    if isinstance(node, nodes.Getattr):
-        return node.attr
-    constant = node.arg if isinstance(node, nodes.Getitem) else None
-    return constant.value if isinstance(constant, nodes.Const) and isinstance(constant.value, str) else None
 
 
 def _property_type(kind: Any, name: str) -> Any:

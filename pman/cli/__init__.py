@@ -22,8 +22,9 @@ from pman.backends import BACKENDS
 from pman.cli import images
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
+from pman.cli.explain import explain
 from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge, for_people
-from pman.job import Job, make_job, validate
+from pman.job import Job, validate
 from pman.targets import TARGETS
 from pman.templating.files import own_directory
 from pman.templating.render import Renderer, Spec
@@ -68,6 +69,7 @@ for command in (client.run, client.submit, client.status, client.logs, client.wa
     main.add_command(command)
 main.add_command(cli_templates.check)
 main.add_command(cli_templates.templates)
+main.add_command(explain)
 main.add_command(images.images)
 
 
@@ -176,7 +178,7 @@ def render(
             written: set[str] = set()
             for number, data in enumerate(progress, 1):
                 try:
-                    job = make_job(validate(data), config)
+                    job = renderer.job(validate(data))
                     if job.name in written:
                         raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
                     spec = renderer.render(job, target)

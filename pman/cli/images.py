@@ -15,7 +15,7 @@ import click
 from pman import settings
 from pman.cli.templates import exits_with_2
 from pman.errors import BadRequest, Misconfigured
-from pman.job import image_reference, make_job, validate
+from pman.job import image_reference, validate
 from pman.settings import Settings
 from pman.targets import TARGETS
 from pman.templating.files import shipped_templates
@@ -93,9 +93,10 @@ def _names(word: str, config: Settings) -> Iterator[str]:
         data = json.loads(Path(word).read_bytes())
     except ValueError as error:
         raise BadRequest(f"{word} must be JSON: {error}.") from None
-    job = make_job(validate(data), config)
+    renderer = Renderer(config, TARGETS)
+    job = renderer.job(validate(data))
     target, pattern = _CHOSEN.get(config.container_env, _CHOSEN_ON_SLURM)
-    chosen = re.search(pattern, Renderer(config, TARGETS).render(job, target).text)
+    chosen = re.search(pattern, renderer.render(job, target).text)
     yield shlex.split(chosen[1])[0] if chosen else job.image
 
 

@@ -17,11 +17,12 @@ import click
 
 from pman import __version__, settings
 from pman.errors import BadRequest, Misconfigured, PmanError
-from pman.job import Job, make_job, validate
+from pman.job import Job, validate
+from pman.policy import Bind, Policy
 from pman.storage import Mount, Storage
 from pman.targets import TARGETS
 from pman.targets.record import Judging, Stuck
-from pman.templating import sandbox
+from pman.templating import rules, sandbox
 from pman.templating.files import shipped_templates
 from pman.templating.render import SECRETS, Renderer
 
@@ -240,6 +241,16 @@ def new(directory: Path, target: str) -> None:
     click.echo(f"{path}\n{directory / 'site.yaml'}")
 
 
+@templates.command()
+def schema() -> None:
+    """Print the JSON Schema of site.yaml.
+
+    An editor with yaml-language-server completes and judges site.yaml by it; the line
+    `# yaml-language-server: $schema=FILE` at the top of site.yaml names the file.
+    """
+    click.echo(json.dumps(rules.schema(), indent=2))
+
+
 @templates.command("vars")
 @click.argument("target", type=click.Choice(list(TARGETS)))
 @_overlay_option
@@ -262,6 +273,8 @@ def vars_(target: str, directory: Path | None) -> None:
 
 def _variables(site: Mapping[str, Any], policy: list[str]) -> Iterator[tuple[str, str, str]]:
     yield from _fields("job", Job)
+    yield from _fields("policy", Policy)
+    yield from _fields("policy.binds[]", Bind)
     yield from _fields("storage", Storage)
     yield from _fields("storage.incoming", Mount)
     for name, field in settings.Settings.model_fields.items():
@@ -357,7 +370,7 @@ def _attempt(renderer: Renderer, request: Path, target: str) -> tuple[str | None
     from pman import checking
 
     try:
-        job = make_job(validate(json.loads(request.read_bytes())), renderer.settings)
+        job = renderer.job(validate(json.loads(request.read_bytes())))
         text = renderer.render(job, target).text
     except (ValueError, OSError, BadRequest) as error:
         return None, [f"{request}: {error}"]

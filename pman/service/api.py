@@ -10,7 +10,7 @@ import flask
 from pman import __version__
 from pman.backends import BACKENDS, Backend, logs
 from pman.errors import BadRequest, NotFound, PmanError, Unreachable
-from pman.job import make_job, parse_request
+from pman.job import parse_request
 from pman.service import metrics, openapi
 from pman.service.auth import Users
 from pman.settings import Settings
@@ -53,8 +53,9 @@ def submit() -> Reply:
     """201 with the job, also when exactly this request was posted before: it runs once."""
     s = service()
     try:
-        job = make_job(parse_request(flask.request.get_data(cache=False)), s.settings)
-        flask.g.jid = job.jid
+        request = parse_request(flask.request.get_data(cache=False))
+        flask.g.jid = request.jid
+        job = s.renderer.job(request)
         spec = s.renderer.render(job, BACKENDS[s.settings.container_env].target)
         prepare(job, s.settings)  # what a template refuses leaves nothing in the store
         status = metrics.ask("submit", lambda: s.backend.submit(job, spec))

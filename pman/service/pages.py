@@ -17,12 +17,13 @@ import flask
 from pman import __version__
 from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError
-from pman.job import make_job, parse_request
+from pman.job import parse_request
 from pman.service import metrics
 from pman.service.api import look, service
 from pman.service.proxies import root
 from pman.status import JobStatus
 from pman.targets import TARGETS, judge
+from pman.templating.explain import explain
 from pman.templating.render import SAMPLE, Piece, Spec
 
 blueprint = flask.Blueprint("pages", __name__, template_folder="html")
@@ -65,7 +66,7 @@ def playground() -> flask.Response:
 
 @blueprint.post("/render")
 def render() -> tuple[dict[str, Any], int]:
-    """What a request renders to, with the block of each part and the verdict of its language's parser.
+    """What a request renders to, with the block of each part, the verdict of its language's parser, and the reasons.
 
     Body: {"request": text, "target": one of TARGETS}. Nothing is submitted and nothing is stored.
     """
@@ -78,11 +79,16 @@ def render() -> tuple[dict[str, Any], int]:
             {"target": f"must be one of {', '.join(TARGETS)}.", "request": "must be the text of a request."}
         )
     s = service()
-    job = make_job(parse_request(data["request"].encode(errors="surrogatepass")), s.settings)
+    request = parse_request(data["request"].encode(errors="surrogatepass"))
+    why = explain(s.renderer, request, data["target"])
+    told = {"explanation": why.to_json(), "reasons": "\n".join(why.to_text())}
+    if why.decision.refused is not None:
+        return {"parts": {}, "problems": [why.decision.refused], **told}, 200
+    job = why.decision.job
     spec = s.renderer.render(job, data["target"])
     templates = {"spec": TARGETS[spec.target].template, **TARGETS[spec.target].extras}
     parts = {name: segments(s.renderer.pieces(job, template)) for name, template in templates.items()}
-    return {"parts": parts, "problems": _problems(spec)}, 200
+    return {"parts": parts, "problems": _problems(spec), **told}, 200
 
 
 def segments(pieces: Iterable[Piece]) -> list[tuple[str, str]]:

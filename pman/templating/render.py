@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import functools
+import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +24,10 @@ from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateE
 from pman.job import Job, JobRequest, make_job
 from pman.settings import Settings
 from pman.storage import mounts
-from pman.templating import files, quote, sandbox
-from pman.templating.site import read_site, scalars
+from pman.templating import decide, files, quote, sandbox
+from pman.templating.site import read_rules, read_site, scalars
+
+log = logging.getLogger(__name__)
 
 # slurmctld refuses longer scripts (max_script_size, 4 MB by default); Kubernetes and Docker refuse less than that.
 MAX_SPEC_BYTES = 4 * 1024 * 1024
@@ -87,6 +91,25 @@ class Renderer:
             for name, filters in self.filters.items()
         }
 
+    def _read_site(self) -> None:
+        """The values and the rules of site.yaml."""
+        files.require_readable(self.settings.templates_dir)
+        self.site = read_site(self.settings.templates_dir)
+        self.rules = read_rules(self.settings.templates_dir, self.site, self.targets)
+
+    def decide(self, request: JobRequest) -> decide.Decision:
+        """What the site's rules make of a request."""
+        if self.settings.dev:
+            self._read_site()
+        decision = decide.decide(make_job(request, self.settings), self.rules, self.settings.timelimit_max_minutes)
+        if decision.steps and log.isEnabledFor(logging.DEBUG):
+            log.debug("rules for %s: %s", ascii(request.jid), json.dumps(decision.to_json()))
+        return decision
+
+    def job(self, request: JobRequest) -> Job:
+        """The job that a request means at this site. Raises Refused in the words of the rule that refuses it."""
+        return self.decide(request).accepted()
+
     def render(self, job: Job, target: str) -> Spec:
         """The spec of `job`. Raises TemplateError (file:line: cause), Refused, TooLarge, or BadRequest (unwritable)."""
         if self.settings.dev:
@@ -95,10 +118,6 @@ class Renderer:
         context = self._context(job)
         extras = {name: self._text(template, context) for name, template in entry.extras.items()}
         return Spec(target, self._text(entry.template, context), extras)
-
-    def _read_site(self) -> None:
-        files.require_readable(self.settings.templates_dir)
-        self.site = read_site(self.settings.templates_dir)  # the values of site.yaml
 
     def pieces(self, job: Job, name: str) -> list[Piece]:
         """The text of the rendered template `name` with where it comes from. Raises as `render` does."""
@@ -136,6 +155,7 @@ class Renderer:
     def _context(self, job: Job) -> dict[str, Any]:
         return {
             "job": job,
+            "policy": job.policy,
             "storage": mounts(job, self.settings),
             "settings": self._public,
             "site": self.site,

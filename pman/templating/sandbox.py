@@ -30,7 +30,7 @@ from pman.templating import quote
 MAX_RENDER_SECONDS = 10.0
 MAX_REPEATED = 1_000_000  # items or characters that `*` may make
 MAX_TEXT = 4 * 1024 * 1024  # characters that one expression may join; a spec holds no more either
-VARIABLES = ("job", "storage", "settings", "site", "refuse")
+VARIABLES = ("job", "policy", "storage", "settings", "site", "refuse")
 # Language -> the quoting filters that its templates may use: another's would not keep a value in one piece there. The
 # one of the language's own name quotes what is printed without a filter. A target may add to these, or bring its own.
 _LANGUAGES: Mapping[str, Mapping[str, quote.Filter]] = {

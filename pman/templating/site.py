@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from pman.errors import TemplateError
-from pman.templating import quote
+from pman.templating import quote, rules
 
 
 def read_site(overlay: Path | None) -> Mapping[str, Any]:
@@ -44,6 +44,33 @@ def scalars(overlay: Path | None) -> Iterator[tuple[int, str]]:
         elif node and id(node) not in seen:
             seen.add(id(node))
             waiting += [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+
+
+def read_rules(overlay: Path | None, values: Mapping[str, Any], targets: Iterable[str]) -> rules.Rules:
+    """The rules under `policy` in the values of the overlay's site.yaml. Raises TemplateError with file and line."""
+    if overlay is None or "policy" not in values:
+        return rules.Rules()
+    path = overlay / "site.yaml"
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    try:
+        return rules.read(values["policy"], lambda place: _line(node, ("policy", *place)), str(path), targets)
+    except rules.Wrong as error:
+        raise TemplateError(f"{path}:{_line(node, ('policy', *error.place))}: {error}") from None
+
+
+def _line(node: yaml.Node | None, place: Sequence[str | int]) -> int:
+    """The line, from 1, in which the value at this place begins; where it cannot be found, of what is around it."""
+    line = 1
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == step), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+    return line
 
 
 class StrictLoader(yaml.SafeLoader):

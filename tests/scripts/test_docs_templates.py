@@ -1,4 +1,4 @@
-"""docs/templates.md: every snippet is written or run as it stands there, and its tables are those of the code."""
+"""docs/templates.md and docs/rules.md: every snippet is written or run as it stands; tables are the code's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pman.targets import TARGETS
 from pman.templating import render
 from tests.rig import ROOT
 
-TEXT = (ROOT / "docs" / "templates.md").read_text()
+TEXT = "".join((ROOT / "docs" / page).read_text() for page in ("templates.md", "rules.md"))
 ALL = "\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))  # a target may have its own
 SECTIONS = [section for section in re.split(r"(?m)^##+ ", TEXT) if "```" in section]
 FENCE = re.compile(r"(?ms)^```(\w+)(?: (\S+))?\n(.*?)^```$")

@@ -144,9 +144,9 @@ def test_docker(request: dict[str, Any]) -> None:
 
 
 def sbatch_options(text: str) -> dict[str, str]:
-    """The #SBATCH lines as sbatch reads them: a backslash makes the next character stand for itself."""
+    """The #SBATCH lines as sbatch reads them: a backslash makes the next character stand for itself, quotes a blank."""
     lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH --")]
-    options = (re.sub(r"\\(.)", r"\1", line).partition("=") for line in lines)
+    options = (re.sub(r'\\(.)|"( )"', lambda found: found[1] or found[2], line).partition("=") for line in lines)
     return {name: value for name, _, value in options}
 
 

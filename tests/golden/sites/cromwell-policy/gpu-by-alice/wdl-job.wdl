@@ -66,11 +66,11 @@ exec "$@"
     number_of_workers: 1
     timelimit: 1440
     slurm_partition: "gpu"
+    slurm_account: "neuro"
     incoming: "/data/store/key-chris-jid-21/incoming"
     outgoing: "/data/store/key-chris-jid-21/outgoing"
     sharedir: "/data/store/key-chris-jid-21"
     jid: "chris-jid-21"
     maxRetries: 0
-    slurm_account: "neuro"
   }
 }

@@ -66,11 +66,11 @@ exec "$@"
     number_of_workers: 1
     timelimit: 30
     slurm_partition: "highmem"
+    slurm_account: "chris"
     incoming: "/data/store/key-chris-jid-22/incoming"
     outgoing: "/data/store/key-chris-jid-22/outgoing"
     sharedir: "/data/store/key-chris-jid-22"
     jid: "chris-jid-22"
     maxRetries: 0
-    slurm_account: "chris"
   }
 }

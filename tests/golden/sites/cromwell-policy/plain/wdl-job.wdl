@@ -67,11 +67,11 @@ exec "$@"
     number_of_workers: 1
     timelimit: 10
     slurm_partition: "normal"
+    slurm_account: "chris"
     incoming: "/data/store/key-chris-jid-1/incoming"
     outgoing: "/data/store/key-chris-jid-1/outgoing"
     sharedir: "/data/store/key-chris-jid-1"
     jid: "chris-jid-1"
     maxRetries: 0
-    slurm_account: "chris"
   }
 }

@@ -268,7 +268,6 @@ explain() { # EXIT_CODE: 126 and 255 may be the runtime's own, which then says w
 
 clean_up() { remove_scratch; }
 
-
 run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"

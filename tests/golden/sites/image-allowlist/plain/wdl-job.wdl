@@ -7,7 +7,6 @@ task plugin_instance {
   command <<<
 nl='
 '
-
 case "${PWD##*/}" in
 worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;

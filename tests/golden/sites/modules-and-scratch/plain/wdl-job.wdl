@@ -16,11 +16,8 @@ worker-[0-9]*) PMAN_WORKER_INDEX=${PWD##*/worker-} ;;
 *) PMAN_WORKER_INDEX=${SLURM_PROCID:-0} ;;
 esac
 export PMAN_WORKER_INDEX PMAN_WORKER_COUNT=1
-
-export 'OMP_NUM_THREADS=4'
-export 'http_proxy=http://proxy.example.org:3128'
 set -- 'simpledsapp' '--threshold' '0.5' '/share/incoming' '/share/outgoing'
-set -- env 'GREETING=hello' "$@"
+set -- env 'OMP_NUM_THREADS=4' 'http_proxy=http://proxy.example.org:3128' 'GREETING=hello' "$@"
 exec "$@"
   >>>
 

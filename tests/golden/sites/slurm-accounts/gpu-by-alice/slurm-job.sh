@@ -13,10 +13,9 @@
 #SBATCH --gres=gpu:a100:2
 #SBATCH --time=20
 #SBATCH --partition=gpu
-
 #SBATCH --account=neuro
-#SBATCH --constraint=intel
 #SBATCH --qos=short
+#SBATCH --constraint=intel
 set -u
 workers=1
 time_limit_s=1200

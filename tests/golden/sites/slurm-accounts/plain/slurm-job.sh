@@ -11,7 +11,6 @@
 #SBATCH --cpus-per-task=2
 #SBATCH --mem=512M
 #SBATCH --partition=normal
-
 #SBATCH --account=chris
 #SBATCH --constraint=intel
 set -u

@@ -1,0 +1,346 @@
+"""Why a job is rendered as it is: what the site's rules decided, and where each rendered line comes from.
+
+Which decision stands in which line is read from the templates themselves: `printed` follows policy.* and job.* through
+sets, loops, conditions, blocks and includes to the text that they end in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import nodes
+
+from pman.errors import PmanError, TemplateError
+from pman.job import JobRequest
+from pman.templating.decide import Change, Compared, Decision, Step
+from pman.templating.files import shipped_templates
+from pman.templating.render import Renderer
+from pman.templating.rules import Rule, plain
+
+# Field of job that templates print -> the name by which rules set it.
+_OF_JOB = {
+    "partition": "partition", "time_limit_minutes": "time_limit_minutes", "memory_mib": "memory_mib",
+    "cpu_millicores": "cpu_millicores", "cpu_cores": "cpu_millicores", "gpu_count": "gpus", "env": "environment",
+}  # fmt: skip
+_Names = frozenset[str]
+_NONE: _Names = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A rendered line. file, line: of its template, `shipped/...` for pman's own; block: "" outside of all.
+
+    rules: those that decided what the line says.
+    """
+
+    text: str
+    file: str
+    line: int
+    block: str
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The decision about a request and, for a target, the rendered lines and what the target cannot express.
+
+    file: the site's site.yaml. problem: why nothing could be rendered.
+    """
+
+    decision: Decision
+    file: str
+    target: str | None
+    lines: tuple[Line, ...] = ()
+    unexpressed: tuple[str, ...] = ()
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        lines = [{name: getattr(line, name) for name in Line.__slots__} for line in self.lines]
+        more = {"target": self.target, "cannot_express": self.unexpressed, "lines": lines, "problem": self.problem}
+        return {"jid": self.decision.job.jid, **self.decision.to_json(), **(more if self.target else {})}
+
+    def to_text(self) -> Iterator[str]:
+        """Line by line, for people."""
+        decision, asked = self.decision, self.decision.asked
+        yield f"{asked.jid} of {asked.auid}, {asked.image}"
+        yield "" if decision.steps else "\nNo rule: site.yaml has none under `policy`."
+        for step in decision.steps:
+            yield from _step(step, self.file)
+        for rule in decision.unseen:
+            yield f"{self.file}:{rule.line}: {rule.name}: not looked at, since the one above ends the rules"
+        yield from _outcome(decision)
+        for name in self.unexpressed:
+            yield f"{name} has no effect: the templates of {self.target} do not print it"
+        if self.problem:
+            yield f"\n{self.problem}"
+        if self.lines:
+            yield "\nEach line with the template, block and rules that it comes from:"
+            places = [_place(line) for line in self.lines]
+            width = min(max(map(len, places)), 60)
+            yield from (f"{place:<{width}} | {line.text}" for place, line in zip(places, self.lines, strict=True))
+
+
+def explain(renderer: Renderer, request: JobRequest, target: str | None) -> Explanation:
+    """Why this request becomes what it becomes."""
+    decision, file = renderer.decide(request), renderer.rules.file
+    if target is None or decision.refused is not None:
+        return Explanation(decision, file, target)
+    lost: tuple[str, ...] = ()
+    try:
+        missing = {name for _, name in unexpressed(renderer, target)}
+        lost = tuple(sorted(missing.intersection(decision.changed_by())))
+        lines = tuple(_lines(renderer, decision, renderer.targets[target].template))
+    except PmanError as error:
+        return Explanation(decision, file, target, (), lost, str(error))
+    return Explanation(decision, file, target, lines, lost)
+
+
+def unexpressed(renderer: Renderer, target: str) -> list[tuple[Rule, str]]:
+    """What rules set and the templates of a target print nowhere: the rule, and the name of what it sets."""
+    if not renderer.rules.rules:
+        return []
+    names = {name for found in printed(renderer, renderer.targets[target].template).values() for name in found}
+    return [(rule, name) for rule in renderer.rules.rules for name in rule.changes if name not in names]
+
+
+def _lines(renderer: Renderer, decision: Decision, template: str) -> Iterator[Line]:
+    """The rendered lines; one that is made of several parts comes from the first of the site's, else from the first."""
+    walk = _Walk(renderer)
+    sources = walk.run(template)
+    changes = [(step.rule.name, change) for step in decision.steps for change in step.changes]
+    parts: list[_Part] = []
+    for piece in renderer.pieces(decision.accepted(), template):
+        for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece.text)):
+            line = piece.line + (offset if (piece.file, piece.line + offset) in sources else 0)
+            names = sources.get((piece.file, line), _NONE)
+            parts.append(_Part(text, piece.file, line, piece.block, names, (piece.file, line) not in walk.supers))
+            if text.endswith("\n"):
+                yield _line(renderer, parts, changes)
+                parts = []
+    if parts:
+        yield _line(renderer, parts, changes)
+
+
+class _Part(NamedTuple):
+    """A part of a rendered line. exact: whether names are this line's own, not those of all that super() brings in."""
+
+    text: str
+    file: str
+    line: int
+    block: str
+    names: _Names
+    exact: bool
+
+
+def _line(renderer: Renderer, parts: list[_Part], changes: list[tuple[str, Change]]) -> Line:
+    text = "".join(part.text for part in parts).rstrip("\n")
+    own = next((part for part in parts if renderer.is_own(part.file)), parts[0])
+    file = own.file.replace(f"{shipped_templates()}/", "shipped/", 1)
+    causes = {rule: None for part in parts for rule in _causes(text, part, changes)}
+    return Line(text, file, own.line, own.block, tuple(causes))
+
+
+def _causes(text: str, part: _Part, changes: list[tuple[str, Change]]) -> list[str]:
+    """The rules behind a line: those of whose values it shows one, else all that set what it is made of."""
+    own = [(rule, change) for rule, change in changes if change.name in part.names]
+    shown = [(rule, change) for rule, change in own if any(map(_shows(text), _new_words(change)))]
+    # The environment holds the request's variables, too; other names are rules' alone.
+    settled = {"environment", *(change.name for _, change in shown)}
+    return [rule for rule, change in own if (rule, change) in shown or (part.exact and change.name not in settled)]
+
+
+def _shows(text: str) -> Callable[[str], bool]:
+    return lambda word: bool(re.search(rf"(?<!\w){re.escape(word)}(?![0-9])", text))
+
+
+def _new_words(change: Change) -> list[str]:
+    """The texts by which a line shows what a rule added or set."""
+    before, after = plain(change.before), plain(change.after)
+    if isinstance(after, Mapping):
+        return [str(name) for name, value in after.items() if (before or {}).get(name) != value]
+    if isinstance(after, list):
+        added = [item for item in after if item not in (before or [])]
+        return [
+            str(item.get("source") or item.get("key")) if isinstance(item, Mapping) else str(item) for item in added
+        ]
+    return [] if after is None or isinstance(after, bool) else [str(after)]
+
+
+# -- for people ----------------------------------------------------------------------------------------------------
+
+
+def _step(step: Step, file: str) -> Iterator[str]:
+    yield f"{file}:{step.rule.line}: {step.rule.name}: {'yes' if step.matched else 'no'}"
+    for each in step.compared:
+        yield f"    {_compared(each)}"
+    for change in step.changes:
+        yield f"    {change.name}: {_value(change.before)} -> {_value(change.after)}"
+
+
+def _compared(each: Compared) -> str:
+    """A comparison in words, such as `gpus 0 is not >= 1`."""
+    verb = "is" if each.holds else "is not"
+    part = "unless: " if each.part == "unless" else ""
+    return f"{part}{each.field} {_value(each.found)} {verb} {_value(each.wanted)}"
+
+
+def _outcome(decision: Decision) -> Iterator[str]:
+    if decision.refused is not None:
+        yield f"\nRefused: {decision.refused}"
+        return
+    yield "\nOutcome:" if decision.outcome() else "\nNothing is changed."
+    for name, (before, after) in decision.outcome().items():
+        yield f"    {name}: {_value(after)} ({_value(before)} without rules)"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _place(line: Line) -> str:
+    rules = f" [{', '.join(line.rules)}]" if line.rules else ""
+    return f"{line.file}:{line.line}{line.block and f' {line.block}'}{rules}"
+
+
+# -- what templates print ------------------------------------------------------------------------------------------
+
+
+def printed(renderer: Renderer, template: str) -> dict[tuple[str, int], _Names]:
+    """File and line of a template -> the names of rules' decisions that the text of this line depends on.
+
+    Raises TemplateError for a template that cannot be read.
+    """
+    try:
+        return _Walk(renderer).run(template)
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise TemplateError(renderer.explain(error, template)) from error
+
+
+def attribute_of(node: nodes.Node) -> str | None:
+    """The name that `a.name` or `a["name"]` asks for."""
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    constant = node.arg if isinstance(node, nodes.Getitem) else None
+    return constant.value if isinstance(constant, nodes.Const) and isinstance(constant.value, str) else None
+
+
+_Scope = dict[str, _Names]
+
+
+class _Walk:
+    """Goes through the templates of one target as rendering does, without values."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.lines: dict[tuple[str, int], _Names] = {}
+        self.supers: set[tuple[str, int]] = set()  # where super() brings in what a parent prints
+        self.blocks: dict[str, list[tuple[nodes.Block, str]]] = {}  # from the child to its last parent
+
+    def run(self, name: str) -> dict[tuple[str, int], _Names]:
+        scope: _Scope = {}
+        tree, path = self._parsed(name)
+        seen = {name}
+        while True:
+            for block in tree.find_all(nodes.Block):
+                self.blocks.setdefault(block.name, []).append((block, path))
+            parents = [node for node in tree.body if isinstance(node, nodes.Extends)]
+            if not parents or not isinstance(parents[0].template, nodes.Const) or parents[0].template.value in seen:
+                break
+            seen.add(parents[0].template.value)
+            self._sets(tree.body, scope)
+            tree, path = self._parsed(parents[0].template.value)
+        self._walk(tree.body, scope, _NONE, path)
+        return self.lines
+
+    def _parsed(self, name: str) -> tuple[nodes.Template, str]:
+        environment = self.renderer.environment(name)
+        source, path, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
+        return environment.parse(source, name, path), str(path)
+
+    def _sets(self, body: Iterable[nodes.Node], scope: _Scope) -> None:
+        """What a template that extends another sets before its blocks."""
+        for node in body:
+            if isinstance(node, nodes.Assign | nodes.If):
+                self._walk([node], scope, _NONE, "")
+
+    def _walk(self, body: Iterable[nodes.Node], scope: _Scope, because: _Names, path: str) -> None:
+        for node in body:
+            if isinstance(node, nodes.Output):
+                for child in node.nodes:
+                    self._print(child, scope, because, path)
+            elif isinstance(node, nodes.If):
+                because_if = because | self._names(node.test, scope)
+                for branch in (node.body, node.elif_, node.else_):
+                    self._walk(branch, scope, because_if, path)
+            elif isinstance(node, nodes.For):
+                names = self._names(node.iter, scope)
+                inner = {**scope, **dict.fromkeys(_targets(node.target), names)}
+                self._walk([*node.body, *node.else_], inner, because | names, path)
+            elif isinstance(node, nodes.Assign):
+                for target in _targets(node.target):
+                    scope[target] = (
+                        self._names(node.node, scope) | because | (scope.get(target, _NONE) if because else _NONE)
+                    )
+            elif isinstance(node, nodes.Block):
+                self._block(node.name, 0, scope, because)
+            elif isinstance(node, nodes.Include) and isinstance(node.template, nodes.Const):
+                tree, file = self._parsed(node.template.value)
+                self._walk(tree.body, dict(scope), because, file)
+            elif not isinstance(node, nodes.Expr | nodes.Extends):
+                self._walk(node.iter_child_nodes(), scope, because, path)
+
+    def _block(self, name: str, depth: int, scope: _Scope, because: _Names) -> _Names:
+        """A block as it is overridden; what the lines of it print."""
+        if depth >= len(self.blocks.get(name, [])):
+            return _NONE
+        block, path = self.blocks[name][depth]
+        before, self.lines = self.lines, {}
+        for step in block.find_all(nodes.Call):
+            if isinstance(step.node, nodes.Name) and step.node.name == "super":
+                self.supers.add((path, step.lineno))
+                self._add((path, step.lineno), self._block(name, depth + 1, dict(scope), because))
+        self._walk(block.body, dict(scope), because, path)
+        found = frozenset(name for names in self.lines.values() for name in names)
+        own, self.lines = self.lines, before
+        for place, names in own.items():
+            self._add(place, names)
+        return found
+
+    def _print(self, node: nodes.Node, scope: _Scope, because: _Names, path: str) -> None:
+        if isinstance(node, nodes.TemplateData):
+            for offset in range(node.data.count("\n") + 1):
+                self._add((path, node.lineno + offset), because)
+        else:
+            self._add((path, node.lineno), because | self._names(node, scope))
+
+    def _add(self, place: tuple[str, int], names: _Names) -> None:
+        self.lines[place] = self.lines.get(place, _NONE) | names
+
+    def _names(self, node: nodes.Node, scope: _Scope) -> _Names:
+        """What an expression depends on."""
+        if (name := attribute_of(node)) is not None and isinstance(node.node, nodes.Name):  # type: ignore[attr-defined]
+            owner = node.node.name  # type: ignore[attr-defined]
+            if owner == "policy":
+                return frozenset({name})
+            if owner == "job":
+                return frozenset({_OF_JOB[name]}) if name in _OF_JOB else _NONE
+        if isinstance(node, nodes.Name):
+            return scope.get(node.name, _NONE)
+        if isinstance(node, nodes.CondExpr) and _asks_whether_defined(node.test):
+            defined = node.test.node.name in scope  # type: ignore[attr-defined]
+            chosen = node.expr1 if defined else node.expr2
+            return self._names(chosen, scope) if chosen else _NONE
+        return frozenset().union(*(self._names(child, scope) for child in node.iter_child_nodes()))
+
+
+def _targets(node: nodes.Node) -> list[str]:
+    return [name.name for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)]
+
+
+def _asks_whether_defined(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Test) and node.name == "defined" and isinstance(node.node, nodes.Name)
