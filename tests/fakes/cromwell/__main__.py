@@ -54,7 +54,7 @@ def main() -> None:
     if options.local:
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
         os.environ.setdefault("PMAN_PROLOGUE", f'PATH="{BIN}:$PATH"')  # a job of slurm.conf has the PATH of its node
-        os.environ.setdefault("SLURM_CONF", str((options.root / "local-slurm").absolute()))
+        os.environ["SLURM_CONF"] = str((options.root / "local-slurm").absolute())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
