@@ -96,7 +96,7 @@ class PbsBackend:
             directories.discard(record)
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        return self._statuses(directories.newest(self._root, limit))
+        return directories.with_users(self._statuses(directories.newest(self._root, limit)))
 
     def ping(self) -> None:
         _pbs("qstat", "-B")
