@@ -146,7 +146,7 @@ SITES = [
         "a line break in a setting",
         "slurm",
         {"settings.env": 'SLURM_ACCOUNT="lab\nneuro"\n'},
-        f"templates/{SLURM}:{line_of(SLURM, '{{ settings.slurm_account')}: error: "
+        f"templates/{SLURM}:{line_of(SLURM, '{{ account | sbatch')}: error: "
         "the setting SLURM_ACCOUNT cannot be written for this "
         "scheduler: a control character cannot stand in a #SBATCH line [template]",
     ),

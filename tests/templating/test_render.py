@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from pman import job, settings, storage
+from pman import job, policy, settings, storage
 from pman.errors import BadRequest, PmanError, Refused, TemplateError, TooLarge
 from pman.targets import TARGETS
 from pman.templating import render, sandbox, site
@@ -95,7 +95,7 @@ def plain(value: Any) -> bool:
         return all(map(plain, [*value.keys(), *value.values()]))
     if isinstance(value, list | tuple):
         return all(map(plain, value))
-    if type(value) in (job.Job, storage.Storage, storage.Mount):
+    if type(value) in (job.Job, policy.Policy, policy.Bind, storage.Storage, storage.Mount):
         return all(plain(getattr(value, name)) for name in sandbox.members(value) if name != "on_host")
     return type(value) in (str, int, float, bool, type(None))
 
