@@ -58,8 +58,9 @@ start_epilogue() { # EXIT_CODE of the command
   workers_started=("$!")
 }
 
-finish() { # EXIT_CODE REASON: the result, written whole and last
+finish() { # EXIT_CODE REASON [WORD]: the result, written whole and last; WORD is one of pman's for the reason
   trap '' TERM INT HUP USR1 USR2
+  echo "${3-}" >why
   printf '%s %s\n' "$1" "$2" >rc.new && mv rc.new rc
   exit "$1"
 }
@@ -75,10 +76,11 @@ await_workers() { # for 10 s, and no longer
   signal_workers KILL
 }
 
-stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
+stop() { # EXIT_CODE REASON WORD: TERM, 10 s later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
-  [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled"
+  [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled" "${3-}"
+  echo "${3-}" >why
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
@@ -86,12 +88,12 @@ stop() { # EXIT_CODE REASON: TERM, 10 s later KILL
   clean_up
   start_epilogue "$1"
   await_workers
-  finish "$1" "$2"
+  finish "$1" "$2" "${3-}"
 }
 
 stop_by_signal() {
-  [ -z "$limit_is_near" ] || stop 124 "ended by its time limit"
-  stop 143 "ended by a signal"
+  [ -z "$limit_is_near" ] || stop 124 "ended by its time limit" time_limit
+  stop 143 "ended by a signal" signal
 }
 
 start_workers() {
@@ -121,10 +123,10 @@ watch() { # ends the job after its time limit, in which it was not suspended; en
 supervise() {
   local group code worst=0 directory running
   for directory in "$incoming" "$outgoing"; do
-    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory"
+    [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory" refused
   done
   trap stop_by_signal TERM INT HUP
-  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min"' USR1
+  trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min" time_limit' USR1
   prepare
   start_workers
   set +m # or else wait(1) would also end when a worker is suspended
@@ -239,7 +241,7 @@ remove_scratch() (
 # it goes into the directory .images beside the directories of the jobs.
 prepare() {
   local code seconds=1800 directories=("${PWD%/*}/.images")
-  command -v apptainer >/dev/null || finish 126 "no container runtime (apptainer) on $(uname -n)"
+  command -v apptainer >/dev/null || finish 126 "no container runtime (apptainer) on $(uname -n)" node
   if ! PMAN_IMAGE_FILE=$(find_image "$image" "${directories[@]}"); then
     echo "$image" >pulling
     pull_image apptainer "$seconds" "$image" "${directories[@]}" </dev/null >pulled 2>stderr.0 &
@@ -249,8 +251,8 @@ prepare() {
     rm -f pulling pulled
     case "$code" in
       0) ;;
-      124 | 137) finish 126 "the image $image could not be pulled within $((seconds / 60)) min and the memory of the job; \`pman images pull\` pulls it beforehand" ;;
-      *) finish 126 "the image $image could not be pulled: $(last_words stderr.0)" ;;
+      124 | 137) finish 126 "the image $image could not be pulled within $((seconds / 60)) min and the memory of the job; \`pman images pull\` pulls it beforehand" image ;;
+      *) finish 126 "the image $image could not be pulled: $(last_words stderr.0)" image ;;
     esac
   fi
   export PMAN_IMAGE_FILE
