@@ -6,7 +6,9 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import flask
@@ -15,6 +17,7 @@ from pman.backends import BACKENDS
 from pman.errors import BadRequest, Refused, Unreachable
 from pman.service import following, metrics
 from pman.service.api import number, service
+from pman.service.openapi import SORTED
 from pman.status import JobState, JobStatus, to_resource
 
 blueprint = flask.Blueprint("jobs", __name__, url_prefix="/api/v1/jobs")
@@ -24,37 +27,58 @@ FOLLOW_SECONDS = 20.0  # how long a request waits for output; proxies end one th
 LOOK_SECONDS = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the listing. next: the jid that the next page comes behind, "" on the last one.
+
+    counts: of all that pass the filters, by state, whatever the filter `state` says. truncated: there are older jobs,
+    which no page shows and no count has.
+    """
+
+    jobs: list[JobStatus]
+    next: str
+    truncated: bool
+    counts: dict[JobState, int]
+
+
 @blueprint.get("/")
 def listing() -> tuple[dict[str, object], int]:
-    """The newest MAX_LISTED jobs, in pages: `limit` jobs that come behind the jid `after` and pass the filters.
+    """The newest MAX_LISTED jobs, in pages: `limit` jobs that come behind the jid `after` and pass the filters."""
+    page = asked_page()
+    rows = [_row(job) for job in page.jobs]
+    return {"jobs": rows, "next": page.next, "truncated": page.truncated, "counts": page.counts}, 200
 
-    `counts`: of all that pass the filters, by state, whatever the filter `state` says. `truncated`: there are older
-    jobs, which no page shows and no count has.
-    """
-    s = service()
-    limit = number("limit", 100, MAX_PAGE)
-    asked = flask.request.args
-    wanted, after = asked.get("state"), asked.get("after")
+
+def asked_page() -> Page:
+    """The page of the listing that the query asks for, newest first or in the order `sort`. Raises BadRequest."""
+    limit, asked = number("limit", 100, MAX_PAGE), flask.request.args
+    wanted, after, sort = asked.get("state"), asked.get("after"), asked.get("sort", "")
     bad = {"limit": "must be 1 or more."} if limit == 0 else {}
     if wanted is not None and wanted not in set(JobState):
         bad["state"] = f"must be one of {', '.join(JobState)}."
+    if sort and sort.removeprefix("-") not in SORTED:
+        bad["sort"] = f"must be one of {', '.join(SORTED)}, or one of them after a minus sign."
     if bad:
         raise BadRequest(bad)
     passes = _filter()
-    found = metrics.ask("jobs", lambda: s.backend.jobs(MAX_LISTED + 1))
-    jobs = found[:MAX_LISTED]
+    found = metrics.ask("jobs", lambda: service().backend.jobs(MAX_LISTED + 1))
+    jobs = _sorted(found[:MAX_LISTED], sort)
     behind = next((number for number, job in enumerate(jobs, 1) if job.jid == after), 0)
     if after and not behind:  # deleted since: to begin again without a word would show jobs twice
         raise BadRequest({"after": "is no job that is listed; begin again without it."})
     passing = [(place, job) for place, job in enumerate(jobs) if passes(job)]
     rest = [job for place, job in passing if place >= behind and wanted in (None, job.state)]
-    page: dict[str, object] = {
-        "jobs": [_row(job) for job in rest[:limit]],
-        "next": rest[limit - 1].jid if len(rest) > limit else "",
-        "truncated": len(found) > MAX_LISTED,
-        "counts": dict.fromkeys(JobState, 0) | Counter(job.state for _, job in passing),
-    }
-    return page, 200
+    counts = dict.fromkeys(JobState, 0) | Counter(job.state for _, job in passing)
+    return Page(rest[:limit], rest[limit - 1].jid if len(rest) > limit else "", len(found) > MAX_LISTED, counts)
+
+
+def _sorted(jobs: list[JobStatus], by: str) -> list[JobStatus]:
+    """By one of SORTED, downwards behind a minus sign. Jobs of which it is not known come last."""
+    if not by:
+        return jobs
+    value = attrgetter(by.removeprefix("-"))
+    known = sorted((job for job in jobs if value(job)), key=value, reverse=by.startswith("-"))
+    return known + [job for job in jobs if not value(job)]
 
 
 def _row(job: JobStatus) -> dict[str, str | None]:
@@ -93,20 +117,28 @@ def _moment(text: str | None) -> datetime | None:
 @blueprint.get("/<jid>/")
 def resource(jid: str) -> tuple[dict[str, Any], int]:
     """The job with all that its backend knows of it; null for what it does not know."""
-    backend, status = service().backend, _status(jid)
+    backend, status = service().backend, read(jid)
     details = metrics.ask("details", lambda: backend.details(status))
     own = {"backend": service().settings.container_env, "links": {"logs": "logs", "spec": "spec"}}
     return to_resource(status, details) | own, 200
 
 
-def _status(jid: str) -> JobStatus:
+def read(jid: str) -> JobStatus:
+    """What the backend knows of the job. Raises NotFound."""
     flask.g.jid = jid
     return metrics.ask("status", lambda: service().backend.status(jid))
 
 
 @blueprint.get("/<jid>/spec")
 def spec(jid: str) -> tuple[dict[str, Any], int]:
-    """What was submitted. `?environment=1` asks for the values of the job's environment, too.
+    """What was submitted. `?environment=1` asks for the values of the job's environment, too."""
+    parts, values = submitted(jid)
+    target = BACKENDS[service().settings.container_env].target
+    return {"jid": jid, "target": target, "parts": parts, "environment": values}, 200
+
+
+def submitted(jid: str) -> tuple[dict[str, str], bool]:
+    """Name -> text of what was submitted, and whether the query asks for the environment's values, which it then has.
 
     Those are secrets as a rule: nobody gets them from a pman that does not know its users.
     """
@@ -115,9 +147,8 @@ def spec(jid: str) -> tuple[dict[str, Any], int]:
         raise Refused(
             "The environment's values are shown to users alone: set AUTH_USERS_FILE, and ask with a password."
         )
-    status = _status(jid)
-    parts = metrics.ask("spec", lambda: s.backend.spec(status, values))
-    return {"jid": jid, "target": BACKENDS[s.settings.container_env].target, "parts": parts, "environment": values}, 200
+    status = read(jid)
+    return metrics.ask("spec", lambda: s.backend.spec(status, values)), values
 
 
 @blueprint.get("/<jid>/logs")
@@ -146,12 +177,17 @@ Look = tuple[JobState, str, str, bool]
 
 def _looks(jid: str, worker: int, cursor: str) -> Iterator[Look]:
     """One after another: the job's state, what is new of its output, the next cursor, whether some is left out."""
+    while True:
+        status = read(jid)  # before its output: what is final has written all of it
+        yield status.state, *news(status, worker, cursor)
+
+
+def news(status: JobStatus, worker: int, cursor: str) -> tuple[str, str, bool]:
+    """What is new of a worker's output, the next cursor, and whether some is left out."""
     s = service()
     lines, size = s.settings.job_logs_tail, s.settings.job_logs_max_kib * 1024
-    while True:
-        status = _status(jid)  # before its output: what is final has written all of it
-        streams = metrics.ask("logs", functools.partial(s.backend.streams, status, worker, lines + 1))
-        yield status.state, *following.news(cursor, streams, status.state.final, lines, size)
+    streams = metrics.ask("logs", functools.partial(s.backend.streams, status, worker, lines + 1))
+    return following.news(cursor, streams, status.state.final, lines, size)
 
 
 def _first(looks: Iterator[Look], follow: bool) -> Look:

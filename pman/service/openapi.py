@@ -17,6 +17,7 @@ _FIELDS = {
     "timestamp": "when it ended, ISO 8601, or empty",
     "logs": "the end of its output",
 }
+SORTED = ("jid", "state", "user", "posted_at", "finished_at", "image", "message")  # what the listing is sorted by
 _ERRORS = {
     "400": "The request is wrong; `message` says which field, and what would be valid.",
     "401": "A user and a password are needed.",
@@ -69,6 +70,8 @@ def document(server_has_users: bool) -> dict[str, Any]:
         _query("text", "Only jobs with this in jid, user, image, command or message, in any case.", {"type": "string"}),
         _query("posted_since", "Only jobs posted at this time or later.", {"type": "string", "format": "date-time"}),
     ]
+    order = {"type": "string", "pattern": f"^-?({'|'.join(SORTED)})$"}
+    sort = _query("sort", "In the order of this field, downwards behind a minus sign; newest first without it.", order)
     after = _query("after", "The `next` of the page before.", {"type": "string", "maxLength": 300})
     result: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -84,8 +87,8 @@ def document(server_has_users: bool) -> dict[str, Any]:
                 | {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}},
             },
             "/api/v1/jobs/": {
-                "get": _operation("list", "pman's jobs, newest first", "200", _ref("Page"), "400", "500")
-                | {"parameters": [state, *filters, limit, after]},
+                "get": _operation("list", "pman's jobs", "200", _ref("Page"), "400", "500")
+                | {"parameters": [state, *filters, sort, limit, after]},
             },
             "/api/v1/jobs/{jid}/": {
                 "parameters": [jid],

@@ -1,6 +1,7 @@
 """The pages for people: the jobs at /, one job at /jobs/<jid>/, and the template playground at /render.
 
 They change nothing: no form and no script of theirs posts, deletes or submits a job, so there is nothing to forge.
+static/pages.js keeps them up to date; all but the playground can be read without it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import flask
 
@@ -18,30 +20,43 @@ from pman import __version__
 from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError
 from pman.job import parse_request
-from pman.service import metrics
+from pman.service import jobs, metrics
 from pman.service.api import look, service
 from pman.service.proxies import root
-from pman.status import JobStatus
 from pman.targets import TARGETS, judge
 from pman.templating.explain import explain
 from pman.templating.render import SAMPLE, Piece, Spec
 
-blueprint = flask.Blueprint("pages", __name__, template_folder="html")
-SHOWN = 100
+blueprint = flask.Blueprint(
+    "pages", __name__, template_folder="html", static_folder="static", static_url_path="/static"
+)
 EXAMPLE = {**SAMPLE, "args": ["--prefix", "it's $(here)"]}
+COLUMNS = {
+    "jid": "jid", "state": "state", "user": "user", "posted_at": "posted", "finished_at": "ended", "image": "image",
+    "message": "message",
+}  # fmt: skip
 
 
 @blueprint.get("/")
-def jobs() -> flask.Response:
-    """The backend with its health, and the newest jobs."""
-    s, listed, problem = service(), list[JobStatus](), ""
+def listing() -> flask.Response:
+    """The backend with its health, and a page of the jobs, with what the API's listing takes as filters and order."""
+    s, page, note, problem = service(), None, None, ""
     try:
-        metrics.ask_once("ping", s.backend.ping)
-        listed = metrics.ask("jobs", lambda: s.backend.jobs(SHOWN + 1))
+        note = metrics.ask_once("ping", s.backend.ping)
+        page = jobs.asked_page()
+    except BadRequest:
+        raise
     except PmanError as error:
         problem = str(error)
-    rows = [(job, _age(job.posted_at), _age(job.finished_at)) for job in listed[:SHOWN]]
-    return _page("jobs.html", jobs=rows, more=len(listed) > SHOWN, problem=problem)
+    return _page(
+        "jobs.html", forms="'self'", page=page, note=note, problem=problem, columns=COLUMNS, link=_link, age=_age
+    )
+
+
+def _link(**changes: str) -> str:
+    """A link to this page with another query, from its beginning where `after` is not among the changes."""
+    asked = {**flask.request.args.to_dict(), "after": "", **changes}
+    return "?" + urlencode({name: value for name, value in asked.items() if value})
 
 
 @blueprint.get("/jobs/<jid>/")
@@ -104,7 +119,8 @@ def _problems(spec: Spec) -> list[str]:
         return [f"not checked: {error}"]
 
 
-def _page(name: str, **values: Any) -> flask.Response:
+def _page(name: str, forms: str = "'none'", **values: Any) -> flask.Response:
+    """forms: where the page's forms may lead."""
     nonce = secrets.token_urlsafe(16)
     s = service().settings
     response = flask.make_response(
@@ -114,7 +130,7 @@ def _page(name: str, **values: Any) -> flask.Response:
     )
     policy = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'"
     response.headers["Content-Security-Policy"] = (
-        f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"{policy}; img-src 'self'; base-uri 'none'; form-action {forms}; frame-ancestors 'none'"
     )
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Cache-Control"] = "no-store"

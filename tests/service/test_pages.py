@@ -1,0 +1,77 @@
+"""The pages for people as HTTP has them, without a browser: what they show, and what they let a browser do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.backends.test_local import local_rig
+from tests.rig import Rig, Server, running
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running(local_rig(tmp_path_factory.mktemp("pages"))) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def server(rig: Rig) -> Server:
+    server = rig.start()
+    for jid, script in (("b", "exit 3"), ("c", "true"), ("a", "true")):
+        server.post(rig.request(jid, script))
+        server.wait_final(jid)
+    return server
+
+
+def page(server: Server, path: str = "/", code: int = 200) -> str:
+    answer = requests.get(f"{server.url}{path}", timeout=30, headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (code, "text/html; charset=utf-8")
+    return answer.text
+
+
+def listed(text: str) -> list[str]:
+    return re.findall(r'<tr id="job-([^"]+)"', text)
+
+
+@pytest.mark.parametrize(
+    ("query", "jids"),
+    [("", "acb"), ("?sort=jid", "abc"), ("?sort=-jid", "cba"), ("?sort=finished_at", "bca"), ("?sort=message", "bac"),
+     ("?state=finishedSuccessfully&sort=-jid", "ca"), ("?text=EXIT+code+3", "b"), ("?after=c", "b"),
+     ("?sort=jid&after=a", "bc"), ("?user=nobody", "")],
+)  # fmt: skip
+def test_page_and_api_list_the_same(server: Server, query: str, jids: str) -> None:
+    assert listed(page(server, f"/{query}")) == [*jids]
+    assert [job["jid"] for job in server.call("GET", f"jobs/{query}").json()["jobs"]] == [*jids]
+
+
+def test_the_list_is_read_to_its_end_without_a_script(server: Server) -> None:
+    seen, path = list[str](), "/?limit=1&sort=jid"
+    while path:
+        text = page(server, path)
+        seen += listed(text)
+        following = re.search(r'href="(\?[^"]*)">next page', text)
+        path = "/" + following[1].replace("&amp;", "&") if following else ""
+    assert seen == ["a", "b", "c"]
+
+
+def test_a_wrong_query_is_named(server: Server) -> None:
+    assert "sort: must be one of jid" in page(server, "/?sort=odd", 400)
+    assert set(server.call("GET", "jobs/", params={"sort": "odd"}).json()["message"]) == {"sort"}
+
+
+@pytest.mark.parametrize(("path", "forms"), [("/", "'self'"), ("/jobs/a/", "'none'"), ("/render", "'none'")])
+def test_what_a_page_may_do(server: Server, path: str, forms: str) -> None:
+    """No page has a form that posts; only the search of the list leads anywhere, to the list."""
+    answer = requests.get(f"{server.url}{path}", timeout=30)
+    policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+    assert (policy["default-src"], policy["connect-src"], policy["form-action"]) == ("'none'", "'self'", forms)
+    assert policy["script-src"] == policy["style-src"]
+    assert re.fullmatch(r"'nonce-[\w-]{22}'", policy["script-src"])
+    assert "method=" not in answer.text.lower()
+    for name, kind in (("pages.js", "text/javascript"), ("pages.css", "text/css"), ("icon.svg", "image/svg+xml")):
+        static = requests.get(f"{server.url}/static/{name}", timeout=30)
+        assert (static.status_code, static.headers["Content-Type"].split(";")[0]) == (200, kind)
