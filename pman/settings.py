@@ -175,6 +175,7 @@ class Settings(BaseSettings):
     cromwell_service_account: Path | None = Field(None, description="Google service account key (JSON file) for an OAuth-protected Cromwell.")
     cromwell_backend: str | None = Field(None, description="Name of the Cromwell backend; Cromwell's own default if unset.")
     cromwell_timeout_seconds: float = Field(10.0, gt=0, le=60, description="Longest wait for a connection to, or an answer of, Cromwell.")
+    cromwell_sharedir_only: bool = Field(False, description="Cromwell's configuration knows the attribute `sharedir` in place of `incoming` and `outgoing`: a request whose directories are not these two of one directory is a 400.")
     cromwell_execution_root_map: str | None = Field(None, description="`/cluster/path=/path/seen/here`: where pman can read Cromwell's execution directories.")
 
     job_namespace: str = Field("default", description="Kubernetes namespace of jobs.")

@@ -43,10 +43,9 @@ class Provider:
                 said = f"Cromwell's backend {self.name} declares {name} as {kind}, which {value!r} is not"
                 yield name, "invalid", f"{said}: a job would wait for 16 minutes and fail"
         if "sharedir" in self.attributes and not {"incoming", "outgoing"} & set(self.attributes):
-            said = (
-                f"Cromwell's backend {self.name} knows the attribute sharedir only, so that jobs whose directories are "
-            )
-            yield "sharedir", "undeclared-attribute", f"{said}unrelated trees cannot run; see docs/cromwell.md"
+            said = f"Cromwell's backend {self.name} knows the attribute sharedir only, so jobs whose directories are "
+            said += "unrelated trees cannot run: declare incoming and outgoing, or set CROMWELL_SHAREDIR_ONLY=yes"
+            yield "sharedir", "undeclared-attribute", said
 
 
 @functools.lru_cache(maxsize=4)

@@ -487,3 +487,14 @@ def test_words_of_a_refusal() -> None:
         with pytest.raises(BadRequest, match="Invalid workflow options provided"):
             backend(url).submit(*job())
         assert not player.submitted
+
+
+def test_a_cluster_that_binds_one_directory_refuses_others_at_post() -> None:
+    """Cromwell itself would let such a job wait for 15 minutes before it fails."""
+    with playing(Timeline("x", replies=[("metadata", 200, QUEUED)])) as (player, url):
+        own = backend(url, CROMWELL_SHAREDIR_ONLY="yes", STOREBASE="/data")
+        for directories in ({"input_dir": "home/x/data"}, {"output_dir": "home/x/feed_1/out"}):
+            with pytest.raises(BadRequest, match="must be `incoming` and `outgoing` of one directory"):
+                own.submit(*job(**directories))
+        assert not player.submitted
+        assert own.submit(*job()).state is JobState.NOT_STARTED

@@ -37,6 +37,7 @@ from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_su
 from pman.job import Job
 from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus
+from pman.storage import mounts
 from pman.targets.record import Problem
 from pman.templating.render import Spec
 
@@ -103,7 +104,7 @@ class CromwellBackend:
     def __init__(self, settings: Settings) -> None:
         self._client = cromwell_rest.connect(settings)
         self._files = cromwell_files.Files(settings.cromwell_execution_root_map)
-        self._backend = settings.cromwell_backend
+        self._settings = settings
         self._labels = cromwell_labels.of_site(settings.job_labels)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._posted: dict[str, _Posted] = {}
@@ -130,6 +131,8 @@ class CromwellBackend:
 
     def _create(self, job: Job, spec: Spec, labels: Mapping[str, str], attempt: int) -> bool:
         """False when the id is taken."""
+        if self._settings.cromwell_sharedir_only and not mounts(job, self._settings).shared:
+            raise BadRequest(_NO_SIBLINGS)
         options = spec.extras["options.json"]
         if CMD not in labels:
             options = json.dumps(json.loads(options) | {CMD: job.cmd})
@@ -329,9 +332,9 @@ class CromwellBackend:
         return [_listed(found) for found in reversed(rows)]
 
     def ping(self) -> None:
-        known = self._client.backends()
-        if self._backend is not None and self._backend not in known:
-            raise Misconfigured(f"Cromwell has no backend {self._backend}; CROMWELL_BACKEND may be {', '.join(known)}.")
+        known, wanted = self._client.backends(), self._settings.cromwell_backend
+        if wanted not in (None, *known):
+            raise Misconfigured(f"Cromwell has no backend {wanted}; CROMWELL_BACKEND may be {', '.join(known)}.")
 
 
 def problems(settings: Settings) -> Iterator[str]:
@@ -366,6 +369,10 @@ def create(settings: Settings) -> CromwellBackend:
     return CromwellBackend(settings)
 
 
+_NO_SIBLINGS = (
+    "input_dir and output_dir must be `incoming` and `outgoing` of one directory, such as key-x/incoming and "
+    "key-x/outgoing: Cromwell's configuration knows that directory alone (CROMWELL_SHAREDIR_ONLY)."
+)
 _WAITING = {
     ("On Hold", JobState.NOT_STARTED): "On hold in Cromwell.",
     ("Submitted", JobState.NOT_STARTED): "Waiting for Cromwell to pick it up.",
