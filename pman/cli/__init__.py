@@ -18,7 +18,7 @@ from typing import IO, Any
 import click
 
 from pman import __version__, settings
-from pman.backends import BACKENDS
+from pman.backends import BACKENDS, check_for_service
 from pman.cli import images
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
@@ -85,6 +85,7 @@ def serve() -> None:
 
     config = settings.load()
     app.set_up_logging(config)
+    check_for_service(config)  # what is wrong with a setting is said before what follows from it in templates
     checking.log_findings(config)
     server.serve(config)
 
