@@ -46,9 +46,11 @@ def in_script(text: str, count: int | None) -> str:
             "The values of the job's environment cannot be told from the rest of what was submitted, so none of it is "
             "shown without them: ask with environment=1."
         )
-    for start, end, name in reversed(spans):
-        text = f"{text[:start]} {name}={HIDDEN}{text[end:]}"
-    return text
+    shown, position = "", 0
+    for start, end, name in sorted(spans):  # an argument or a value may itself hold a command line with env
+        shown += text[position:start] + (f" {name}={HIDDEN}" if start >= position else "")
+        position = max(position, end)
+    return shown + text[position:]
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[int, int, str]]:

@@ -34,6 +34,24 @@ def test_no_value_is_left_in_a_script(target: str, values: list[str], args: list
     assert shown(values) == shown(["x"] * len(values))
 
 
+LINES = st.lists(st.sampled_from([" env ", "A=1", "B='x y'", "'", '"', " ", "\n", "\u20ac"]), max_size=9).map("".join)
+
+
+@pytest.mark.parametrize("target", ["local", "slurm", "wdl"])
+@given(st.lists(LINES, max_size=3), st.lists(LINES.map(lambda line: line.replace("\u20ac", "")), max_size=3))
+def test_no_part_of_a_command_line_in_a_value_is_left(target: str, values: list[str], args: list[str]) -> None:
+    entries = [f"SECRET_{n}={value}\u20ac" for n, value in enumerate(values)]
+    made = job.make_job(job.validate({**SAMPLE, "env": entries, "args": args}), CONFIG)
+    shown = hiding.in_script(RENDERER.render(made, target).text, len(values))
+    assert "\u20ac" not in shown
+    assert "\\342" not in shown  # as quoting for Cromwell writes it
+
+
+def test_what_follows_a_value_that_holds_a_command_line_is_shown() -> None:
+    script = "exec env A='/usr/bin/env B=1 sh hunter2' C=2 sh -c 'exit 3'\n"
+    assert hiding.in_script(script, 2) == "exec env A=*** C=*** sh -c 'exit 3'\n"
+
+
 def test_a_template_with_a_way_of_its_own_shows_nothing() -> None:
     with pytest.raises(Refused, match="environment=1"):
         hiding.in_script("export TOKEN=hunter2\nexec sh\n", 1)
