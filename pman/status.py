@@ -190,6 +190,10 @@ def with_memory(state: JobState, out_of_memory: bool | None) -> JobState:
     return JobState.FAILED if out_of_memory and state is JobState.SUCCEEDED else state
 
 
+# Where the backend does not say how much the limit was.
+OVER_MEMORY = Why("The job used more memory than its limit.", Reason.OUT_OF_MEMORY)
+
+
 def explain_memory(limit_mib: int, exit_code: int, known: bool | None) -> Why:
     """A sentence about a worker that ran out of memory (known), was killed without that (False), or perhaps (None).
 

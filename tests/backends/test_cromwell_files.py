@@ -205,6 +205,7 @@ def test_what_pman_may_not_read_is_said(execution: Path, files: Files, monkeypat
     [
         ("", None, {"returnCode": 3}, "The job ended with exit code 3."),
         ("", "137", {}, "The job was killed (exit code 137), for instance for more memory than it asked for."),
+        ("pman: used more memory than its limit\n", "137", {}, "The job used more memory than its limit."),
         ("", "130", {}, "The job ended with exit code 130."),
         ("", None, {"returnCode": 124}, "The job was ended by its time limit (exit code 124)."),
         ("x\npman: ended by the time limit of 1 min\n", None, {"returnCode": 124},

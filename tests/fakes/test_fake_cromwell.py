@@ -555,6 +555,53 @@ def test_project_configuration_notes_a_job_that_left_no_code(
         assert (call["returnCode"], call["backendStatus"]) == (79, "Failed")
 
 
+# Where a job is among the groups, and what is counted there when one of its processes was killed for memory. cgroup v1:
+# measured with SLURM 22.05.8, where the group of the job itself counts nothing. cgroup v2: https://slurm.schedmd.com/
+# cgroup_v2.html and https://docs.kernel.org/admin-guide/cgroup-v2.html
+OLD_GROUP = "memory/slurm_localhost/uid_1001/job_JOB/step_batch/task_0"
+OLD_LINE, OLD_COUNTS = OLD_GROUP.replace("memory", "4:memory:", 1), f"{OLD_GROUP}/memory.oom_control"
+NEW_LINE = "0::/system.slice/slurmstepd.scope/job_JOB/step_batch/user/task_0"
+NEW_COUNTS = "system.slice/slurmstepd.scope/job_JOB/memory.events"
+OLD, NEW = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n", "low 0\nhigh 0\nmax 98\noom 1\noom_kill {}\n"
+SAID = "slurmstepd-localhost: error: Detected 1 oom-kill event(s) in StepId=1.0. Some of your processes may have been "
+
+
+@pytest.mark.parametrize(
+    ("line", "counts", "text", "words", "over"),
+    [
+        (OLD_LINE, OLD_COUNTS, OLD.format(1), "", True),
+        (OLD_LINE, OLD_COUNTS, OLD.format(0), "", False),
+        (NEW_LINE, NEW_COUNTS, NEW.format(2), "", True),
+        (NEW_LINE, NEW_COUNTS, NEW.format(0), "I ran out of memory", False),
+        ("4:memory:/slurmd", "memory/slurmd/memory.oom_control", OLD.format(1), "", False),  # not the job's own group
+        ("", "none", "", SAID, True),
+    ],
+)
+def test_project_configuration_calls_nothing_a_success_that_was_killed_for_memory(
+    project_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, counts: str, text: str, words: str,
+    over: bool,
+) -> None:  # fmt: skip
+    """The command went on without the process and returned 0."""
+    (tmp_path / "bin").mkdir()
+    sed = tmp_path / "bin/sed"
+    sed.write_text(
+        f"""#!/bin/bash
+        [ "${{!#}}" = /proc/self/cgroup ] || exec /bin/sed "$@"
+        echo "{line.replace("JOB", "1")}" | /bin/sed "${{@:1:$#-1}}" | /bin/sed "s#/sys/fs/cgroup#{tmp_path}#"
+        """
+    )
+    sed.chmod(0o755)
+    monkeypatch.setenv("PMAN_PROLOGUE", f'PATH="{tmp_path}/bin:{FAKE}/bin:$PATH"')
+    (tmp_path / counts.replace("JOB", "1")).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / counts.replace("JOB", "1")).write_text(text)
+    with serving(tmp_path, conf=project_conf) as target:
+        call = final(target, submit(target, f"echo '{words}' >&2"))
+        sentence = "pman: used more memory than its limit\n" if over else ""
+        status = "Failed" if over else "Done"
+        assert (call["executionStatus"], output(call, "stderr")) == (status, f"{words}\n{sentence}"), call
+        assert call["jobId"] == "1"
+
+
 def test_project_configuration_tells_a_container_the_number_of_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

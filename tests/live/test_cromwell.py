@@ -184,6 +184,15 @@ def test_a_job_that_is_killed(server: Server, rig: Rig, jid: str, script: str, w
     assert (job["status"], words in job["message"]) == ("finishedWithError", True), job
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_out_of_memory(server: Server, rig: Rig, jid: str, workers: int) -> None:
+    """Also where SLURM leaves the rest of the job alone, which then returns 0."""
+    eat = "import time; a = b'x' * 400_000_000; time.sleep(20)"
+    server.post(rig.request(jid, f'python3 -c "{eat}"; exit 0', memory_limit=64, number_of_workers=workers))
+    job = server.wait_final(jid)
+    assert (job["status"], job["message"]) == ("finishedWithError", "The job used more memory than its limit."), job
+
+
 def test_exit_codes_of_time_limits_are_the_commands_own(server: Server, rig: Rig, jid: str) -> None:
     server.post(rig.request(jid, "exit 125"))
     assert "125" in server.wait_final(jid)["message"]

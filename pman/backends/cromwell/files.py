@@ -11,7 +11,7 @@ from typing import Any
 
 from pman.backends import logs
 from pman.errors import Misconfigured
-from pman.status import JobState, Reason, Why, word_of
+from pman.status import OVER_MEMORY, JobState, Reason, Why, word_of
 
 Call = Mapping[str, Any]
 NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own, or sbatch's words
@@ -216,6 +216,8 @@ def _ending(note: str, code: int | None) -> Why | None:
 
     The reference configuration says by the exit code who ended the job: its own codes are no program's.
     """
+    if f"The job {note}." == OVER_MEMORY:
+        return Why(OVER_MEMORY, Reason.OUT_OF_MEMORY, code)
     if note:
         words = "was" if note.startswith("ended ") else "was not run:" if code == 126 else "failed:"
         return Why(f"The job {words} {note}.", _BY_NOTE.get(code or 0, Reason.UNKNOWN))

@@ -10,9 +10,8 @@ from pman.backends import logs
 from pman.backends.directories import Record, pulled_image, why
 from pman.backends.slurm.commands import SlurmJob
 from pman.backends.slurm.state import Files
-from pman.status import JobState, Reason, Why
+from pman.status import OVER_MEMORY, JobState, Reason, Why
 
-OVER_MEMORY = Why("The job used more memory than its limit.", Reason.OUT_OF_MEMORY)
 # Every state of https://slurm.schedmd.com/job_state_codes.html (base states and flags, as squeue and sacct write
 # them) -> pman's state, and what its user reads.
 STATES: dict[str, tuple[JobState, str]] = {
