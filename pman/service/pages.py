@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ import flask
 
 from pman import __version__
 from pman.backends import BACKENDS
-from pman.errors import BadRequest, Misconfigured, PmanError
+from pman.errors import BadRequest, Misconfigured, PmanError, Unreachable
 from pman.job import parse_request
 from pman.service import jobs, metrics
-from pman.service.api import look, service
+from pman.service.api import number, service
 from pman.service.proxies import root
+from pman.status import Details, to_resource
 from pman.targets import TARGETS, judge
 from pman.templating.explain import explain
 from pman.templating.render import SAMPLE, Piece, Spec
@@ -61,10 +63,35 @@ def _link(**changes: str) -> str:
 
 @blueprint.get("/jobs/<jid>/")
 def job(jid: str) -> flask.Response:
-    """One job and the end of its output."""
-    flask.g.jid = jid
-    found, text = look(jid, service().settings.job_logs_tail)
-    return _page("job.html", job=found, logs=text)
+    """All that is known of a job, and the end of what one of its workers has written."""
+    worker, status, notes = number("worker", 0, 1023), jobs.read(jid), list[str]()
+    details, text, cut = Details(), "", False
+    try:
+        details = metrics.ask_once("details", lambda: service().backend.details(status))
+    except Unreachable as error:
+        notes.append(f"Not all that is known of the job can be had now: {error}")
+    try:
+        text, _, cut = jobs.news(status, worker, "")
+    except Unreachable as error:
+        notes.append(f"The log cannot be had now: {error}")
+    shown = {"job": status, "details": details, "argv": to_resource(status, details)["argv"], "notes": notes}
+    return _page("job.html", **shown, worker=worker, logs=_plain(text), cut=cut, age=_age)
+
+
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+
+
+def _plain(text: str) -> str:
+    """Output without colours and the like. What a carriage return begins replaces what stands before it in its line."""
+    lines = _ESCAPES.sub("", text).split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+
+
+@blueprint.get("/jobs/<jid>/spec")
+def spec(jid: str) -> flask.Response:
+    """What was submitted for a job, as the API shows it."""
+    parts, values = jobs.submitted(jid)
+    return _page("spec.html", jid=jid, parts=parts, values=values, users=service().users is not None)
 
 
 def problem(error: PmanError) -> flask.Response:

@@ -194,12 +194,97 @@ def test_what_was_known_stays_while_pman_is_away(browser: webdriver.Chrome, rig:
     browser.get_log("browser")  # type: ignore[no-untyped-call] # that the connection is refused
 
 
+def log(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.ID, "log").text
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_one_job(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
     browser.get(f"{server.url}/")
     browser.find_element(By.LINK_TEXT, "brain-7").click()
-    assert browser.find_element(By.CSS_SELECTOR, "#logs pre").text == "<b>not bold</b>\nfine"
+    assert log(browser) == "<b>not bold</b>\nfine"
+    wait_for(lambda: "This is all" in browser.find_element(By.ID, "tail").text, 10, "the end")
+    assert log(browser) == "<b>not bold</b>\nfine"
+    known = browser.find_element(By.ID, "job").text
+    for each in ("finishedSuccessfully", "exit code\n0", "user\ntester", "image\nlocalhost/none:1", "memory", "UTC"):
+        assert each in known, each
     fits(browser, width, tmp_path / f"job-{width}.png")
+    no_barriers(browser)
+    browser.find_element(By.LINK_TEXT, "show what was submitted").click()
+    assert "not bold" in browser.find_element(By.TAG_NAME, "pre").text
+    fits(browser, width, tmp_path / f"spec-{width}.png")
+    no_barriers(browser)
+    no_errors(browser)
+
+
+def test_a_log_grows_and_leaves_its_reader_in_peace(browser: webdriver.Chrome, server: Server, rig: Rig) -> None:
+    """What is selected and where the reader is stay; who is at the end stays at the end."""
+    gate = f"until [ -e {rig.store}/$0-%s ]; do sleep 0.1; done; "
+    script = f"seq 200; {gate % 1} seq 201 300; {gate % 2} seq 301 400; {gate % 3} printf end"
+    server.post(rig.request("brain-11", script.replace("$0", "gate")))
+    browser.get(f"{server.url}/jobs/brain-11/")
+    box = browser.find_element(By.ID, "log")
+    place = "return [log.scrollTop, Math.abs(log.scrollHeight - log.clientHeight - log.scrollTop) < 2]"
+    place = f"const log = document.getElementById('log'); {place}"
+    wait_for(lambda: box.text.endswith("200"), 15, "the first lines")
+    assert browser.execute_script(place)[1]
+    (rig.store / "gate-1").touch()
+    wait_for(lambda: box.text.endswith("300"), 15, "more lines")
+    assert browser.execute_script(place)[1]
+    browser.execute_script(
+        "getSelection().selectAllChildren(arguments[0].children[4]); arguments[0].scrollTop = 50", box
+    )
+    (rig.store / "gate-2").touch()
+    wait_for(lambda: box.text.endswith("400"), 15, "lines while one is read")
+    assert browser.execute_script(place) == [50, False]
+    assert browser.execute_script("return getSelection().toString().trim()") == "5"
+    browser.find_element(By.ID, "end").click()
+    assert browser.execute_script(place)[1]
+    (rig.store / "gate-3").touch()
+    wait_for(lambda: box.text.endswith("end"), 15, "the end")
+    assert box.text.split() == [*map(str, range(1, 401)), "end"]
+    wait_for(lambda: "finishedSuccessfully" in browser.find_element(By.ID, "job").text, 10, "the state")
+    no_errors(browser)
+
+
+def test_a_log_as_a_terminal_shows_it(browser: webdriver.Chrome, server: Server, rig: Rig) -> None:
+    script = r"""printf 'a\033[1;31mred\033[0m\n 1%%\r50%%\r100%%\n\033]0;title\007'; printf '%0400d' 7"""
+    server.post(rig.request("brain-12", script))
+    server.wait_final("brain-12")
+    browser.get(f"{server.url}/jobs/brain-12/")
+    wait_for(lambda: "This is all" in browser.find_element(By.ID, "tail").text, 10, "the end")
+    assert log(browser).split("\n") == ["ared", "100%", f"{7:0400}"]
+    assert browser.find_element(By.CSS_SELECTOR, "#log .b.c1").text == "red"
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.refresh()
+    assert log(browser).split("\n") == ["ared", "100%", f"{7:0400}"]
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    browser.refresh()
+    wide = "const log = document.getElementById('log'); return log.scrollWidth > log.clientWidth"
+    assert not browser.execute_script(wide)
+    browser.find_element(By.ID, "wrap").click()
+    assert browser.execute_script(wide)
+    copied = "document.addEventListener('copy', () => { window.copied = getSelection().toString(); })"
+    browser.execute_script(f"{copied}; navigator.clipboard.writeText = () => Promise.reject()")
+    browser.find_element(By.CSS_SELECTOR, "[data-copy=log]").click()
+    wait_for(lambda: "Copied" in browser.find_element(By.CLASS_NAME, "tools").text, 5, "the copy")
+    assert "ared\n100%" in browser.execute_script("return window.copied")
+    link = browser.find_element(By.LINK_TEXT, "Download")
+    text = requests.get(str(link.get_attribute("href")), timeout=30)
+    assert (link.get_attribute("download"), text.text[:6]) == ("brain-12-0.log", "a\x1b[1;3")
+    no_errors(browser)
+
+
+def test_workers_have_tabs(browser: webdriver.Chrome, server: Server, rig: Rig, tmp_path: Path) -> None:
+    server.post(rig.request("brain-13", 'echo "I am $$"', number_of_workers=3))
+    server.wait_final("brain-13")
+    browser.get(f"{server.url}/jobs/brain-13/")
+    first = log(browser)
+    browser.find_element(By.LINK_TEXT, "worker 2").click()
+    assert log(browser) != first
+    for width in WIDTHS:
+        fits(browser, width, tmp_path / f"workers-{width}.png")
+        no_barriers(browser)
     no_errors(browser)
 
 

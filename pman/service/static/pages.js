@@ -75,5 +75,96 @@ function search(field) {
   });
 }
 
+const MAX_LINES = 10000; // of a log on the page; the oldest are taken away
+const SGR = /\x1b\[([\d;:]*)m/;
+const OTHER_CONTROLS = /\x1b\[[0-?]*[ -/]*[@-ln-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?/g;
+let ink = new Set();
+
+// Colours as a terminal shows them, by the classes c0 to c7, and b for bold.
+function dip(codes) {
+  for (const code of codes.split(";").map(Number)) {
+    if (code === 0) ink = new Set();
+    else if (code === 1) ink.add("b");
+    else if (code === 22) ink.delete("b");
+    else if (code >= 30 && code <= 39 || code >= 90 && code <= 97) {
+      ink = new Set([...ink].filter((name) => name === "b"));
+      if (code !== 38 && code !== 39) ink.add("c" + code % 10);
+      if (code === 38) return; // one of 256 colours: its number is in the codes that follow
+    } else if (code === 48) return;
+  }
+}
+
+// A line of a log. What a carriage return begins replaces what stands before it, as for a progress bar.
+function lineOf(text) {
+  const line = document.createElement("span");
+  const rewritten = text.replace(OTHER_CONTROLS, "").replace(/\r+(?=\n?$)/, "");
+  const parts = rewritten.slice(rewritten.lastIndexOf("\r") + 1).split(SGR);
+  parts.forEach((part, index) => {
+    if (index % 2) return dip(part);
+    const span = document.createElement("span");
+    span.className = [...ink].join(" ");
+    span.textContent = part;
+    if (part) line.append(ink.size ? span : part);
+  });
+  return line;
+}
+
+function write(log, text, cut) {
+  const follows = !log.dataset.seen || log.scrollTop + log.clientHeight >= log.scrollHeight - 20;
+  const lines = (text.match(/[^\n]*\n|[^\n]+/g) || []).map(lineOf);
+  if (cut && log.dataset.seen) lines.unshift(lineOf("[some output is left out here]\n"));
+  if (lines.length && !log.dataset.seen) { log.replaceChildren(); log.dataset.seen = "yes"; }
+  log.append(...lines);
+  if (cut || log.childElementCount > MAX_LINES) byId("cut").hidden = false;
+  while (log.childElementCount > MAX_LINES) log.firstElementChild.remove();
+  if (follows) log.scrollTop = log.scrollHeight;
+}
+
+async function tail(log) {
+  const said = byId("tail");
+  let since = "", follow = 0;
+  while (since !== null) {
+    await shown();
+    try {
+      const answer = await fetch(address(`${log.dataset.logs}&follow=${follow}&since=${since}`));
+      const text = await answer.text();
+      if (!answer.ok) throw new Error(JSON.parse(text).message);
+      write(log, text, answer.headers.has("Pman-Logs-Cut"));
+      since = answer.headers.get("Pman-Logs-Next");
+      said.textContent = since === null ? "This is all." : "New lines appear here.";
+      follow = 1;
+    } catch (error) {
+      said.textContent = "No new lines can be had now: " + error.message;
+      follow = 0; // where too many wait for output, looking every few seconds still works
+      await sleep(3000);
+    }
+  }
+  if (byId("job")) refresh();
+}
+
+async function copy(button) {
+  const from = byId(button.dataset.copy), text = from.value ?? from.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // only https and this machine have a clipboard: select the text, and let the browser copy that
+    getSelection().selectAllChildren(from);
+    if (!document.execCommand("copy")) return;
+  }
+  const name = button.textContent;
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = name; }, 1500);
+}
+
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => copy(button));
+}
+if (byId("log")) {
+  const log = byId("log"), wrap = byId("wrap");
+  byId("end").hidden = wrap.hidden = false;
+  byId("end").addEventListener("click", () => { log.scrollTop = log.scrollHeight; log.focus(); });
+  wrap.addEventListener("click", () => wrap.setAttribute("aria-pressed", String(!log.classList.toggle("long"))));
+  tail(log);
+}
 if (byId("text")) search(byId("text"));
 live();
