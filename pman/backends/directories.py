@@ -6,6 +6,7 @@ A job's directory `<root>/<name>/` is made by one atomic rename, and taken away 
   stdout.N, stderr.N   of worker N
   pulling              the image, while the script pulls it
   about.json           what `details` tells of the request
+  posted.json          the Job, for another try with templates that were mended since
   rc                   "EXIT_CODE REASON", renamed into place by the script after its last process has ended
   why                  the word (pman.status.Reason) for the reason that rc gives; written before that
 What a backend keeps there besides stands in its own module.
@@ -31,6 +32,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pman.backends import hiding
 from pman.errors import BackendError, Unreachable, no_such_job
 from pman.job import Job, backend_name
@@ -40,6 +43,7 @@ from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 
+_JOB = TypeAdapter(Job)
 _TIME_LIMIT = re.compile(r"^time_limit_s=(\d+)$", re.MULTILINE)  # templates/sh/job.sh.j2
 TOKEN_DIGITS = 16  # hexadecimal
 LEFTOVER_SECONDS = 3600.0  # what was being made or taken away for so long is what a kill has left
@@ -97,6 +101,7 @@ def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[
             _write(fresh / "job.json", json.dumps(fields))
             _write(fresh / "job.sh", spec.text)
             (fresh / "about.json").write_text(json.dumps(_about(job)))
+            (fresh / "posted.json").write_bytes(_JOB.dump_json(job))
             for name in files(record):
                 (fresh / name).touch()
             fresh.rename(record.directory)
@@ -124,6 +129,13 @@ def about(record: Record) -> dict[str, Any]:
         found = json.loads((record.directory / "about.json").read_bytes())
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def posted(record: Record) -> Job | None:
+    """The job as it was posted. None where an older pman has made the directory, or a power cut emptied the file."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return _JOB.validate_json((record.directory / "posted.json").read_bytes())
+    return None
 
 
 def with_users(statuses: Iterable[JobStatus]) -> list[JobStatus]:

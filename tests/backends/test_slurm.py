@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pman import job, settings
+from pman import job, policy, settings
 from pman.backends import directories, slurm
 from pman.backends.slurm import commands as slurm_commands
 from pman.backends.slurm import state as slurm_state
@@ -287,7 +287,7 @@ class Fake:
 
     def make(self, timeout_seconds: float = 20, patience_seconds: float = 900) -> slurm.SlurmBackend:
         commands = slurm_commands.Commands([str(self.here / "prefix")], timeout_seconds)
-        return slurm.SlurmBackend(self.root, commands, 1024, patience_seconds)
+        return slurm.SlurmBackend(self.root, commands, 1024, RENDERER, patience_seconds)
 
     def say(self, name: str, script: str = "") -> None:
         """squeue answers as slurmctld does when it is asked for a job of a number that `script` does not show."""
@@ -641,14 +641,73 @@ def test_no_word_of_memory(engine: Fake, log: str) -> None:
     assert engine.backend.status(record.jid).state is JobState.SUCCEEDED
 
 
-def test_a_mended_template_is_used_for_what_slurm_never_took(engine: Fake) -> None:
+@pytest.mark.parametrize("retry", ["POST", "GET"])
+def test_a_mended_template_is_used_for_what_slurm_never_took(engine: Fake, retry: str) -> None:
+    mended = RENDERER.render(named("j"), "slurm").text
     engine.say("sbatch", "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1")
     with pytest.raises(Unreachable):
         engine.submit("j", script="#!/bin/bash\necho old\n")
+    record = directories.find(engine.root, "j")
     engine.say("sbatch", f"cat > {engine.here}/script; echo 10")
-    engine.submit("j", script="#!/bin/bash\necho mended\n")
-    assert (engine.here / "script").read_text() == "#!/bin/bash\necho mended\n"
-    assert (directories.find(engine.root, "j").directory / "job.sh").read_text() == "#!/bin/bash\necho mended\n"
+    if retry == "POST":
+        engine.submit("j", script=mended)
+    else:
+        assert engine.backend.status("j").state is JobState.NOT_STARTED
+    assert (engine.here / "script").read_text() == mended
+    assert directories.find(engine.root, "j") == record
+    assert (record.directory / "job.sh").read_text() == mended
+
+
+def test_a_job_is_kept_as_the_rules_left_it(engine: Fake) -> None:
+    binds, tolerations = (policy.Bind("/data/é", "/data", read_only=True),), ({"key": "a", "value": "\u2028'"},)
+    decided = policy.Policy(
+        account="a", nice=5, modules=("m",), binds=binds, tolerations=tolerations, labels={"l": "m"}
+    )
+    made = dataclasses.replace(named("j"), policy=decided, env=(("A", "é\n'"),), partition="p", gpu_count=2)
+    engine.backend.submit(made, render.Spec("slurm", "#!/bin/bash\n"))
+    assert directories.posted(directories.find(engine.root, "j")) == made
+
+
+@pytest.mark.parametrize("got_through", [False, True])
+def test_a_template_that_broke_since(engine: Fake, tmp_path: Path, got_through: bool) -> None:
+    """The jid is free again, unless an earlier sbatch was heard after all."""
+    assert slurm_state.create_directory(engine.root, named("j"), render.Spec("slurm", "#!/bin/bash\n"))
+    (tmp_path / "overlay/slurm").mkdir(parents=True)
+    text = '{% extends "shipped/slurm/job.sh.j2" %}{% block limits %}{{ nothing.here }}{% endblock %}'
+    (tmp_path / "overlay/slurm/job.sh.j2").write_text(text)
+    broken = render.Renderer(settings.load({"TEMPLATES_DIR": str(tmp_path / "overlay")}), TARGETS)
+    commands = slurm_commands.Commands([str(tmp_path / "prefix")], 20)
+    backend = slurm.SlurmBackend(engine.root, commands, 1024, broken)
+    if got_through:
+        made = directories.find(engine.root, "j")
+        engine.say("sacct", claim(made, "77"))  # asked before the script is made
+        assert backend.status("j").state is JobState.NOT_STARTED
+        assert (made.directory / "slurm_id").read_text() == "77"
+    else:
+        with pytest.raises(TemplateError, match=r"slurm/job\.sh\.j2:1: .*nothing"):
+            backend.status("j")
+        assert list(engine.root.iterdir()) == []
+
+
+def test_what_got_through_is_not_rendered_again(engine: Fake) -> None:
+    engine.say("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(Unreachable):
+        engine.submit("j", script="#!/bin/bash\necho old\n")
+    record = directories.find(engine.root, "j")
+    engine.say("squeue", engine.row(10, "PENDING", record))
+    engine.say("sbatch", f"touch {engine.here}/again; echo 11")
+    assert engine.backend.status("j").state is JobState.NOT_STARTED
+    assert not (engine.here / "again").exists()
+    assert (record.directory / "job.sh").read_text() == "#!/bin/bash\necho old\n"
+    assert (record.directory / "slurm_id").read_text() == "10"
+
+
+def test_a_job_of_an_older_pman_is_submitted_with_the_script_that_it_kept(engine: Fake) -> None:
+    assert slurm_state.create_directory(engine.root, named("j"), render.Spec("slurm", "#!/bin/bash\necho kept\n"))
+    (directories.find(engine.root, "j").directory / "posted.json").unlink()
+    engine.say("sbatch", f"cat > {engine.here}/script; echo 10")
+    assert engine.backend.status("j").state is JobState.NOT_STARTED
+    assert (engine.here / "script").read_text() == "#!/bin/bash\necho kept\n"
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])

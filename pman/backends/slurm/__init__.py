@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pman.backends import directories, logs, retry
@@ -62,8 +62,9 @@ from pman.errors import (
 from pman.job import Job
 from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus, Reason, Why
+from pman.targets import TARGETS
 from pman.targets.record import Problem
-from pman.templating.render import Spec
+from pman.templating.render import Renderer, Spec
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,15 @@ SUBMIT_TRIES = 100  # each but the last one met a DELETE
 class SlurmBackend:
     """Runs jobs on SLURM. Any number of pman processes may share one state directory.
 
+    renderer: makes the script anew of a job that SLURM has not taken yet.
     patience_seconds: how long a job may wait for what cannot come before it is ended.
     """
 
-    def __init__(self, root: Path, commands: Commands, max_log_bytes: int, patience_seconds: float = 900.0) -> None:
+    def __init__(
+        self, root: Path, commands: Commands, max_log_bytes: int, renderer: Renderer, patience_seconds: float = 900.0
+    ) -> None:
         self._root = root
+        self._renderer = renderer
         self._commands = commands
         self._sources = Sources(commands)
         self._max_log_bytes = max_log_bytes
@@ -105,34 +110,34 @@ class SlurmBackend:
         if files.slurm_id is None:
             with locked(record, wait_seconds=2 * END_SECONDS) as trash:
                 try:
-                    if self._hand_over(record, again, first=again is None):
+                    if self._hand_over(record, lambda: again, first=again is None):
                         return make_status(record, JobState.NOT_STARTED)
                 except (BadRequest, TemplateError):
                     trash.append(take_away(record))
                     raise
         return self.status(record.jid)
 
-    def _hand_over(self, record: Record, again: Spec | None, *, first: bool) -> bool:
+    def _hand_over(self, record: Record, again: Callable[[], Spec | None], *, first: bool) -> bool:
         """sbatch, unless that was done; False when there is a SLURM job of an earlier try, for which not `first` looks.
 
-        again: the script of another try, from templates that may have been mended since. Holds the lock. What a look
-        cannot see, an sbatch that is still on its way, the claim keeps from running.
+        again: makes the script of another try, from templates that may have been mended since; None: as it is. Holds
+        the lock. What a look cannot see, an sbatch that is still on its way, the claim keeps from running.
         """
         files = read_files(record)
         if files.slurm_id or files.closed:
             return False
         known = files.claim or (None if first else self._sources.earlier(record, files))
-        if not known and again:
-            write(record.directory / "job.sh", again.text)
-        number, fresh = (known, False) if known else self._sbatch(record)
+        number, fresh = (known, False) if known else self._sbatch(record, again)
         write(record.directory / "slurm_id", number)
         return fresh
 
-    def _sbatch(self, record: Record) -> tuple[str, bool]:
+    def _sbatch(self, record: Record, again: Callable[[], Spec | None]) -> tuple[str, bool]:
         """The number of the SLURM job, and whether it is a new one."""
-        script = (record.directory / "job.sh").read_text(encoding="utf-8")
-        options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}", "--ignore-pbs")
         try:
+            if spec := again():
+                write(record.directory / "job.sh", spec.text)
+            script = (record.directory / "job.sh").read_text(encoding="utf-8")
+            options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}", "--ignore-pbs")
             return self._commands.sbatch(script, *options), True
         except (BadRequest, TemplateError):  # an earlier sbatch may have got through all the same
             if earlier := close(record, LOST):
@@ -182,7 +187,7 @@ class SlurmBackend:
         try:
             with locked(record, wait_seconds=0) as trash:
                 try:
-                    self._hand_over(record, None, first=False)
+                    self._hand_over(record, lambda: self._render(record), first=False)
                 except TemplateError:
                     trash.append(take_away(record))
                     raise
@@ -191,6 +196,10 @@ class SlurmBackend:
         except BadRequest as error:
             return settle(make_status(record, JobState.FAILED, Why(str(error), Reason.REFUSED)))
         return make_status(record, JobState.NOT_STARTED)
+
+    def _render(self, record: Record) -> Spec | None:
+        job = directories.posted(record)
+        return self._renderer.render(job, "slurm") if job else None
 
     def _judge(self, record: Record, asked: Files, seen: Seen) -> JobStatus:
         """What becomes of the job whose directory said `asked`, whereupon SLURM said `seen`. Raises Unreachable."""
@@ -361,7 +370,8 @@ def create(settings: Settings) -> SlurmBackend:
     commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
     commands.note_accounts()
     patience_seconds = settings.stuck_job_patience_minutes * 60
-    return SlurmBackend(Path(settings.slurm_state_dir), commands, settings.job_logs_max_kib * 1024, patience_seconds)
+    renderer, max_log_bytes = Renderer(settings, TARGETS), settings.job_logs_max_kib * 1024
+    return SlurmBackend(Path(settings.slurm_state_dir), commands, max_log_bytes, renderer, patience_seconds)
 
 
 def _stands(record: Record, files: Files, seen: Seen) -> bool:
