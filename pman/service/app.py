@@ -19,7 +19,7 @@ import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from pman import backends, settings
-from pman.errors import PmanError, Refused, Unreachable
+from pman.errors import NotFound, PmanError, Refused, Unreachable
 from pman.job import MAX_BODY_BYTES
 from pman.service import jobs, metrics, pages, proxies
 from pman.service.api import Service, blueprint
@@ -251,12 +251,20 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
         _drain()
         return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
     if isinstance(error, HTTPException):
+        if error.code == 404 and _asks_for_a_page():
+            return pages.problem(NotFound("There is no such page.")), 404
         response = flask.jsonify(message=error.description)
         if allowed := getattr(error, "valid_methods", None):
             response.headers["Allow"] = ", ".join(allowed)
         return response, error.code or 500
     log.exception("unexpected error")
     return flask.jsonify(message="pman met an unexpected error; its log says more under this request's id."), 500
+
+
+def _asks_for_a_page() -> bool:
+    """Whether a browser asks for what it shows; programs, also those of pages, take whatever there is."""
+    best = flask.request.accept_mimetypes.best_match(["application/json", "text/html"])
+    return best == "text/html" and not flask.request.path.startswith("/api/")
 
 
 def _drain() -> None:

@@ -114,6 +114,8 @@ def test_dark_pages_for_users(browser: webdriver.Chrome, server: Server, rig: Ri
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     browser.get(url.replace("//", "//chris:secret@") + "/")
     assert rows(browser)
+    browser.execute_script("return refresh()")  # with the password, which the address that is fetched may not have
+    assert not browser.find_element(By.ID, "offline").is_displayed()
     colors: list[str] = browser.execute_script(
         "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
     )
@@ -134,7 +136,7 @@ return [...document.querySelectorAll("th")].every(heading => {
 """
 
 
-@pytest.mark.parametrize("width", [*WIDTHS, 780])
+@pytest.mark.parametrize("width", [*WIDTHS, 780, 920])
 def test_jobs(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
     browser.get(f"{server.url}/")
     states = rows(browser)
@@ -299,11 +301,48 @@ def test_playground(browser: webdriver.Chrome, server: Server, tmp_path: Path, w
     tags = {tag.get_attribute("textContent") for tag in browser.find_elements(By.CLASS_NAME, "tag")}
     assert {"command", "resources", "directories"} <= tags
     fits(browser, width, tmp_path / f"render-{width}.png")
+    no_barriers(browser)
     area = browser.find_element(By.ID, "request")
     browser.execute_script("arguments[0].value = arguments[0].value.replace(/(cpu_limit\\D+)\\d+/, '$1-5')", area)
     area.send_keys(" ")
     wait_for(lambda: "cpu_limit" in browser.find_element(By.ID, "verdict").text, 20, "the bad field")
+    result = browser.find_element(By.ID, "result")
+    assert "workflow ChRISJob" in result.text
+    assert "stale" in str(result.get_attribute("class"))
+    assert "rendered before" in browser.find_element(By.ID, "verdict").text
     browser.get_log("browser")  # type: ignore[no-untyped-call] # the 400 is meant
+
+
+def test_a_link_keeps_target_and_request(browser: webdriver.Chrome, server: Server) -> None:
+    browser.get(f"{server.url}/render")
+    Select(browser.find_element(By.ID, "target")).select_by_visible_text("slurm")
+    area = browser.find_element(By.ID, "request")
+    browser.execute_script("arguments[0].value = arguments[0].value.replace(/it's/, 'ü & #+%')", area)
+    area.send_keys(" ")
+    shown = browser.find_element(By.ID, "result")
+    wait_for(lambda: "ü & #+%" in shown.text, 20, "the spec")
+    browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    copied = {}
+    for name in ("link", "result"):
+        browser.find_element(By.CSS_SELECTOR, f"[data-copy={name}]").click()
+        copied[name] = browser.execute_script("return window.copied")
+    assert copied["result"].startswith("#!/bin/")  # without the names of the blocks
+    browser.get("about:blank")
+    browser.get(copied["link"])
+    wait_for(lambda: "ü & #+%" in browser.find_element(By.ID, "result").text, 20, "the spec of the link")
+    assert Select(browser.find_element(By.ID, "target")).first_selected_option.text == "slurm"
+    no_errors(browser)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_page_that_is_not_there(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
+    browser.get(f"{server.url}/jobs/brain-7/nowhere")
+    assert "There is no such page." in browser.find_element(By.TAG_NAME, "main").text
+    fits(browser, width, tmp_path / f"nowhere-{width}.png")
+    no_barriers(browser)
+    browser.find_element(By.LINK_TEXT, "Jobs").click()
+    assert "brain-7" in rows(browser)
+    browser.get_log("browser")  # type: ignore[no-untyped-call] # the 404 is meant
 
 
 def test_nothing_can_be_forged(server: Server, rig: Rig) -> None:

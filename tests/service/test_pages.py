@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -75,3 +76,30 @@ def test_what_a_page_may_do(server: Server, path: str, forms: str) -> None:
     for name, kind in (("pages.js", "text/javascript"), ("pages.css", "text/css"), ("icon.svg", "image/svg+xml")):
         static = requests.get(f"{server.url}/static/{name}", timeout=30)
         assert (static.status_code, static.headers["Content-Type"].split(";")[0]) == (200, kind)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/jobs/a/nowhere/at/all", "/static/nowhere"])
+def test_what_is_not_there_is_a_page_for_browsers(server: Server, path: str) -> None:
+    text = page(server, path, 404)
+    assert "There is no such page." in text
+    assert f'href="{"../" * (path.count("/") - 1) or "./"}"' in text
+    for program in ({}, {"Accept": "application/json"}):
+        answer = requests.get(f"{server.url}{path}", headers=program, timeout=30)
+        assert (answer.status_code, set(answer.json())) == (404, {"message"})
+
+
+def test_below_the_api_everything_is_json(server: Server) -> None:
+    answer = requests.get(f"{server.url}/api/v2/", headers={"Accept": "text/html"}, timeout=30)
+    assert (answer.status_code, set(answer.json())) == (404, {"message"})
+
+
+def test_a_backend_that_is_away(tmp_path: Path) -> None:
+    """The list does not say that there are no jobs, and the page of a job tries again by its script."""
+    away = {"CONTAINER_ENV": "cromwell", "CROMWELL_URL": "http://127.0.0.1:9", "TIMELIMIT_MINUTES": "5"}
+    (tmp_path / "store").mkdir()
+    with running(Rig(away, tmp_path / "store", "none", tmp_path)) as rig:
+        server = rig.start()
+        text = page(server)
+        assert "The backend cannot take jobs:" in text
+        assert "No jobs" not in text
+        assert 'id="problem" data-live>' in page(server, "/jobs/a/", 503)

@@ -1,4 +1,4 @@
-// What keeps pman's pages up to date. It only reads: nothing here posts, deletes or submits a job.
+// What keeps pman's pages up to date. Nothing here submits or deletes a job; the playground posts what is to be rendered.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -142,17 +142,100 @@ async function tail(log) {
   if (byId("job")) refresh();
 }
 
+// The text of a part of the page; of what is rendered without the names of its blocks.
+function textOf(part) {
+  if (part.value !== undefined) return part.value;
+  const clone = part.cloneNode(true);
+  for (const name of clone.querySelectorAll(".tag")) name.remove();
+  return clone.textContent;
+}
+
 async function copy(button) {
-  const from = byId(button.dataset.copy), text = from.value ?? from.textContent;
+  const text = textOf(byId(button.dataset.copy));
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // only https and this machine have a clipboard: select the text, and let the browser copy that
-    getSelection().selectAllChildren(from);
-    if (!document.execCommand("copy")) return;
+  } catch { // only https and this machine have a clipboard; elsewhere the browser copies what is selected
+    const area = document.createElement("textarea");
+    area.value = text;
+    button.after(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    if (!done) return;
   }
-  const name = button.textContent;
+  const name = button.dataset.name ||= button.textContent;
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = name; }, 1500);
+}
+
+function element(name, kind, ...content) {
+  const made = document.createElement(name);
+  made.className = kind;
+  made.append(...content);
+  return made;
+}
+
+function partsOf(parts) {
+  return Object.entries(parts).flatMap(([name, segments]) => {
+    const pre = element("pre", "", ...segments.map(([block, text]) => {
+      const named = block && text.trim();
+      const span = element("span", named ? "block" : "", ...(named ? [element("span", "tag", block)] : []), text);
+      if (named) span.title = "block " + block;
+      return span;
+    }));
+    return name === "spec" ? [pre] : [element("h2", "", name), pre];
+  });
+}
+
+// A link keeps target and request behind its #, which browsers send to nobody.
+function keep(request, target) {
+  const kept = new URLSearchParams({ target: target.value, request: request.value });
+  history.replaceState(null, "", "#" + kept);
+  byId("link").value = address("#" + kept).href;
+}
+
+async function play() {
+  const request = byId("request"), target = byId("target"), result = byId("result");
+  const verdict = (kind, lines) => byId("verdict").replaceChildren(...lines.map((text) => element("div", kind, text)));
+  let last = 0, timer;
+  async function update() {
+    const turn = ++last;
+    let answer, body;
+    try {
+      answer = await fetch(address("render"), { method: "POST", headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ request: request.value, target: target.value }) });
+      body = await answer.json();
+    } catch {
+      answer = { ok: false };
+      body = { message: "pman does not answer." };
+    }
+    if (turn !== last) return;
+    result.classList.toggle("stale", !answer.ok);
+    if (!answer.ok) {
+      const said = typeof body.message === "string" ? [body.message]
+        : Object.entries(body.message).map(([field, text]) => field + ": " + text);
+      verdict("bad", result.childElementCount ? [...said, "Below is what was rendered before."] : said);
+      return;
+    }
+    verdict(body.problems.length ? "bad" : "good",
+      body.problems.length ? body.problems : ["The " + target.value + " parser accepts this."]);
+    result.replaceChildren(...partsOf(body.parts));
+    byId("reasons").textContent = body.reasons;
+  }
+  function take() {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    if (kept.has("request")) request.value = kept.get("request");
+    if ([...target.options].some((option) => option.value === kept.get("target"))) target.value = kept.get("target");
+    byId("link").value = address("#" + new URLSearchParams({ target: target.value, request: request.value })).href;
+    update();
+  }
+  request.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => { keep(request, target); update(); }, 150);
+  });
+  target.addEventListener("change", () => { keep(request, target); update(); });
+  addEventListener("hashchange", take);
+  take();
 }
 
 for (const button of document.querySelectorAll("button[data-copy]")) {
@@ -166,5 +249,6 @@ if (byId("log")) {
   wrap.addEventListener("click", () => wrap.setAttribute("aria-pressed", String(!log.classList.toggle("long"))));
   tail(log);
 }
+if (byId("target")) play();
 if (byId("text")) search(byId("text"));
 live();
