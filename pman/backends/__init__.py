@@ -128,6 +128,18 @@ def live(settings: Settings, spec: Spec) -> list[Problem]:
     return found
 
 
+def discovered(settings: Settings, target: str) -> str:
+    """A site.yaml of rules that fit the cluster: what `discover(settings)` of a backend's module has found there.
+
+    Raises Misconfigured where no backend of the target can be asked, or none answers.
+    """
+    able = {entry.target: module for entry in BACKENDS.values()
+            if (module := getattr(importlib.import_module(entry.module), "discover", None))}  # fmt: skip
+    if target not in able:
+        raise Misconfigured(f"--from-cluster works with --for {' and --for '.join(able)}, not with {target}.")
+    return cast(str, able[target](settings).text())
+
+
 def line_named(text: str, said: str) -> int | None:
     """The line of a spec with the longest value that a backend's sentence names."""
     found = ((re.search(r"[:=]\s*[\"']?([^\"'\s]{3,})", line), n) for n, line in enumerate(text.splitlines(), 1))

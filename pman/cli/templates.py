@@ -212,14 +212,23 @@ def _show_diff(old: str, new: str, old_name: str, new_name: str) -> bool:
 @templates.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--for", "target", type=click.Choice(list(TARGETS)), required=True)
+@click.option("--from-cluster", is_flag=True, help="Ask the cluster, and write a site.yaml of rules that fit.")
 @exits_with_2
-def new(directory: Path, target: str) -> None:
+def new(directory: Path, target: str, from_cluster: bool) -> None:
     """Write a commented starter overlay.
 
     DIRECTORY must be new or empty.
     """
     if directory.exists() and any(directory.iterdir()):
         raise Misconfigured(f"{directory} is not empty: name a new one, and copy from there what you want of it.")
+    if from_cluster:
+        from pman import backends
+
+        text = backends.discovered(settings.load({}), target)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "site.yaml").write_text(text, "utf-8")
+        click.echo(directory / "site.yaml")
+        return
     name, starter = TARGETS[target].template, TARGETS[target].starter
     chain = _overlay(None).chain(f"shipped/{name}")
     known = sorted({found for template in chain for found in template.blocks})

@@ -94,3 +94,26 @@ def test_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ran = subprocess.run([engine["KUBECTL"], "get", kind, "--output=name"], capture_output=True, check=True)
         assert b"chris-jid-1" not in ran.stdout + ran.stderr
         assert b"pman-probe" not in ran.stdout
+
+
+@pytest.mark.live("slurm")
+def test_what_slurm_says_of_itself_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, development("slurm", "--profile", "accounted"), CONTAINER_ENV="slurm")
+    place = tmp_path / "site"
+    assert run("templates", "new", place, "--for", "slurm", "--from-cluster").exit_code == 0
+    text = (place / "site.yaml").read_text()
+    assert "partition short (UP): at most 1 min; its largest node has MiB: 16000, CPUs: 8, GPUs: 4\n" in text
+    assert "      set: {account: pman}\n" in text
+    assert "be asked:" not in text
+    assert told(place, "slurm") == [f": note: {ASKED}"]
+
+
+@pytest.mark.live("kubernetes")
+def test_what_kubernetes_says_of_itself_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, development("kubernetes"), CONTAINER_ENV="kubernetes")
+    place = tmp_path / "site"
+    assert run("templates", "new", place, "--for", "k8s", "--from-cluster").exit_code == 0
+    text = (place / "site.yaml").read_text()
+    assert "#   priority_class system-node-critical\n" in text
+    assert "be asked:" not in text
+    assert [line.partition(": ")[2][:27] for line in told(place, "k8s")] == ["note: Kubernetes was not as"]

@@ -24,6 +24,7 @@ from pman.backends import documents, line_named, logs, retry
 from pman.backends.former import may_name
 from pman.backends.kubernetes import ends, known, objects, older, rights, starts
 from pman.backends.kubernetes.api import Api, Denied, Object, connect
+from pman.backends.kubernetes.discovery import discover as discover
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
 from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job

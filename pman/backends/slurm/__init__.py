@@ -18,6 +18,7 @@ from pathlib import Path
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
 from pman.backends.slurm.commands import Commands, Failed, Place, SlurmJob
+from pman.backends.slurm.discovery import discover as discover
 from pman.backends.slurm.sources import Seen, Sources, owner
 from pman.backends.slurm.state import (
     DELETED,
