@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import docker
 import pytest
 
 from tests.checking.overlays import DOCKER, K8S, SLURM, block, extending, only, run, write
@@ -71,6 +72,45 @@ def test_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f": note: Podman has no image {image}, and cannot be asked whether its registry has it [not-asked]",
         "site.yaml:2: error: the engine has no network chris-net (request: plain) [live]",
     ]
+
+
+@pytest.mark.live("swarm")
+@pytest.mark.parametrize("backend", ["docker", "swarm"])
+def test_docker(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is asked for the networks and the image, and its registry for an image that it does not have."""
+    engine = development("swarm")
+    development("swarm", command=("start", "registry"))
+    on(monkeypatch, engine, CONTAINER_ENV=backend)
+    pushed, missing = "127.0.0.1:5000/checked:1", "127.0.0.1:5000/missing:1"
+    network = f"checked-{backend}"
+    with docker.APIClient(base_url=engine["DOCKER_HOST"]) as api:
+        api.tag(engine["PMAN_TEST_IMAGE"], *pushed.rsplit(":", 1))
+        api.push(pushed)
+        api.remove_image(pushed)
+        api.create_network(network, driver="overlay" if backend == "swarm" else "bridge")
+        before = api.images(), api.services()
+        try:
+            found = [
+                told(sited(tmp_path / f"{number}", image, name), backend)
+                for number, (image, name) in enumerate(
+                    [(engine["PMAN_TEST_IMAGE"], network), (pushed, network), (missing, "chris-net")]
+                )
+            ]
+            assert (api.images(), api.services()) == before  # nothing was pulled
+        finally:
+            api.remove_network(network)
+    assert found[:2] == [[], []]
+    absent, no_network = found[2]
+    assert absent.startswith(f"site.yaml:4: error: the engine has no image {missing}, nor has the registry: ")
+    assert "manifest unknown" in absent
+    assert no_network == "site.yaml:5: error: the engine has no network chris-net (request: plain) [live]"
+
+
+def sited(place: Path, image: str, network: str) -> Path:
+    """A site whose rule sets the image in line 4 and the network in line 5."""
+    rule = f"  - name: all\n    set: {{image: '{image}',\n      networks: [{network}]}}\n"
+    place.mkdir()
+    return write(place, {"site.yaml": f"policy:\n  rules:\n{rule}"})
 
 
 @pytest.mark.live("kubernetes")
