@@ -22,6 +22,7 @@ from pman.templating import sandbox
 
 _COMPARISON = r"^(>=|<=|>|<) *[0-9]+$|^[0-9]+ to [0-9]+$"
 _NEVER = float("inf")
+_NOT_GIVEN: Any = None
 _OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 NUMBERS = ("workers", "cpu_millicores", "memory_mib", "gpus", "time_limit_minutes")
 _NUMBER = 'a number, a comparison such as ">= 64000" or "1000 to 4000", or a list of these'
@@ -45,9 +46,11 @@ class _Lookup(_Model):
 
 
 class Limits(_Model):
-    at_least: int | None = None
-    at_most: int | None = None
-    default: int | None = None
+    """Without null, which `at_most:` alone is in YAML: a cap that is none would go unnoticed."""
+
+    at_least: int = _NOT_GIVEN
+    at_most: int = _NOT_GIVEN
+    default: int = _NOT_GIVEN
 
 
 class Registry(_Model):
@@ -78,6 +81,13 @@ def _not_own(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _not_empty(comparison: str) -> str:
+    low, to, high = comparison.partition(" to ")
+    if to and int(low) > int(high):
+        raise ValueError("no number is between these")
+    return comparison
+
+
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError("no name of a variable")
@@ -87,9 +97,9 @@ def _variable(name: str) -> str:
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 _Value = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 _Pattern = _Line | _Group
-_Patterns = _Pattern | list[_Pattern]
-_Number = int | Annotated[str, Field(pattern=_COMPARISON)]
-_Numbers = _Number | list[_Number]
+_Patterns = _Pattern | Annotated[list[_Pattern], Field(min_length=1)]
+_Number = int | Annotated[str, Field(pattern=_COMPARISON), AfterValidator(_not_empty)]
+_Numbers = _Number | Annotated[list[_Number], Field(min_length=1)]
 _Partition = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,@+-]{0,199}$")]
 _Text = _Line | _Lookup | None
 _Image = Annotated[str, AfterValidator(image_reference)]
@@ -97,6 +107,7 @@ _Map = dict[_Line, _Value]
 _Labels = Annotated[_Map, AfterValidator(_not_own)]
 _Name = Annotated[str, AfterValidator(_variable)]
 _Kind = Literal["ds", "fs", "ts"]
+_Kinds = _Kind | Annotated[list[_Kind], Field(min_length=1)]
 
 
 class _When(_Model):
@@ -106,7 +117,7 @@ class _When(_Model):
     image: _Patterns = Field("", description=_PATTERNS)
     jid: _Patterns = Field("", description=_PATTERNS)
     partition: _Patterns | None = Field(None, description=f"{_PATTERNS}, or null where none is asked for")
-    kind: _Kind | list[_Kind] = Field("ds", description="one of ds, fs, ts, or a list of these")
+    kind: _Kinds = Field("ds", description="one of ds, fs, ts, or a list of these")
     workers: _Numbers = Field(0, description=_NUMBER)
     cpu_millicores: _Numbers = Field(0, description=_NUMBER)
     memory_mib: _Numbers = Field(0, description=_NUMBER)

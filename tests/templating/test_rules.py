@@ -381,6 +381,23 @@ WRONG: dict[str, tuple[str, int, str]] = {
         4,
         "policy.rules[1].set.memory_mib is at_least 6 and at_most 5",
     ),
+    "a cap without a number": (
+        "    - name: a\n      set:\n        memory_mib:\n          at_most:\n",
+        6,
+        "policy.rules[1].set.memory_mib must be a whole number from 1 to 100000000, or {at_least: N, at_most: N}, "
+        "or {table: NAME, by: user}",
+    ),
+    "a condition that no number fulfils": (
+        '    - {name: a, when: {gpus: "5 to 1"}, set: {qos: x}}\n',
+        4,
+        'policy.rules[1].when.gpus must be a number, a comparison such as ">= 64000" or "1000 to 4000", '
+        "or a list of these",
+    ),
+    "an empty list, which nobody is in": (
+        "    - {name: a, when: {user: []}, set: {qos: x}}\n",
+        4,
+        "policy.rules[1].when.user must be a name or pattern such as pl-*, {group: NAME}, or a list of these",
+    ),
     "a misspelt key": ("    []\n  grups: {}\n", 5, "policy has no 'grups'; did you mean groups or rules?"),
     "a target that does not exist": (
         "    []\n  targets: [slrum]\n",
