@@ -34,7 +34,8 @@ def _read(job: Job, text: str) -> Delivered:
     words = [*container.get("Command", []), *container.get("Args", [])]
     env, mounts = container.get("Env") or [], container.get("Mounts") or []
     found = engine(words, [_go(entry) for entry in env], mounts, _go)
-    texts = [*env, *map(mount_source, mounts), container.get("Hostname", "")]
+    targets = [mount.get("Target", "") for mount in mounts]
+    texts = [*env, *map(mount_source, mounts), *targets, container.get("Hostname", "")]
     return replace(
         found,
         image=container["Image"],
