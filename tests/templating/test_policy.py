@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ EXPRESSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("docker", {"labels": {"tier": "gold"}}, '  "tier": "gold"\nCmd:\n'),
     ("docker", {"environment": {"TZ": "UTC"}}, 'Env:\n  - "PMAN_WORKER_COUNT=1"\n  - "TZ=UTC"\n'),
+    ("swarm", {"binds": [BIND[0] | {"target": "/{{x"}]}, '      - Target: "/{{\\"{{\\"}}x"\n'),
     (
         "docker",
         {"binds": [BIND[0] | {"read_only": False}]},
@@ -106,6 +108,21 @@ def rendered(target: str, wanted: dict[str, Any], fields: dict[str, Any] | None 
     read = rules.read(site({"set": wanted})["policy"], lambda _: 1, "site.yaml", TARGETS)
     asked = job.make_job(job.validate({**render.SAMPLE, **(fields or {})}), SHIPPED.settings)
     return SHIPPED.render(decide.decide(asked, read, None).job, target)
+
+
+@pytest.mark.parametrize("runtime", ["podman", "charliecloud"])
+def test_a_directory_that_a_runtime_would_read_as_more_is_not_bound(runtime: str, tmp_path: Path) -> None:
+    def code(source: str) -> int:
+        rule = {"name": "a", "set": {"binds": [{"source": source, "target": "/atlas"}]}}
+        text = renderer(tmp_path, site(rule), SLURM_RUNTIME=runtime)
+        script = text.render(text.job(job.validate(REQUEST)), "slurm").text
+        guard = re.search(r'case "\$incoming\$outgoing".*?esac', script, re.DOTALL)
+        assert guard
+        return subprocess.run(["bash", "-c", f"incoming=/i outgoing=/o; {guard[0]}"], check=False).returncode
+
+    assert code("/atlas/mni") == 0
+    assert code("/atlas:/etc") == 126
+    assert code("/atlas,rw") == 126
 
 
 @pytest.mark.parametrize(("target", "wanted", "text"), EXPRESSED, ids=[f"{t}/{'-'.join(s)}" for t, s, _ in EXPRESSED])
