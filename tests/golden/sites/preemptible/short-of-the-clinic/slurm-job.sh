@@ -242,7 +242,7 @@ remove_scratch() (
 # it goes into the directory .images beside the directories of the jobs.
 prepare() {
   local code seconds=1800 directories=("${PWD%/*}/.images")
-  command -v apptainer >/dev/null || finish 126 "no container runtime (apptainer) on $(uname -n)" node
+  command -v apptainer >/dev/null || finish 126 "no container runtime (apptainer) in the PATH of jobs on $(uname -n)" node
   if ! PMAN_IMAGE_FILE=$(find_image "$image" "${directories[@]}"); then
     echo "$image" >pulling
     pull_image apptainer "$seconds" "$image" "${directories[@]}" </dev/null >pulled 2>stderr.0 &
