@@ -249,6 +249,24 @@ def test_a_log_grows_and_leaves_its_reader_in_peace(browser: webdriver.Chrome, s
     no_errors(browser)
 
 
+def test_a_log_goes_on_where_it_was_when_pman_comes_back(browser: webdriver.Chrome, rig: Rig) -> None:
+    first = rig.start()
+    gate = rig.store / "back"
+    first.post(rig.request("brain-14", f"seq 50; until [ -e {gate} ]; do sleep 0.1; done; seq 51 60"))
+    browser.get(f"{first.url}/jobs/brain-14/")
+    box = browser.find_element(By.ID, "log")
+    wait_for(lambda: box.text.endswith("50"), 15, "the first lines")
+    first.kill()
+    wait_for(lambda: "does not answer" in browser.find_element(By.ID, "tail").text, 10, "the word about it")
+    gate.touch()
+    second = rig.start(PORT=first.url.rpartition(":")[2])
+    wait_for(lambda: box.text.endswith("60"), 15, "the rest")
+    assert box.text.split() == [*map(str, range(1, 61))]
+    wait_for(lambda: not browser.find_element(By.ID, "offline").is_displayed(), 10, "the page to be live again")
+    browser.get_log("browser")  # type: ignore[no-untyped-call] # that the connection was refused
+    second.delete("brain-14")
+
+
 def test_a_log_as_a_terminal_shows_it(browser: webdriver.Chrome, server: Server, rig: Rig) -> None:
     script = r"""printf 'a\033[1;31mred\033[0m\n 1%%\r50%%\r100%%\n\033]0;title\007'; printf '%0400d' 7"""
     server.post(rig.request("brain-12", script))

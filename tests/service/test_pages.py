@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import statistics
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 import requests
 
+from pman import settings
+from pman.backends import Backend
+from pman.service.app import create_app
+from pman.status import JobState, JobStatus
 from tests.backends.test_local import local_rig
 from tests.rig import Rig, Server, running
 
@@ -103,3 +111,39 @@ def test_a_backend_that_is_away(tmp_path: Path) -> None:
         assert "The backend cannot take jobs:" in text
         assert "No jobs" not in text
         assert 'id="problem" data-live>' in page(server, "/jobs/a/", 503)
+
+
+class ManyJobs:
+    """A scheduler that lists more jobs than pman reads, at once."""
+
+    def __init__(self) -> None:
+        states, now = list(JobState), datetime.now(UTC)
+        self._jobs = [
+            JobStatus(
+                f"chris-jid-{number}", f"docker.io/fnndsc/pl-{number % 50}:1", "run 'it all' /share/outgoing",
+                states[number % len(states)], posted_at=now - timedelta(seconds=9000 - number), user=f"u{number % 20}",
+            )
+            for number in range(6000, 0, -1)
+        ]  # fmt: skip
+
+    def jobs(self, limit: int) -> list[JobStatus]:
+        return self._jobs[:limit]
+
+    def ping(self) -> None:
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/", "/api/v1/jobs/"])
+def test_five_thousand_jobs_are_listed_quickly(rig: Rig, path: str) -> None:
+    """The page and its filters take less than 100 ms beside the backend's own time."""
+    config = settings.load({"SECRET_KEY": "a secret key for tests", "STOREBASE": str(rig.store)} | rig.env)
+    client = create_app(config, cast(Backend, ManyJobs())).test_client()
+    assert client.get("/api/v1/jobs/").get_json()["truncated"]
+    for query in ("", "?state=started", "?text=PL-7", "?sort=-image", "?user=u3&sort=posted_at&after=chris-jid-2003"):
+        seconds = []
+        for _ in range(9):
+            began = time.perf_counter()
+            assert client.get(path + query).status_code == 200
+            seconds.append(time.perf_counter() - began)
+        assert statistics.median(seconds) < 0.1, query

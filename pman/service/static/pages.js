@@ -134,7 +134,7 @@ async function tail(log) {
       said.textContent = since === null ? "This is all." : "New lines appear here.";
       follow = 1;
     } catch (error) {
-      said.textContent = "No new lines can be had now: " + error.message;
+      said.textContent = "No new lines now: " + (error.constructor === Error ? error.message : "pman does not answer.");
       follow = 0; // where too many wait for output, looking every few seconds still works
       await sleep(3000);
     }
