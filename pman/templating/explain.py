@@ -275,7 +275,7 @@ class _Walk:
                     self._print(child, scope, because, path)
             elif isinstance(node, nodes.If):
                 because_if = because | self._names(node.test, scope)
-                for branch in (node.body, node.elif_, node.else_):
+                for branch in self._branches(node):
                     self._walk(branch, scope, because_if, path)
             elif isinstance(node, nodes.For):
                 names = self._names(node.iter, scope)
@@ -293,6 +293,16 @@ class _Walk:
                 self._walk(tree.body, dict(scope), because, file)
             elif not isinstance(node, nodes.Expr | nodes.Extends):
                 self._walk(node.iter_child_nodes(), scope, because, path)
+
+    def _branches(self, node: nodes.If) -> tuple[Iterable[nodes.Node], ...]:
+        """The branches that may be rendered: where a setting alone decides, such as IGNORE_LIMITS, only those."""
+        negated = isinstance(node.test, nodes.Not)
+        asked: Any = node.test.node if negated else node.test  # type: ignore[attr-defined]
+        name = attribute_of(asked)
+        if name is None or asked.node != nodes.Name("settings", "load") or not hasattr(self.renderer.settings, name):
+            return node.body, node.elif_, node.else_
+        holds = bool(getattr(self.renderer.settings, name)) != negated
+        return (node.body,) if holds else (node.elif_, node.else_)
 
     def _block(self, name: str, depth: int, scope: _Scope, because: _Names) -> _Names:
         """A block as it is overridden; what the lines of it print."""

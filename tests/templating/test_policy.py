@@ -133,6 +133,15 @@ def test_what_a_rule_sets_stands_in_the_spec(target: str, wanted: dict[str, Any]
     assert text not in rendered(target, {}).text
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_cap_that_ignored_limits_make_void_is_said(target: str, tmp_path: Path) -> None:
+    rule = {"name": "a", "set": {"memory_mib": {"at_most": 100}, "cpu_millicores": {"at_most": 100}}}
+    kept = explain.unexpressed(renderer(tmp_path, site(rule)), target)
+    void = explain.unexpressed(renderer(tmp_path, site(rule), IGNORE_LIMITS="yes"), target)
+    assert {name for _, name in void} == {"memory_mib", "cpu_millicores"}
+    assert target == "local" or kept == []
+
+
 def names_of(target: str) -> set[str]:
     return {name for found in explain.printed(SHIPPED, TARGETS[target].template).values() for name in found}
 
