@@ -215,8 +215,7 @@ def test_a_table_as_wide_as_the_terminal() -> None:
 def test_no_color(pman: Pman, no_color: str, colored: bool) -> None:
     here, there = os.openpty()
     env = pman.env | {"NO_COLOR": no_color}
-    ended = {"jid": "x", "status": "finishedSuccessfully", "message": "", "logs": ""}
-    with gateway(json_answer(ended)) as found:
+    with gateway(job_answer("finishedSuccessfully")) as found:
         env["PMAN_URL"] = f"http://127.0.0.1:{found.server_port}"
         command = [sys.executable, "-m", "pman", "wait", "x"]
         subprocess.run(command, env=env, stderr=there, timeout=60, check=True)
@@ -422,19 +421,24 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def gateway(*answers: bytes, silent: str = "") -> Iterator[Gateway]:
     with Gateway(*answers, silent=silent) as found:
-        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}).start()
-        yield found
-        found.shutdown()
+        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield found
+        finally:
+            found.shutdown()
 
 
-def json_answer(body: object) -> bytes:
-    return b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(body).encode()
+def job_answer(state: str, message: str = "", *, jid: str = "x", exit_code: int | None = 0) -> bytes:
+    """An answer about a job, good for both of its addresses: pfcon's and the resource with all that is known."""
+    both = {"jid": jid, "message": message}
+    job = both | {"status": state, "logs": "", "state": state, "reason": "exit", "exit_code": exit_code}
+    return b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(job).encode()
 
 
 def test_waiting_outlives_a_restart_behind_a_gateway(pman: Pman) -> None:
-    ended = {"jid": "x", "status": "finishedWithError", "message": "The job ended with exit code 6.", "logs": ""}
+    ended = job_answer("finishedWithError", "The job ended with exit code 6.", exit_code=6)
     answers = (b"HTTP/1.0 502 Bad Gateway\r\n\r\n<h1>502</h1>", b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n{")
-    with gateway(*answers, b"HTTP/1.0 504 Gateway Timeout\r\n\r\n", json_answer(ended)) as found:
+    with gateway(*answers, b"HTTP/1.0 504 Gateway Timeout\r\n\r\n", ended) as found:
         done = pman("wait", "x", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
     assert done.returncode == 6, done.stderr
 
@@ -455,7 +459,7 @@ def test_what_is_no_pman_is_called_so(pman: Pman, answer: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_ctrl_c_while_pman_is_asked_says_what_may_be_left(pman: Pman, method: str) -> None:
-    ended = {"jid": "maybe", "status": "finishedSuccessfully", "message": "", "logs": ""}
+    ended = job_answer("finishedSuccessfully", jid="maybe")
     command = [
         *HEEDING_INTERRUPTS,
         sys.executable,
@@ -468,7 +472,7 @@ def test_ctrl_c_while_pman_is_asked_says_what_may_be_left(pman: Pman, method: st
         "--",
         "true",
     ]
-    with gateway(json_answer(ended), silent=method) as found:
+    with gateway(ended, silent=method) as found:
         env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
         with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
             assert found.asked.wait(30)
@@ -484,11 +488,11 @@ def test_output_that_the_terminal_cannot_show(pman: Pman) -> None:
 
 
 def test_progress_stays_on_one_row_of_a_narrow_terminal(pman: Pman) -> None:
-    state = {"jid": "x", "logs": "", "message": "The image cannot be pulled:\nno such host."}
-    begun, ended = state | {"status": "notstarted"}, state | {"status": "finishedSuccessfully"}
+    message = "The image cannot be pulled:\nno such host."
+    begun, ended = job_answer("notstarted", message, exit_code=None), job_answer("finishedSuccessfully", message)
     here, there = os.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    with gateway(json_answer(begun), json_answer(ended)) as found:
+    with gateway(begun, ended) as found:
         env = pman.env | {"PMAN_URL": f"http://127.0.0.1:{found.server_port}"}
         command = [sys.executable, "-m", "pman", "wait", "x"]
         assert subprocess.run(command, env=env, stderr=there, timeout=60, check=False).returncode == 0
