@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 
+from pman import policy, settings
 from pman.backends import kubernetes as backend
 from pman.backends.kubernetes import ends, objects, starts
 from pman.backends.kubernetes.api import to_error
 from pman.errors import BackendError, BadRequest, Refused, TooLarge, Unreachable
 from pman.status import JobState
+from pman.targets import TARGETS
+from pman.templating.render import Renderer, sample_job
 from tests.rig import ROOT
 
 RECORDINGS = ROOT / "tests" / "recordings" / "kubernetes"
@@ -413,6 +418,15 @@ def end(name: str) -> tuple[Object, list[Object]]:
     """A recorded Job and its pods, in the shape of the API."""
     metadata = {"name": name, "annotations": {backend.JID: name}}
     return {"metadata": metadata} | ENDS[name]["job"], as_pods(ENDS[name]["pods"])
+
+
+@pytest.mark.parametrize("mirror", [None, "mirror.example.org/fnndsc/pl-simpledsapp:2.1.0"])
+def test_the_image_that_was_asked_for_is_shown(mirror: str | None) -> None:
+    renderer = Renderer(settings.load({"STOREBASE": "/data"}), TARGETS)
+    job = dataclasses.replace(sample_job(renderer.settings), policy=policy.Policy(image=mirror))
+    made = yaml.safe_load(renderer.render(job, "k8s").text)
+    assert made["spec"]["template"]["spec"]["containers"][0]["image"] == (mirror or job.image)
+    assert backend._listed(made | {"status": {}}, []).image == job.image
 
 
 @pytest.mark.parametrize("name", FAILED)

@@ -439,7 +439,7 @@ def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Obje
     escaped = bool(_annotation(job, JID))  # by the template, not by pman 6
     return JobStatus(
         jid=_jid(job),
-        image=container["image"],
+        image=_annotation(job, known.IMAGE) or container["image"],
         cmd=shlex.join(word.replace("$$", "$") if escaped else word for word in argv),
         state=state,
         message=message,

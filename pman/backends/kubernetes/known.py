@@ -8,7 +8,8 @@ from pman.backends.kubernetes import ends, objects
 from pman.backends.kubernetes.api import Object
 from pman.status import Details, JobState, JobStatus, Worker
 
-USER, KIND = "org.chrisproject.pman.auid", "org.chrisproject.pman.kind"  # annotations
+# Annotations. IMAGE: the image that was asked for, where another one runs.
+USER, KIND, IMAGE = (f"org.chrisproject.pman.{word}" for word in ("auid", "kind", "image"))
 # https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-phase
 _PHASES = {"Pending": JobState.NOT_STARTED, "Succeeded": JobState.SUCCEEDED, "Failed": JobState.FAILED}
 
