@@ -305,6 +305,10 @@ def harmless(case: Any, known: str) -> Any:
             case.body["entrypoint"] = ["true", *case.body["entrypoint"][1:]]
         if isinstance(case.body.get("number_of_workers"), int):
             case.body["number_of_workers"] = min(1, case.body["number_of_workers"])
+        if len(case.body) % 2 and len(case.body) > 9:  # a whole request: such numbers and images are seldom made up
+            case.body |= {"image": "localhost/x:1", "entrypoint": ["true"], "jid": f"made-{len(str(case.body))}"}
+            case.body |= dict.fromkeys(("number_of_workers", "cpu_limit", "memory_limit"), 1) | {"gpu_limit": 0}
+            case.body |= {"input_dir": "in", "output_dir": "out"} if "input_dir" in case.body else {}
     if case.path_parameters and len(str(case.path_parameters.get("jid"))) % 2:
         case.path_parameters["jid"] = known
     return case
