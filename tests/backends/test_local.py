@@ -352,6 +352,42 @@ def test_what_slurm_begins_anew(tmp_path: Path, restarts: list[int], runs: int) 
     assert codes == [127] * runs + [75] * (len(restarts) - runs)  # the sample's command is not on this machine
 
 
+@pytest.mark.parametrize(("near", "code"), [(True, 124), (False, 143)])
+def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, code: int) -> None:
+    """It leaves no result, and the epilogue hears why it ends: SLURM sends USR2 before the end of the time limit."""
+    site = tmp_path / "site"
+    (site / "slurm").mkdir(parents=True)
+    (site / "site.yaml").write_text("requeue: true\n")
+    blocks = {"prologue": f"PATH={tmp_path}/bin:$PATH", "epilogue": "echo $exit_code >> codes"}
+    overlay = (f"{{% block {name} %}}\n{lines}\n{{% endblock %}}\n" for name, lines in blocks.items())
+    (site / "slurm/job.sh.j2").write_text('{% extends "shipped/slurm/job.sh.j2" %}\n' + "".join(overlay))
+    made, text = rendered(tmp_path, "slurm", 1, SLURM_RUNTIME="none", TEMPLATES_DIR=str(site))
+    (tmp_path / "job.sh").write_text(text)
+    (tmp_path / "attempt.0123456789abcdef").touch()
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / made.argv[0]
+    command.write_text("#!/bin/sh\n[ -e ../again ] || { touch ../begun_once; sleep 60; }\n")
+    command.chmod(0o755)
+
+    def start() -> subprocess.Popen[bytes]:
+        name = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x.0123456789abcdef", "SLURM_RESTART_COUNT": "0"}
+        env = {**os.environ, **name}
+        return subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=env, stderr=subprocess.PIPE)
+
+    first = start()
+    wait_for((tmp_path / "begun_once").exists, 10, "the command")
+    first.send_signal(signal.SIGUSR2 if near else signal.SIGCONT)
+    time.sleep(0.1)
+    first.terminate()
+    first.communicate(timeout=20)
+    assert (first.returncode, (tmp_path / "rc").exists()) == (code, False)
+    assert (tmp_path / "ending").read_text().startswith(f"{code} ")
+    (tmp_path / "again").touch()
+    second = start()
+    assert (second.communicate(timeout=20)[1], second.returncode) == (b"", 0)
+    assert (tmp_path / "codes").read_text() == f"{code}\n0\n"
+
+
 @pytest.mark.parametrize("runtime", ["podman", "docker"])
 def test_what_a_killed_script_left_in_an_engine(tmp_path: Path, runtime: str) -> None:
     """DELETE ends the containers, too. The stand-in for the engine's program runs until it is killed."""

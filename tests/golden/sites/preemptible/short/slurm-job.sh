@@ -42,7 +42,7 @@ if [ "${1-}" != worker ]; then
     [ "$(cat slurm_id 2>/dev/null)" = "$SLURM_JOB_ID" ] || exit 75
     attempt=$(echo attempt.*)
   fi
-  mv -T "$attempt" "claim.$SLURM_JOB_ID" ||
+  [ -e "claim.$SLURM_JOB_ID" ] || mv -T "$attempt" "claim.$SLURM_JOB_ID" ||
     { [ -e "claim.$SLURM_JOB_ID" ]; } || exit 75
   # Two starts of a job never run at the same time: a node that SLURM gave up may still be at work, and holds the lock.
   exec {begun}>>begun
@@ -279,7 +279,8 @@ clean_up() { remove_scratch; }
 # What a signal ends leaves no result: SLURM knows whether it begins the job again.
 stop_by_signal() {
   finish() { exit "$1"; }
-  stop 143 "ended by a signal"
+  [ -z "$limit_is_near" ] || stop 124 "ended by its time limit" time_limit
+  stop 143 "ended by a signal" signal
 }
 
 
