@@ -179,6 +179,11 @@ INLINE = {
     "scripts/engines/podman up": ("scripts/test", 'scripts/engines/"$name" up'),
     "python -m tests.scripts.test_docs": ("tests/test_new_backend.py", '"-m", "tests.scripts.test_docs"'),
     "pman images list": ("tests/cli/test_images.py", '"list", "--directory"'),
+    "pman check --live site": ("tests/live/test_check_live.py", '"--live"'),
+    "pman templates new site --for slurm --from-cluster": (
+        "tests/live/test_check_live.py",
+        '"slurm", "--from-cluster"',
+    ),
     "pman render request.json --to wdl --templates site --watch": (
         "tests/cli/test_templates.py",
         '"--watch", "--templates"',
