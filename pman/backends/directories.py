@@ -169,7 +169,8 @@ def spec(status: JobStatus, environment: bool) -> dict[str, str]:
         text = (record.directory / "job.sh").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise no_such_job(status.jid) from None
-    return {"spec": text if environment else hiding.in_script(text, about(record).get("env"))}
+    names = [name for name, _ in job.env] if (job := posted(record)) else []
+    return {"spec": text if environment else hiding.in_script(text, about(record).get("env"), names)}
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pman.errors import Refused
@@ -34,14 +34,15 @@ def _entry(one: Any) -> Any:
     return one | {"value": HIDDEN} if "value" in one else one
 
 
-def in_script(text: str, count: int | None) -> str:
+def in_script(text: str, count: int | None, names: Iterable[str] = ()) -> str:
     """A script with HIDDEN for the value of each variable that env(1) gets.
 
-    count: how many the job has, None where that is not known. Raises Refused unless so many are found: a site's
-    template may write them in a way of its own.
+    count: how many the job has, None where that is not known. names: theirs, where known. Raises Refused unless so many
+    are found, and these: a site's template may write them in a way of its own.
     """
-    spans = [span for found in _ENV.finditer(text) for span in _entries(text, found.end())]
-    if count is None or len({text[start:end] for start, end, _ in spans}) < count:
+    spans = [span for env in _ENV.finditer(text) for span in _entries(text, env.end())]
+    found = {text[start:end]: name for start, end, name in spans}
+    if count is None or len(found) < count or not set(names) <= set(found.values()):
         raise Refused(
             "The values of the job's environment cannot be told from the rest of what was submitted, so none of it is "
             "shown without them: ask with environment=1."

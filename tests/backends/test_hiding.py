@@ -57,6 +57,8 @@ def test_a_template_with_a_way_of_its_own_shows_nothing() -> None:
         hiding.in_script("export TOKEN=hunter2\nexec sh\n", 1)
     with pytest.raises(Refused):
         hiding.in_script("env A=1 sh\n", None)
+    with pytest.raises(Refused):  # an argument is not what the job's variable is
+        hiding.in_script("export TOKEN=hunter2\nset -- sh -c 'env A=1 true'\n", 1, ["TOKEN"])
     assert hiding.in_script("exec env -i sh\n", 0) == "exec env -i sh\n"
 
 
