@@ -44,6 +44,8 @@ def unknown_to(backend: str) -> set[str]:
 class Contract:
     """Every test of this class holds for every backend."""
 
+    last_words = "printf end"
+
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls, rig: Rig) -> Server:
@@ -361,11 +363,8 @@ class Contract:
 
     def test_logs_are_followed(self, server: Server, rig: Rig, jid: str) -> None:
         """Each line once and in order, in answers of which each begins where the one before has ended."""
-        script = (
-            OUT
-            + 'for i in 1 2 3; do echo "line $i"; echo >> "$out/n"; sleep 1; done; echo bad >&2; sleep 1; printf end'
-        )
-        assert server.post(rig.request(jid, script)).status_code == 201
+        script = OUT + 'for i in 1 2 3; do echo "line $i"; echo >> "$out/n"; sleep 1; done; echo bad >&2; sleep 1; '
+        assert server.post(rig.request(jid, script + self.last_words)).status_code == 201
         texts, since = list[str](), ""
         while not texts or since:
             answer = server.call("GET", f"jobs/{jid}/logs", params={"follow": 1, "since": since})

@@ -181,6 +181,7 @@ class TestDocker(_OneEngine):
 class TestPodman(_OneEngine):
     many = 40
     knows_memory = False  # Podman 4.3 says false, as seen with runc on a machine that has both versions of cgroups
+    last_words = "echo end"  # 4.3 joins a last line that has no end to the one before it, where it is asked for a tail
 
     @pytest.fixture(scope="class")
     @classmethod
