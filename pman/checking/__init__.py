@@ -92,9 +92,10 @@ class SiteCheck:
                 continue
             if str(case.settings) not in made:
                 made[str(case.settings)] = Renderer(self._settings(case.settings), TARGETS)
+            renderer = made[str(case.settings)]
             try:
-                for posed in corpus.posings(case, known):
-                    outcome = self._outcome(overlay, target, made[str(case.settings)], posed, found)
+                for posed in corpus.posings(case, known, renderer):
+                    outcome = self._outcome(overlay, target, renderer, posed, found)
                     if outcome != "refused":
                         break
             except Stuck as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from pman.errors import BadRequest, PmanError, Refused
 from pman.job import validate
 from pman.targets import TARGETS
 from pman.targets.record import CANARY
+from pman.templating.decide import Step, image_names
 from pman.templating.render import SAMPLE, Renderer
+from pman.templating.rules import Condition
 from pman.templating.site import scalars
 
 _HOSTILE = (
@@ -30,6 +34,18 @@ _RUN_BELOW = f"x\n{CANARY} #"
 _WHO = ("auid", "image")
 _SIZES = ("number_of_workers", "cpu_limit", "memory_limit", "gpu_limit", "time_limit_minutes", "partition", "type")
 _MAX_CANDIDATES = 1000  # a millisecond each
+# What rules compare -> the field of a request.
+_FIELDS = {
+    "user": "auid", "image": "image", "jid": "jid", "kind": "type", "workers": "number_of_workers",
+    "cpu_millicores": "cpu_limit", "memory_mib": "memory_limit", "gpus": "gpu_limit",
+    "time_limit_minutes": "time_limit_minutes", "partition": "partition",
+}  # fmt: skip
+# More values than those that the rules name.
+_OTHERS: Mapping[str, Sequence[Any]] = {
+    "user": ("other",), "image": ("docker.io/library/other",), "kind": ("ds", "fs", "ts"), "time_limit_minutes": (60,),
+    "partition": ("other",),
+}  # fmt: skip
+_MANY = 20  # values of one condition that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +110,9 @@ def own_cases(directory: Path) -> list[Case]:
 
 
 def accepted(renderer: Renderer, target: str, own: Sequence[Case]) -> Mapping[str, Any]:
-    """A request that the site accepts: the sample, one of its own, or the sample with what its site.yaml names.
+    """A request that the site accepts: the sample, one of its own, or the sample within its rules.
 
-    The sample where it accepts none of them.
+    Where its templates refuse these, with what its site.yaml names; the sample where they accept nothing of it.
     """
     for request in itertools.islice(_candidates(renderer, own), _MAX_CANDIDATES):
         try:
@@ -112,19 +128,71 @@ def accepted(renderer: Renderer, target: str, own: Sequence[Case]) -> Mapping[st
 def _candidates(renderer: Renderer, own: Sequence[Case]) -> Iterator[Mapping[str, Any]]:
     yield SAMPLE
     yield from (case.request for case in own)
+    base = _within(renderer, SAMPLE)
+    yield base
     named = dict.fromkeys(text for _, text in scalars(renderer.settings.templates_dir) if text)
     # A pattern or a prefix of images becomes one image that it holds.
     images = [*named, *(re.sub(r"[*?]|/$", lambda found: found[0].strip("*?") + "x", text) for text in named)]
-    yield from ({**SAMPLE, "auid": name} for name in named)
-    yield from ({**SAMPLE, "image": image} for image in images)
-    yield from ({**SAMPLE, "auid": name, "image": image} for name in named for image in images)
+    yield from ({**base, "auid": name} for name in named)
+    yield from ({**base, "image": image} for image in images)
+    yield from ({**base, "auid": name, "image": image} for name in named for image in images)
 
 
-def posings(case: Case, known: Mapping[str, Any]) -> Iterator[Case]:
-    """The case, and what to pose instead where a site refuses it: the same by the user and with the image of a request
-    that it accepts, then also with the sizes of that request.
+def _within(renderer: Renderer, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A request like this one that the site's rules accept, with few changes; itself where none is found."""
+    known = {name: dict.fromkeys([SAMPLE.get(_FIELDS[name]), *_OTHERS.get(name, ())]) for name in _FIELDS}
+    for rule in renderer.rules.rules:
+        for each in (*rule.when, *rule.unless):
+            known[each.field] |= dict.fromkeys(each.examples[:_MANY])
+    seen: set[tuple[Any, ...]] = set()
+    waiting: list[tuple[int, int, Mapping[str, Any], Sequence[Step]]] = []
+
+    def tried(changed: Mapping[str, Any]) -> bool:
+        """Whether the rules accept it. One that more rules let pass is the better to go on from."""
+        if (key := tuple(changed.get(name) for name in _FIELDS.values())) in seen:
+            return False
+        seen.add(key)
+        try:
+            decision = renderer.decide(validate(dict(changed)))
+        except BadRequest:  # no number of workers, no name of an image
+            return False
+        heapq.heappush(waiting, (-len(decision.steps), len(seen), changed, decision.steps))
+        return decision.refused is None
+
+    changed = request
+    accepts = tried(request)
+    while waiting and not accepts and len(seen) < _MAX_CANDIDATES:
+        _, _, base, steps = heapq.heappop(waiting)
+        for changes in _ways_out(steps, known):
+            changed = {**base, **changes}
+            if accepts := tried(changed):
+                break
+    return changed if accepts else request
+
+
+def _ways_out(steps: Sequence[Step], known: Mapping[str, Mapping[Any, None]]) -> Iterator[dict[str, Any]]:
+    """What to change so that the last of these rules, which refuses, no longer does, or one before it ends the list."""
+    *before, refusing = (step.rule for step in steps)
+    for conditions in (refusing.unless, *(rule.when for rule in before if rule.last)):
+        yield {_FIELDS[each.field]: next(filter(partial(_holds, each), each.examples), None) for each in conditions}
+    for each in (*refusing.when, *refusing.unless):
+        yield from ({_FIELDS[each.field]: value} for value in known[each.field])
+
+
+def _holds(condition: Condition, value: Any) -> bool:
+    return condition.holds(image_names(value) if condition.field == "image" else value)
+
+
+def posings(case: Case, known: Mapping[str, Any], renderer: Renderer) -> Iterator[Case]:
+    """The case, and what to pose instead where a site refuses it: the same within its rules; then by the user and with
+    the image of a request that it accepts, and also with the sizes of that request.
     """
     yield case
-    for fields in () if case.own else (_WHO, (*_WHO, *_SIZES)):
+    if case.own:
+        return
+    near = _within(renderer, case.request)
+    if near != case.request:
+        yield replace(case, request=near)
+    for fields in (_WHO, (*_WHO, *_SIZES)):
         rest = {name: value for name, value in case.request.items() if name not in fields}
         yield replace(case, request={**rest, **{name: known[name] for name in fields if name in known}})

@@ -121,7 +121,7 @@ def decide(job: Job, site: Rules, most_minutes: int | None) -> Decision:
 
 def _holds(part: str, conditions: tuple[Condition, ...], facts: Mapping[str, Any], met: list[Any]) -> bool:
     """Whether all conditions hold; adds those until the first that does not to `met`."""
-    for field, wanted, test in conditions:
+    for field, wanted, test, _ in conditions:
         found = facts[field]
         holds = test(found)
         met.append((part, field, wanted, found[0] if field == "image" else found, holds))

@@ -211,11 +211,12 @@ class Table(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A condition. wanted: as the site wrote it."""
+    """A condition. wanted: as the site wrote it. examples: values that meet it, or just do not."""
 
     field: str
     wanted: Any
     holds: Callable[[Any], bool]
+    examples: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +311,20 @@ def _tests(conditions: _When, groups: Mapping[str, list[str]], place: tuple[str 
             wanted = getattr(conditions, name)
             given = wanted if isinstance(wanted, list) else [wanted]
             texts = list(_expanded(given, groups, (*place, name)))
-            yield Condition(name, plain(wanted), _any_number(given) if name in NUMBERS else _any_text(texts))
+            holds, example = (_any_number(given), _near) if name in NUMBERS else (_any_text(texts), _example)
+            examples = tuple(value for text in texts for value in example(text))
+            yield Condition(name, plain(wanted), holds, examples)
+
+
+def _near(wanted: int | str | None) -> list[int | None]:
+    """Numbers on both sides of those in a comparison."""
+    numbers = [int(number) for number in re.findall("[0-9]+", str(wanted))]
+    return [None] if wanted is None else [value for number in numbers for value in (number, number - 1, number + 1)]
+
+
+def _example(pattern: str | None) -> list[str | None]:
+    """A text that fits a pattern."""
+    return [pattern and re.sub(r"\[!?(.)[^\]]*\]|[*?]", lambda found: found[1] or "x", pattern)]
 
 
 def _expanded(given: list[Any], groups: Mapping[str, list[str]], place: tuple[str | int, ...]) -> Iterator[str | None]:
