@@ -53,7 +53,7 @@ def script(directory: Path, target: str, answer: str, seconds: int) -> list[str]
     quicker = {
         "time_limit_s=60\n": f"time_limit_s={seconds}\n",
         "read -r -t 5\n": "read -r -t 1\n",
-        "sleep 2\n": "sleep 0.5\n",
+        "sleep 2;": "sleep 0.5;",
         "{1..100}": "{1..10}",
         "/store": str(directory),
         "\nset -u\n": "\nset -u\ntimeout() { return 127; }\n",  # none is needed: each hands on other exit codes
@@ -81,22 +81,25 @@ def test_the_limit_of_pman(tmp_path: Path, target: str, answer: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", ANSWERS)
-def test_the_limit_of_slurm(tmp_path: Path, answer: str) -> None:
+@pytest.mark.parametrize(("answer", "warned"), [*((answer, True) for answer in ANSWERS), ("exit 0", False)])
+def test_the_limit_of_slurm(tmp_path: Path, answer: str, warned: bool) -> None:
     """SLURM warns the script by USR2, and sends TERM to all processes of the job when the time is up (sbatch(1)).
 
-    The script is the last that hears of it (https://github.com/SchedMD/slurm, src/plugins/proctrack/linuxproc).
+    The script is the last that hears of it (https://github.com/SchedMD/slurm, src/plugins/proctrack/linuxproc). Of a
+    job that is cancelled or preempted, nothing warns it.
     """
     command = script(tmp_path, "slurm", answer, 600)
     process = psutil.Popen(command, cwd=tmp_path / "work", env=environment())
     said = tmp_path / "work/stdout.0"
     wait_for(lambda: said.exists() and said.read_text() == "partial\n", 20, "the command to run")
-    process.send_signal(signal.SIGUSR2)
+    if warned:
+        process.send_signal(signal.SIGUSR2)
     for one in [*process.children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess):  # one of the many sleeps
             one.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 124
-    assert (tmp_path / "work/rc").read_text() == "124 ended by its time limit\n"
+    expected = "124 ended by its time limit\n" if warned else "143 ended by a signal\n"
+    assert process.wait(20) == int(expected[:3])
+    assert (tmp_path / "work/rc").read_text() == expected
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -141,8 +141,8 @@ supervise() {
     fi
     [ "$code" -le "$worst" ] || worst=$code
   done
-  # The command may have heard of the end of the limit, and ended with 0, before this script hears of it.
-  [ -z "$limit_is_near" ] || sleep 2
+  # SLURM ends a job by TERM to all its processes: the command may have ended with 0 before this script hears of it.
+  if [ -n "$limit_is_near" ]; then sleep 2; elif [ -n "${SLURM_JOB_ID-}" ]; then sleep 0.2; fi
   clean_up
   start_epilogue "$worst"
   reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
