@@ -140,7 +140,7 @@ supervise() {
     [ "$code" -le "$worst" ] || worst=$code
   done
   # SLURM ends a job by TERM to all its processes: the command may have ended with 0 before this script hears of it.
-  if [ -n "$limit_is_near" ]; then sleep 2; elif [ -n "${SLURM_JOB_ID-}" ]; then sleep 0.2; fi
+  if [ -n "$limit_is_near" ]; then sleep 2; elif [ -n "${SLURM_JOB_ID-}" ]; then sleep 0.5; fi
   clean_up
   start_epilogue "$worst"
   reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
