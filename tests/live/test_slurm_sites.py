@@ -54,8 +54,9 @@ KNOWN = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "L
 
 # The fixtures of the contract, and what a site is most likely to change: what a job finds, how it ends, what is left.
 TELLING = (
-    "server", "jid", "limited", "test_good_job", "test_exit_code", "test_same_request_again", "test_four_workers",
-    "test_delete_then_post_again", "test_delete_ends_a_running_job", "test_hostile_arguments_and_environment",
+    "server", "jid", "limited", "known", "test_good_job", "test_exit_code", "test_same_request_again",
+    "test_four_workers", "test_delete_then_post_again", "test_delete_ends_a_running_job",
+    "test_hostile_arguments_and_environment",
 )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ class TestOtherSites:
         own = (f"HOME={user.pw_dir}", f"USER={user.pw_name}", f"LOGNAME={user.pw_name}")
         assert [lines.count(line) for line in (*KNOWN, *own)] == [2] * 6, job
         assert not [line for line in lines if "dirty" in line or line == "600"], job
-        comments = run(rig.env, "squeue", "--all", "-h", "-t", "all", "-o", "%k")
+        comments = run(rig.env, *map(str, rig.prefix), "squeue", "--all", "-h", "-t", "all", "-o", "%k")
         assert f"org.chrisproject.pman.name={jid} site=it's #1 b=c d\n" in comments
 
 
