@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -417,7 +418,8 @@ FAILED = {
 def end(name: str) -> tuple[Object, list[Object]]:
     """A recorded Job and its pods, in the shape of the API."""
     metadata = {"name": name, "annotations": {backend.JID: name}}
-    return {"metadata": metadata} | ENDS[name]["job"], as_pods(ENDS[name]["pods"])
+    recorded = copy.deepcopy(ENDS[name])
+    return {"metadata": metadata} | recorded["job"], as_pods(recorded["pods"])
 
 
 @pytest.mark.parametrize("mirror", [None, "mirror.example.org/fnndsc/pl-simpledsapp:2.1.0"])

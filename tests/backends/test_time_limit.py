@@ -8,7 +8,6 @@ signal for a wish to end well.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import signal
 import subprocess
@@ -137,7 +136,7 @@ def test_the_limit_of_kubernetes(code: int) -> None:
 
     A recorded pod; https://github.com/kubernetes/kubernetes/blob/v1.31.0/pkg/kubelet/active_deadline.go.
     """
-    job, pods = copy.deepcopy(test_kubernetes_states.end("dl"))
+    job, pods = test_kubernetes_states.end("dl")
     status = pods[0]["status"]
     assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
     ended = status["containerStatuses"][0]["state"]["terminated"]
