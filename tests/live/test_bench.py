@@ -20,6 +20,7 @@ SCRIPTS = {
     "cromwell.py": ("slurm", ["1"], r"sbatch.*\d"),
     "slurm.py": ("slurm", ["1", "20"], r"listing.*\d"),
     "swarm.py": ("swarm", ["2"], r"docker: \d+ GETs a second, \d+ clients"),
+    "listing.py": ("", ["1"], r"local +no filter .*adds \d"),
     "kubernetes_calls.py": ("kubernetes", ["2"], r"of which HTTP alone +\d"),
 }
 
