@@ -45,6 +45,15 @@ def test_stdout_then_stderr(execution: Path, files: Files) -> None:
     assert files.output(call(), 10, 1000) == "a\nb\nc\n"
 
 
+def test_what_is_said_of_a_job_that_waits_is_no_output(execution: Path, files: Files) -> None:
+    """Who follows the log would else be told that output is left out, as soon as the job begins."""
+    (execution / "stderr.submit").write_text("sbatch: error: SLURM does not answer\n")
+    assert files.streams(call(), 0, 10, 1000, over=False) == ["", ""]
+    assert files.streams(call(), 0, 10, 1000, over=True) == ["sbatch: error: SLURM does not answer\n", ""]
+    (execution / "stdout").write_text("begun\n")
+    assert files.streams(call(), 0, 10, 1000, over=True) == ["begun\n", ""]
+
+
 def test_each_worker_has_a_heading(execution: Path, files: Files) -> None:
     make_workers(execution, 11, lambda index: f"I am {index}\n")
     said = "".join(f"=== worker {index} ===\nI am {index}\n" for index in range(11))

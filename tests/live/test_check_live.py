@@ -9,6 +9,8 @@ from pathlib import Path
 import docker
 import pytest
 
+from pman import settings
+from pman.templating.render import sample_job
 from tests.checking.overlays import DOCKER, K8S, SLURM, block, extending, only, run, write
 from tests.conftest import development
 
@@ -39,7 +41,8 @@ def test_slurm_without_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         f": note: {ASKED}",
         f"{SLURM}:2: error: SLURM would not take this: {ELSEWHERE[1]} (request: plain) [live]",
     ]
-    assert subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout == b""
+    names = subprocess.run(["squeue", "--noheader", "--format=%j"], capture_output=True, check=True).stdout.decode()
+    assert sample_job(settings.load()).name not in {name.partition(".")[0] for name in names.splitlines()}
 
 
 @pytest.mark.live("slurm")

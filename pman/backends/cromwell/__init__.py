@@ -263,7 +263,8 @@ class CromwellBackend:
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
         seen = status.private
         assert isinstance(seen, _Seen)
-        each = (self._files.streams(call, worker, max_lines, self._max_log_bytes) for call in seen.calls)
+        bounds, over = (worker, max_lines, self._max_log_bytes), status.state.final
+        each = (self._files.streams(call, *bounds, over=over) for call in seen.calls)
         return [text for texts in each for text in texts]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:

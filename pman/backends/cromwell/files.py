@@ -152,15 +152,18 @@ class Files:
 
         return logs.of_workers(read, places, max_lines, max_bytes)
 
-    def streams(self, call: Call, worker: int, max_lines: int, max_bytes: int) -> list[str]:
-        """What one worker of an attempt writes, and what is said of a job that never began, each by itself."""
+    def streams(self, call: Call, worker: int, max_lines: int, max_bytes: int, *, over: bool) -> list[str]:
+        """What one worker of an attempt writes, or what is said of a job that is over and never began, each by itself.
+
+        Before its end the job may begin yet, and what was told in place of its output would seem to be left out.
+        """
         directory = self.execution(call)
         if directory is None:
             return [self.output(call, max_lines, max_bytes)]
         place = (_workers(directory) or [""])[worker:][:1]
         names = [f"{place[0]}stdout", f"{place[0]}stderr"] if place else []
         begun = any(self._is_there(directory, name) for name in names)
-        return [self.tail(directory, name, max_lines, max_bytes) for name in (names if begun else _BEFORE)]
+        return [self.tail(directory, name, max_lines, max_bytes) for name in (_BEFORE if over and not begun else names)]
 
 
 def _workers(directory: Path) -> list[str]:
