@@ -99,7 +99,10 @@ class TestCromwellOnOtherSites:
 
     locals().update({name: vars(Contract)[name] for name in TELLING})
 
-    @pytest.fixture(scope="class", params=["--profile guarded", "--profile preempting", "--version 24.11"])
+    @pytest.fixture(
+        scope="class",
+        params=[*(f"--profile {name}" for name in ("guarded", "accounted", "preempting")), "--version 24.11"],
+    )
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
         directory = tmp_path_factory.mktemp("cromwell")
