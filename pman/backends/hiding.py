@@ -24,10 +24,6 @@ def in_document(value: Any) -> Any:
     return [in_document(item) for item in value] if isinstance(value, list) else value
 
 
-def _of_name(name: str, value: Any) -> Any:
-    return [_entry(one) for one in value or []] if name in ("env", "Env") else in_document(value)
-
-
 def _entry(one: Any) -> Any:
     if isinstance(one, str):
         return f"{one.partition('=')[0]}={HIDDEN}"
