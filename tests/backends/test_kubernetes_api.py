@@ -25,7 +25,7 @@ from pman.job import Job, make_job, validate
 from pman.status import JobState
 from pman.targets import TARGETS
 from pman.templating.render import Renderer, Spec
-from tests.rig import ROOT
+from tests.rig import ROOT, wait_for
 
 RECORDINGS = ROOT / "tests" / "recordings" / "kubernetes"
 CONFIG = settings.load({"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv/store", "JOB_NAMESPACE": "rec"})
@@ -673,22 +673,44 @@ PUBLIC_CHART = (
     (["get", "list", "watch", "create", "update", "patch", "delete"], [""], ["pods"]),
     (["get", "list", "watch"], [""], ["pods/log"]),
 )
+NO_VERSION: Answer = (403, {}, {"message": 'forbidden: User "u" cannot get path "/version"'})
 VERSION = {"major": "1", "minor": "30+", "gitVersion": "v1.30.4-eks"}
 
 
 def test_ready_says_what_does_not_work_although_jobs_do(
     script: Script, backend: kubernetes.KubernetesBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In two calls, beside the version, which is asked for once."""
+    """In two calls that it waits for. The version is asked for once, and told from the next look on."""
     script.always = {"selfsubjectrulesreviews": granted(*PUBLIC_CHART), "/jobs?dryRun": (201, {}, {})}
     script.always["/version"] = 200, {}, VERSION
-    for asked in (3, 5, 7):
+    may_answer = threading.Event()
+    script.before = lambda path: path != "/version" or may_answer.wait(30)
+    note = backend.ping()
+    assert note is not None
+    assert "lacks the right to list events in the namespace rec" in note
+    assert "older" not in note
+    may_answer.set()
+    wait_for(lambda: "older than 1.31" in caplog.text, 30, "the version in the log")
+    for _ in range(2):
+        before = len(script.asked)
         note = backend.ping()
         assert note is not None
-        assert "lacks the right to list events in the namespace rec" in note
         assert "Kubernetes v1.30.4-eks is older than 1.31" in note
-        assert len(script.asked) == asked
+        assert len(script.asked) == before + 2
+    assert [path for _, path, _ in script.asked].count("/version") == 1
     assert caplog.text.count("older than 1.31") == caplog.text.count("list events") == 1
+
+
+@pytest.mark.parametrize(("answer", "asked"), [(NO_VERSION, 1), ((404, {}, {}), 2)])
+def test_the_version_of_a_cluster_that_does_not_tell_it(
+    script: Script, backend: kubernetes.KubernetesBackend, answer: Answer, asked: int
+) -> None:
+    """A refusal stays one. After another answer the next look asks again."""
+    script.always = {"reviews": granted((["*"], ["*"], ["*"])), "/jobs?dryRun": (201, {}, {}), "/version": answer}
+    for _ in range(2):
+        assert backend.ping() is None
+        wait_for(lambda: not any("_ask_version" in thread.name for thread in threading.enumerate()), 30, "the answer")
+    assert [path for _, path, _ in script.asked].count("/version") == asked
 
 
 def test_ready_where_rights_may_not_be_asked(script: Script, backend: kubernetes.KubernetesBackend) -> None:

@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import shlex
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class KubernetesBackend:
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._reader = Reader(api, f"{self._core}/pods")
         self._said: set[str] = set()  # what is missing or old, and is logged once
+        self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
         self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -298,8 +300,9 @@ class KubernetesBackend:
         with contextlib.suppress(Refused, BadRequest):  # quota or policy: the job is refused, not pman
             # A namespace that does not exist shows in nothing but this.
             self._api.call("POST", self._jobs, {"dryRun": "All"}, _PROBE)
-        with contextlib.suppress(PmanError):
-            notes += self._of_version
+        if self._of_version is None:
+            threading.Thread(target=self._ask_version, daemon=True).start()
+        notes += self._of_version or []
         for note in notes:
             self._say_once(note)
         return " ".join(notes) or None
@@ -315,10 +318,16 @@ class KubernetesBackend:
             raise BackendError(" ".join(needed))
         return helpful
 
-    @functools.cached_property
-    def _of_version(self) -> list[str]:
-        """What is to be said of the cluster's version, which is asked for once."""
-        return _version_notes(self._api.call("GET", "/version")[1])
+    def _ask_version(self) -> None:
+        """Learn what is to be said of the cluster's version. Nobody waits for it: /readyz costs two calls."""
+        try:
+            self._of_version = _version_notes(self._api.call("GET", "/version")[1])
+        except (Denied, Refused):  # 403, which stays so
+            self._of_version = []
+        except PmanError as error:  # the next look asks again
+            log.debug("the version of Kubernetes cannot be read: %s", error)
+        for note in self._of_version or []:
+            self._say_once(note)
 
 
 _PROBE = {
