@@ -1,5 +1,5 @@
-"""The `pman` command: `serve`, `settings` and `render` here, what asks a running pman in jobs.py, what helps authors of
-templates in templates.py.
+"""The `pman` command: `serve`, `settings` and `render` here, what asks a running pman in jobs.py and listing.py, what
+helps authors of templates in templates.py.
 
 Imports are local to commands where they take long: rendering needs neither flask nor a backend's library.
 """
@@ -19,7 +19,7 @@ import click
 
 from pman import __version__, settings
 from pman.backends import BACKENDS, check_for_service
-from pman.cli import images
+from pman.cli import images, listing
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
 from pman.cli.explain import explain
@@ -65,7 +65,7 @@ def main(context: click.Context) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # what a job prints may not be in the terminal's encoding
 
 
-for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, client.list_jobs):
+for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, listing.list_jobs):
     main.add_command(command)
 main.add_command(cli_templates.check)
 main.add_command(cli_templates.templates)

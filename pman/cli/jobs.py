@@ -1,4 +1,4 @@
-"""The `pman` commands that talk to a pman over HTTP: run, submit, status, logs, wait, delete, list."""
+"""The `pman` commands that talk to a pman over HTTP: run, submit, status, logs, wait, delete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
@@ -52,7 +51,7 @@ or the request is wrong, and with 2 where the command line, a template or a sett
 such as `head`, is 141."""
 _PASSING = (502, 503, 504)  # pman's own, and what a gateway says while pman restarts
 _FINAL = ("finishedSuccessfully", "finishedWithError")
-_COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}
+COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the service's own JSON.")
 
@@ -350,7 +349,7 @@ def exit_code(job: dict[str, Any]) -> int:
 
 
 def _state_line(job: dict[str, str]) -> None:
-    state = click.style(job["status"], fg=_COLORS.get(job["status"], "yellow"))
+    state = click.style(job["status"], fg=COLORS.get(job["status"], "yellow"))
     click.echo(f"{job['jid']}  {state}  {job['message']}".rstrip(), err=True)
 
 
@@ -478,7 +477,7 @@ def _show(job: dict[str, str], as_json: bool) -> None:
         click.echo(json.dumps(job))
         return
     for name in ("jid", "status", "message", "timestamp", "image", "cmd"):
-        color = _COLORS.get(job[name]) if name == "status" else None
+        color = COLORS.get(job[name]) if name == "status" else None
         if job[name]:
             click.echo(f"{name:<10} {click.style(job[name], fg=color)}")
 
@@ -539,44 +538,3 @@ def delete(jids: tuple[str, ...]) -> None:
             results.forget()
 
     _each(jids, end)
-
-
-@click.command("list")
-@click.option("--state", help="Only jobs in this state.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="At most so many.")
-@click.option("--after", metavar="JID", help="Only jobs that come behind this one.")
-@as_json
-def list_jobs(as_json: bool, **params: Any) -> None:
-    """List pman's jobs, newest first."""
-    page = Service().call("GET", "jobs/", params={name: value for name, value in params.items() if value is not None})
-    if as_json:
-        click.echo(json.dumps(page))
-        return
-    wide = shutil.get_terminal_size().columns
-    rows = [[j["jid"], j["status"], _age(j.get("posted_at", "")), j["image"], j["message"]] for j in page["jobs"]]
-    for text in _table(["JID", "STATUS", "AGE", "IMAGE", "MESSAGE"], rows, wide if sys.stdout.isatty() else None):
-        click.echo(text)
-    if page["next"]:
-        click.echo(f"there are more: --after {page['next']}", err=True)
-    elif page["truncated"]:
-        click.echo("there are older jobs, which are not listed", err=True)
-
-
-def _age(posted_at: str) -> str:
-    """How long ago that was, in the largest unit; "" where it is not known."""
-    if not posted_at:
-        return ""
-    seconds = max(0, int(time.time() - datetime.fromisoformat(posted_at).timestamp()))
-    return next(
-        f"{seconds // size}{unit}"
-        for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-        if seconds >= size or size == 1
-    )
-
-
-def _table(heading: list[str], rows: list[list[str]], columns: int | None) -> Iterator[str]:
-    """Lines of equal columns, cut at `columns` characters where that is given; states are coloured."""
-    widths = [max(len(row[index]) for row in [heading, *rows]) for index in range(len(heading))]
-    for row in [heading, *rows]:
-        line = "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()[:columns]
-        yield line.replace(row[1], click.style(row[1], fg=_COLORS.get(row[1])), 1) if row[1] in _COLORS else line

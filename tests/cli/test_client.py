@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,8 +22,9 @@ import pytest
 import requests
 
 from pman.cli import jobs as client
+from pman.cli import listing
 from tests.backends.test_local import local_rig
-from tests.rig import HEEDING_INTERRUPTS, OUT, ROOT, Rig, Server, running
+from tests.rig import HEEDING_INTERRUPTS, OUT, ROOT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.slow  # each starts pman
 
@@ -204,11 +205,89 @@ def test_a_reader_that_goes_is_no_error(pman: Pman, server: Server, rig: Rig) ->
     assert done.stderr == ""
 
 
+def row(jid: str, status: str, image: str = "docker.io/x", message: str = "") -> dict[str, str]:
+    return {"jid": jid, "status": status, "posted_at": "", "image": image, "message": message}
+
+
 def test_a_table_as_wide_as_the_terminal() -> None:
-    rows = [["a" * 30, "started", "5m", "docker.io/x", "A long sentence. " * 9], ["b", "undefined", "", "y", ""]]
-    lines = [click.unstyle(line) for line in client._table(["JID", "STATUS", "AGE", "IMAGE", "MESSAGE"], rows, 80)]
+    rows = [row("a" * 30, "started", message="A long\nsentence\033[2J. " * 9), row("started-b", "undefined")]
+    colored = list(listing._table(rows, 80))
+    lines = [click.unstyle(line) for line in colored]
     assert max(map(len, lines)) == 80
+    assert all(line.isprintable() for line in lines)
     assert {line.find(word) for line, word in zip(lines, ("STATUS", "started", "undefined"), strict=True)} == {32}
+    assert click.style("undefined", fg="magenta") in colored[2]
+    assert "docker.io" not in colored[1]
+    assert "docker.io" in list(listing._table(rows, None))[1]
+
+
+def test_the_list_takes_the_filters_of_the_service(pman: Pman, server: Server, rig: Rig) -> None:
+    for jid in ("sift-1", "sift-2"):
+        server.post(rig.request(jid, "true", auid=jid))
+        server.wait_final(jid)
+    names = ("--text", "SIFT", "--sort", "jid", "--image", "none:1", "--posted-since", "2026-01-01T00:00Z")
+    shown = pman("list", *names, "--limit", "1")
+    assert (re.findall(r"(?m)^sift-\d", shown.stdout), shown.stderr) == (["sift-1"], "there are more: --after sift-1\n")
+    assert re.findall(r"(?m)^sift-\d", pman("list", "--user", "sift-2").stdout) == ["sift-2"]
+    wrong = pman("list", "--sort", "odd")
+    assert (wrong.returncode, wrong.stderr.startswith("Error: sort: must be one of")) == (1, True)
+
+
+class Terminal:
+    """A terminal of 24 rows and 80 columns, and all that was written to it."""
+
+    def __init__(self) -> None:
+        self._here, self.there = os.openpty()
+        fcntl.ioctl(self.there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.written = ""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # EIO, when nothing has it open any more
+            while data := os.read(self._here, 65536):
+                self.written += data.decode()
+        os.close(self._here)
+
+    def screen(self) -> str:
+        """What was drawn last."""
+        return self.written.rpartition("\033[H")[2]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_table_that_lives(pman: Pman, rig: Rig, signum: int, code: int) -> None:
+    own, terminal, jid = rig.start(), Terminal(), f"lives-{code}"
+    env = pman.env | {"TERM": "xterm", "PMAN_URL": own.url, "NO_COLOR": "1" if code else ""}
+    command = [*HEEDING_INTERRUPTS, sys.executable, "-m", "pman", "list", "--watch", "--text", jid]
+    with subprocess.Popen(command, env=env, stdout=terminal.there, stderr=terminal.there) as process:
+        os.close(terminal.there)
+        wait_for(lambda: "no jobs" in terminal.screen(), 20, "the empty table")
+        own.post(rig.request(jid, "true"))
+        ended = "finishedSuccessfully 1"
+        wait_for(lambda: ended in terminal.screen() and jid in terminal.screen(), 20, "the job")
+        own.kill()
+        wait_for(lambda: "no pman answers" in terminal.screen(), 20, "the word about pman")
+        assert jid in terminal.screen()
+        process.send_signal(signum)
+        assert process.wait(20) == code
+    wait_for(lambda: "\033[?1049l" in terminal.written, 5, "the end")
+    assert jid in terminal.written.partition("\033[?25h\033[?1049l")[2]  # on the screen of before
+    assert ("\033[32m" in terminal.written) == (code == 0)
+    frames = re.split(r"\033\[H|\033\[\?1049[hl]", terminal.written)
+    assert all(len(click.unstyle(line)) <= 80 for frame in frames for line in frame.splitlines())
+
+
+def test_a_long_table_leaves_the_screen_its_size() -> None:
+    terminal = os.terminal_size((80, 24))
+    page = {"counts": {"started": 40}, "jobs": [row(f"j{number}", "started") for number in range(40)], "next": ""}
+    lines = listing._frame(page, "12:00:00", terminal)
+    assert len(lines) == 23
+    assert "there are more jobs" in lines[-1]
+
+
+def test_a_table_that_lives_needs_a_terminal(pman: Pman) -> None:
+    for words in (["--watch"], ["--watch", "--json"]):
+        done = pman("list", *words)
+        assert (done.returncode, "needs a terminal" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
@@ -335,7 +414,7 @@ def test_errors_are_sentences(pman: Pman) -> None:
     assert bad.returncode == 1
     assert "\n  args: is required" in bad.stderr  # a line for each field
     one = pman("list", "--state", "ended")
-    assert (one.returncode, one.stderr.startswith("Error: state: must be one of")) == (1, True)
+    assert (one.returncode, "'ended' is not one of 'notstarted', 'started'" in one.stderr) == (2, True)
     nobody = pman("list", PMAN_URL="http://user:hunter2@127.0.0.1:9")
     assert nobody.returncode == 1
     assert "no pman answers" in nobody.stderr

@@ -178,6 +178,7 @@ INLINE = {
     "scripts/engines/swarm start registry": ("tests/live/engine_cases.py", '("start", "registry")'),
     "scripts/engines/podman up": ("scripts/test", 'scripts/engines/"$name" up'),
     "python -m tests.scripts.test_docs": ("tests/test_new_backend.py", '"-m", "tests.scripts.test_docs"'),
+    "pman list --watch": ("tests/cli/test_client.py", '"list", "--watch"'),
     "pman images list": ("tests/cli/test_images.py", '"list", "--directory"'),
     "pman check --live site": ("tests/live/test_check_live.py", '"--live"'),
     "pman templates new site --for slurm --from-cluster": (
