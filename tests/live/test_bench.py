@@ -21,6 +21,7 @@ SCRIPTS = {
     "slurm.py": ("slurm", ["1", "20"], r"listing.*\d"),
     "swarm.py": ("swarm", ["2"], r"docker: \d+ GETs a second, \d+ clients"),
     "listing.py": ("", ["1"], r"local +no filter .*adds \d"),
+    "scale.py": ("", ["--quick"], r"cromwell \| 100 \|.*\d"),
     "kubernetes_calls.py": ("kubernetes", ["2"], r"of which HTTP alone +\d"),
 }
 
