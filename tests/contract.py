@@ -119,6 +119,16 @@ class Contract:
         assert unknown == (unknown_to(rig.env.get("CONTAINER_ENV", "local")) if rig.unknown is None else rig.unknown)
         return job
 
+    def test_the_backend_tells_what_it_has(self, server: Server, rig: Rig) -> None:
+        answer = server.call("GET", "backend.json")
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        schemas = server.call("GET", "openapi.json").json()["components"]["schemas"]
+        jsonschema.validate(found, schemas["Backend"])
+        assert (found["ready"], found["backend"]) == (True, rig.env.get("CONTAINER_ENV", "local")), found
+        assert found["places"] or found["unknown"]
+        assert all(place["name"] for place in found["places"])
+
     def test_exit_code(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, "echo oops >&2; exit 3"))
         job = server.wait_final(jid, rig.job_seconds)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from pman import settings as pman_settings
 from pman.errors import Misconfigured, PmanError
@@ -21,6 +21,9 @@ from pman.status import Details, JobStatus
 from pman.targets import TARGETS
 from pman.targets.record import Problem
 from pman.templating.render import Spec
+
+if TYPE_CHECKING:  # rendering loads nothing of a backend
+    from pman.backends.discovery import Overview
 
 
 class Backend(Protocol):
@@ -68,6 +71,9 @@ class Backend(Protocol):
 
         What is returned says what does not work although jobs do.
         """
+
+    def overview(self) -> Overview:
+        """What the backend says of itself: its version, where jobs run, and what is there. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a cluster says of itself, and the rules that fit, as a commented site.yaml."""
+"""What a cluster says of itself: the rules that fit, as a commented site.yaml, and what it has, for the page of it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ _NAMES = {"memory_mib": "memory", "cpu_millicores": "CPUs", "gpus": "GPUs", "tim
 
 
 @dataclass
-class Found:
-    """facts, unasked: a line each. rules: why, and the rule as site.yaml has it."""
+class Asked:
+    """unasked: a line for each question that was not answered."""
 
-    target: str
-    facts: list[str] = field(default_factory=list)
-    rules: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    unasked: list[str] = field(default_factory=list)
-    answered: bool = False
+    unasked: list[str] = field(default_factory=list, kw_only=True)
+    answered: bool = field(default=False, kw_only=True)
 
     def ask(self, what: str, call: Callable[[], Answer]) -> Answer | None:
         """The cluster's answer; None, with a line about it, where there is none."""
@@ -34,6 +31,40 @@ class Found:
             return None
         self.answered = True
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where jobs run, of this kind: `partition`, `node`, or `backend` of Cromwell. None for what nobody says.
+
+    cpus, memory_mib, gpus: what a job can have there at most, that is, on the largest node of a partition.
+    """
+
+    name: str
+    kind: str
+    state: str = ""
+    cpus: float | None = None
+    memory_mib: int | None = None
+    gpus: int | None = None
+    time_limit_minutes: int | None = None
+    note: str = ""
+
+
+@dataclass
+class Overview(Asked):
+    """version: of the backend, with its name, "" where it is not known."""
+
+    version: str = ""
+    places: list[Place] = field(default_factory=list)
+
+
+@dataclass
+class Found(Asked):
+    """facts: a line each. rules: why, and the rule as site.yaml has it."""
+
+    target: str
+    facts: list[str] = field(default_factory=list)
+    rules: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def add(self, why: str, name: str, **parts: Any) -> None:
         self.rules.append((why, {"name": name, **parts}))

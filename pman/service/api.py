@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import flask
 
@@ -13,6 +14,7 @@ from pman.errors import BadRequest, NotFound, PmanError, Unreachable
 from pman.job import parse_request
 from pman.service import metrics, openapi
 from pman.service.auth import Users
+from pman.service.latest import Latest
 from pman.settings import Settings
 from pman.status import JobStatus
 from pman.storage import prepare
@@ -33,6 +35,7 @@ class Service:
     users: Users | None  # None: everybody may do everything
     followers: threading.Semaphore  # requests that may wait for output at once
     undecided: set[str] = field(default_factory=set)  # jids whose DELETE failed, and may have been done all the same
+    looks: Latest[Any] = field(default_factory=Latest)  # at the backend as a whole (overview.py)
 
 
 def service() -> Service:

@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, Unsupporte
 from pman import backends, settings
 from pman.errors import NotFound, PmanError, Refused, Unreachable
 from pman.job import MAX_BODY_BYTES
-from pman.service import jobs, metrics, pages, proxies
+from pman.service import jobs, metrics, overview, pages, proxies
 from pman.service.api import Service, blueprint
 from pman.service.auth import Busy, Users, credentials
 from pman.targets import TARGETS
@@ -57,6 +57,7 @@ def create_app(config: settings.Settings, backend: backends.Backend | None = Non
     app.extensions["pman"] = Service(config, renderer, backend or _backend(config), users, followers)
     app.register_blueprint(blueprint)
     app.register_blueprint(jobs.blueprint)
+    app.register_blueprint(overview.blueprint)
     app.register_blueprint(pages.blueprint)
     app.before_request(_begin)
     app.wsgi_app = proxies.merging_slashes(app.wsgi_app)  # type: ignore[assignment]

@@ -48,6 +48,21 @@ EXAMPLE = {
     ],
     "backend": "docker", "links": {"logs": "logs", "spec": "spec"},
 }  # fmt: skip
+BACKEND: dict[str, Any] = {
+    "backend": "slurm", "server_version": __version__, "asked_at": "2026-11-30T12:00:00+00:00", "ready": True,
+    "message": "", "version": "slurm 24.11.5",
+    "places": [
+        {
+            "name": "main", "kind": "partition", "state": "UP", "cpus": 64, "memory_mib": 256000, "gpus": 0,
+            "time_limit_minutes": 2880, "note": "the default; 3 of 12 nodes are idle",
+        }
+    ],
+    "unknown": [],
+    "limits": {
+        "time_limit_minutes": 60, "max_time_limit_minutes": None, "cpu_and_memory": True, "requests_at_once": 40,
+        "log_lines": 1000, "log_kib": 1024, "listed_jobs": 5000, "request_kib": 4096, "spec_kib": 4096,
+    },
+}  # fmt: skip
 
 
 def document(server_has_users: bool) -> dict[str, Any]:
@@ -85,6 +100,9 @@ def document(server_has_users: bool) -> dict[str, Any]:
                 "get": _operation("about", "What this pman is", "200", _ref("About")),
                 "post": _operation("submit", "Run a job, once", "201", _ref("Job"), "400", "409", "413", "415", "500")
                 | {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}},
+            },
+            "/api/v1/backend.json": {
+                "get": _operation("backend", "The backend, what it has, and pman's limits", "200", _ref("Backend")),
             },
             "/api/v1/jobs/": {
                 "get": _operation("list", "pman's jobs", "200", _ref("Page"), "400", "500")
@@ -151,6 +169,7 @@ def _schemas() -> dict[str, Any]:
         "Spec": _object(spec),
         "JobResource": {**_resource(), "examples": [EXAMPLE]},
         "About": _object(about),
+        "Backend": {**_backend(), "examples": [BACKEND]},
         "Page": _object(page),
         "Error": _object({"message": message}),
     }
@@ -174,6 +193,23 @@ def _resource() -> dict[str, Any]:
         {"state": state, **plain, **ends, "posted_at": moment, "argv": texts, **names, "nodes": texts}
         | {"resources": _object(limits), "time_limit_minutes": number, "links": _object(links)}
         | {"workers": {"type": "array", "items": _object(worker)}}
+    )
+
+
+def _backend() -> dict[str, Any]:
+    """The schema of `service.overview.about`."""
+    text, number = {"type": ["string", "null"]}, {"type": ["integer", "null"]}
+    place = {name: {"type": "string"} for name in ("name", "kind", "state", "note")}
+    sizes = {
+        "cpus": {"type": ["number", "null"]},
+        **dict.fromkeys(("memory_mib", "gpus", "time_limit_minutes"), number),
+    }
+    limits = {name: {"type": "boolean"} if value is True else number for name, value in BACKEND["limits"].items()}
+    return _object(
+        {name: {"type": "string"} for name in ("backend", "server_version", "message")}
+        | {"asked_at": {**text, "format": "date-time"}, "ready": {"type": ["boolean", "null"]}, "version": text}
+        | {"places": {"type": "array", "items": _object(place | sizes)}, "limits": _object(limits)}
+        | {"unknown": {"type": "array", "items": {"type": "string"}, "description": "what the backend does not tell"}}
     )
 
 

@@ -1,4 +1,4 @@
-"""The pages for people: the jobs at /, one job at /jobs/<jid>/, and the template playground at /render.
+"""The pages for people: the jobs at /, one job at /jobs/<jid>/, the backend at /backend, and the playground at /render.
 
 They change nothing: no form and no script of theirs posts, deletes or submits a job, so there is nothing to forge.
 static/pages.js keeps them up to date; all but the playground can be read without it.
@@ -21,7 +21,7 @@ from pman import __version__
 from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError, Unreachable
 from pman.job import parse_request
-from pman.service import jobs, metrics
+from pman.service import jobs, metrics, overview
 from pman.service.api import number, service
 from pman.service.proxies import root
 from pman.status import Details, to_resource
@@ -97,6 +97,13 @@ def spec(jid: str) -> flask.Response:
 def problem(error: PmanError) -> flask.Response:
     """What is shown in place of a page."""
     return _page("problem.html", jid=flask.g.get("jid", ""), problem=str(error), again=error.transient)
+
+
+@blueprint.get("/backend")
+def backend() -> flask.Response:
+    """Whether the backend can take jobs, where it runs them, and what this pman allows."""
+    limits = overview.limits(service().settings)
+    return _page("backend.html", seen=overview.newest(), limits=limits, no_answer=overview.NO_ANSWER, age=_age)
 
 
 @blueprint.get("/render")

@@ -1,4 +1,4 @@
-"""`pman templates new --from-cluster`: rules that fit what SLURM and the API server of Kubernetes say."""
+"""What backends say of themselves: the rules of `pman templates new --from-cluster`, and the page of the backend."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import urllib3
 
-from pman import settings
-from pman.backends.kubernetes.api import Endpoint
+from pman import backends, settings
+from pman.backends.discovery import Overview, Place
+from pman.backends.kubernetes import discovery as kubernetes_discovery
+from pman.backends.kubernetes.api import Api, Endpoint
+from pman.backends.slurm import discovery as slurm_discovery
+from pman.backends.slurm.commands import Commands
 from pman.errors import Refused
 from pman.job import Job, validate
 from pman.targets import TARGETS
 from pman.templating.render import SAMPLE, Renderer
 from tests.backends.test_kubernetes_api import Script, script  # noqa: F401 - a fixture
 from tests.checking.overlays import run
+from tests.fakes.engine import FakeEngine
 
 # Measured on SLURM 22.05.8 (scripts/engines/slurm --profile accounted, with partitions like those here added): the
 # words of each field. Nodes of several sizes, as `man sinfo` has them, one row each for --exact.
@@ -49,6 +54,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: dict[str, str])
     prefix.write_text(
         f"#!{sys.executable}\nimport sys\nsaid = {says!r}\nwords = sys.argv[3:]\n"
         "name = words[0] + (' ' + words[words.index('show') + 1] if words[0] == 'sacctmgr' else '')\n"
+        "name += ' --version' if '--version' in words else ' %F' if words[-1].endswith('%F') else ''\n"
         f"sys.stdout.write(said[name]) if name in said else sys.exit({NO_ACCOUNTS!r})\n"
     )
     prefix.chmod(0o755)
@@ -163,3 +169,102 @@ def test_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Scr
     for asked in ({"gpu_limit": 5}, {"cpu_limit": 7911}, {"memory_limit": 24_106}):
         with pytest.raises(Refused, match="A node of this cluster has"):
             decided(site, **asked)
+
+
+def partitions(seen: Overview) -> dict[str, Place]:
+    return {place.name: place for place in seen.places}
+
+
+def test_the_page_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = "main|1/3/0/4\nbigmem|2/0/1/3\n"
+    slurm(tmp_path, monkeypatch, {**_SAYS, "sinfo --version": "Welcome\nslurm 22.05.8\n", "sinfo %F": idle})
+    seen = slurm_discovery.overview(Commands([str(tmp_path / "prefix")], 20))
+    assert (seen.version, seen.unasked) == ("slurm 22.05.8", [])
+    found = partitions(seen)
+    assert found["main"] == Place("main", "partition", "UP", 8, 16_000, 0, None, "the default; 3 of 4 nodes are idle")
+    assert found["gpu"] == Place("gpu", "partition", "UP", 16, 200_000, 8, 90, "types of GPUs: a100")
+    assert found["down"].state == "DOWN"
+
+
+def test_the_page_of_slurm_says_what_it_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(tmp_path, monkeypatch, {"scontrol": _SAYS["scontrol"]})
+    seen = slurm_discovery.overview(Commands([str(tmp_path / "prefix")], 20))
+    asked = [line.partition(":")[0] for line in seen.unasked]
+    assert asked == ["its version", "idle nodes", "nodes"]
+    found = partitions(seen)["gpu"]
+    assert (found.cpus, found.memory_mib, found.gpus, found.time_limit_minutes) == (None, None, None, 90)
+
+
+def test_the_page_of_kubernetes(script: Script) -> None:  # noqa: F811
+    ready, unready = ({"conditions": [{"type": "Ready", "status": status}]} for status in ("True", "Unknown"))
+    taint = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    nodes = [node("a"), node("b", "4", taints=[taint])]
+    nodes[0]["status"] |= ready
+    nodes[1]["status"] |= unready
+    script.always = {
+        "/version": (200, {}, {"gitVersion": "v1.35.0"}),
+        "/api/v1/nodes?limit=500": (200, {}, {"items": nodes, "metadata": {"continue": "abc"}}),
+    }
+    with urllib3.PoolManager() as pool:
+        seen = kubernetes_discovery.overview(Api(lambda: Endpoint(script.url, pool, dict)), kubernetes_discovery.GPU)
+    assert seen.version == "Kubernetes v1.35.0"
+    assert seen.unasked == ["all nodes but the first 500, since there are so many"]
+    assert seen.places == [
+        Place("a", "node", "Ready", 7.91, 24_105, 0),
+        Place("b", "node", "not ready", 7.91, 24_105, 4, note="taints: nvidia.com/gpu:NoSchedule"),
+    ]
+
+
+def test_the_page_of_kubernetes_without_the_right_to_see_nodes(script: Script) -> None:  # noqa: F811
+    denied = 'nodes is forbidden: User "u" cannot list resource "nodes" in API group "" at the cluster scope'
+    script.always = {"/version": (200, {}, {"gitVersion": "v1.35.0"}), "/nodes": (403, {}, {"message": denied})}
+    with urllib3.PoolManager() as pool:
+        seen = kubernetes_discovery.overview(Api(lambda: Endpoint(script.url, pool, dict)), kubernetes_discovery.GPU)
+    assert (seen.places, seen.unasked) == ([], [f"nodes: pman lacks a right on Kubernetes: {denied}."])
+
+
+# Measured on Podman 4.3 and Docker 20.10 (scripts/engines/podman, swarm), with generic resources as
+# https://docs.docker.com/reference/api/engine/version/v1.45/#tag/Node/operation/NodeList has them.
+_INFO = {"Name": "login1", "NCPU": 8, "MemTotal": 16_000 << 20, "ServerVersion": "20.10.24"}
+_GPUS = [
+    {"NamedResourceSpec": {"Kind": "NVIDIA-GPU", "Value": "GPU-1"}},
+    {"NamedResourceSpec": {"Kind": "NVIDIA-GPU", "Value": "GPU-2"}},
+    {"DiscreteResourceSpec": {"Kind": "SSD", "Value": 3}},
+]
+_NODES = [
+    {
+        "ID": "abc", "Spec": {"Role": "manager", "Availability": "drain"}, "Status": {"State": "ready"},
+        "Description": {"Hostname": "m1", "Resources": {"NanoCPUs": 8 * 10**9, "MemoryBytes": 16_000 << 20}},
+    },
+    {
+        "ID": "def", "Spec": {"Role": "worker", "Availability": "active"}, "Status": {"State": "down"},
+        "Description": {"Hostname": "w1", "Resources": {"NanoCPUs": 5 * 10**8, "GenericResources": _GPUS}},
+    },
+]  # fmt: skip
+
+
+def test_the_page_of_engines(tmp_path: Path) -> None:
+    with FakeEngine(tmp_path / "engine.sock") as engine:
+        engine.routes["GET /nodes"] = _NODES
+        config = {"DOCKER_HOST": engine.url, "STOREBASE": "/data"}
+        engine.routes["GET /info"] = {**_INFO, "Swarm": {"ControlAvailable": True}}
+        one = backends.load(settings.load(config | {"CONTAINER_ENV": "docker"})).overview()
+        manager = backends.load(settings.load(config | {"CONTAINER_ENV": "swarm"}))
+        swarm = manager.overview()
+        engine.routes.clear()
+        silent = manager.overview()
+    assert (one.version, one.unasked) == ("Docker 20.10.24", ["GPUs: Docker does not say which it has"])
+    assert one.places == [Place("login1", "node", "up", 8, 16_000)]
+    assert swarm.places == [
+        Place("m1", "node", "ready, drain", 8, 16_000, 0, note="manager"),
+        Place("w1", "node", "down, active", 0.5, None, 2, note="worker"),
+    ]
+    assert (silent.version, silent.places) == ("", [])
+    assert [line.partition(":")[0] for line in silent.unasked] == ["the engine", "nodes"]
+
+
+def test_the_page_of_a_cromwell_that_is_away() -> None:
+    config = {"CONTAINER_ENV": "cromwell", "TIMELIMIT_MINUTES": "5", "CROMWELL_URL": "http://127.0.0.1:9"}
+    seen = backends.load(settings.load(config)).overview()
+    assert seen.places == []
+    assert [line.partition(":")[0] for line in seen.unasked] == ["its version", "its backends", "partitions and nodes"]

@@ -309,6 +309,18 @@ def test_workers_have_tabs(browser: webdriver.Chrome, server: Server, rig: Rig, 
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_the_backend(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
+    browser.get(f"{server.url}/")
+    browser.find_element(By.LINK_TEXT, "Backend").click()
+    known = browser.find_element(By.TAG_NAME, "main").text
+    for each in ("can take jobs", "Where jobs run", "GiB", "This pman", "the newest 5000"):
+        assert each in known, each
+    fits(browser, width, tmp_path / f"backend-{width}.png")
+    no_barriers(browser)
+    no_errors(browser)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_playground(browser: webdriver.Chrome, server: Server, tmp_path: Path, width: int) -> None:
     browser.get(f"{server.url}/render")
     target = Select(browser.find_element(By.ID, "target"))

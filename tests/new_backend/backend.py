@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status
+from pman.backends.discovery import Overview
 from pman.errors import BackendError, Misconfigured, NotFound, Unreachable, jid_taken
 from pman.job import Job
 from pman.settings import Settings
@@ -100,6 +101,9 @@ class PbsBackend:
 
     def ping(self) -> None:
         _pbs("qstat", "-B")
+
+    def overview(self) -> Overview:
+        return Overview(unasked=["queues and nodes: this example does not ask PBS for them"])
 
     def _statuses(self, records: list[Record]) -> list[JobStatus]:
         letters = _letters([pbs_id for record in records for pbs_id in _ids(record)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,13 +13,16 @@ from typing import cast
 
 import pytest
 import requests
+from flask.testing import FlaskClient
 
 from pman import settings
 from pman.backends import Backend
+from pman.backends.discovery import Overview, Place
+from pman.service import latest
 from pman.service.app import create_app
 from pman.status import JobState, JobStatus
 from tests.backends.test_local import local_rig
-from tests.rig import Rig, Server, running
+from tests.rig import Rig, Server, running, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,9 @@ def test_a_wrong_query_is_named(server: Server) -> None:
     assert set(server.call("GET", "jobs/", params={"sort": "odd"}).json()["message"]) == {"sort"}
 
 
-@pytest.mark.parametrize(("path", "forms"), [("/", "'self'"), ("/jobs/a/", "'none'"), ("/render", "'none'")])
+@pytest.mark.parametrize(
+    ("path", "forms"), [("/", "'self'"), ("/jobs/a/", "'none'"), ("/backend", "'none'"), ("/render", "'none'")]
+)
 def test_what_a_page_may_do(server: Server, path: str, forms: str) -> None:
     """No page has a form that posts; only the search of the list leads anywhere, to the list."""
     answer = requests.get(f"{server.url}{path}", timeout=30)
@@ -113,6 +119,58 @@ def test_a_backend_that_is_away(tmp_path: Path) -> None:
         assert 'id="problem" data-live>' in page(server, "/jobs/a/", 503)
 
 
+def test_the_page_of_the_backend(server: Server) -> None:
+    text = page(server, "/backend")
+    for words in ("The local backend can take jobs.", "image is not used", "What is not known", "the newest 5000"):
+        assert words in text, words
+    assert text.count("<th ") == 6  # a node has no time limit
+
+
+class SlowBackend:
+    """Hangs while the test holds its lock. asked: how often it was looked at."""
+
+    def __init__(self) -> None:
+        self.hangs, self.asked = threading.Lock(), 0
+
+    def ping(self) -> str:
+        with self.hangs:
+            self.asked += 1
+        return "Accounts are not kept."
+
+    def overview(self) -> Overview:
+        return Overview("slurm 22.05.8", [Place("main", "partition", "UP", 8, 16_000, 0)])
+
+
+@pytest.fixture
+def slow(rig: Rig) -> tuple[FlaskClient, SlowBackend]:
+    backend = SlowBackend()
+    config = settings.load({"SECRET_KEY": "a secret key for tests", "STOREBASE": str(rig.store)} | rig.env)
+    return create_app(config, cast(Backend, backend)).test_client(), backend
+
+
+def test_pages_that_poll_do_not_load_the_backend(slow: tuple[FlaskClient, SlowBackend]) -> None:
+    client, backend = slow
+    for _ in range(20):
+        found = client.get("/api/v1/backend.json").get_json()
+        assert "Accounts are not kept." in client.get("/backend").text
+    assert backend.asked == 1
+    assert (found["version"], found["places"][0]["name"]) == ("slurm 22.05.8", "main")
+
+
+def test_a_backend_that_hangs_holds_no_page_up(
+    slow: tuple[FlaskClient, SlowBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latest, "WAIT_SECONDS", 0.1)
+    client, backend = slow
+    with backend.hangs:
+        for _ in range(3):
+            assert "has not answered yet" in client.get("/backend").text
+        nothing = client.get("/api/v1/backend.json").get_json()
+        assert (nothing["ready"], nothing["version"], nothing["places"]) == (None, None, [])
+    wait_for(lambda: client.get("/api/v1/backend.json").get_json()["ready"], 10, "the answer")
+    assert backend.asked == 1
+
+
 class ManyJobs:
     """A scheduler that lists more jobs than pman reads, at once."""
 
@@ -131,6 +189,9 @@ class ManyJobs:
 
     def ping(self) -> None:
         return None
+
+    def overview(self) -> Overview:
+        return Overview()
 
 
 @pytest.mark.slow

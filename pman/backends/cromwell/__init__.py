@@ -33,6 +33,7 @@ from pman.backends.cromwell.labels import (
     Workflow,
     workflow_id,
 )
+from pman.backends.discovery import Overview, Place
 from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.settings import Settings
@@ -336,6 +337,16 @@ class CromwellBackend:
         known, wanted = self._client.backends(), self._settings.cromwell_backend
         if wanted not in (None, *known):
             raise Misconfigured(f"Cromwell has no backend {wanted}; CROMWELL_BACKEND may be {', '.join(known)}.")
+
+    def overview(self) -> Overview:
+        seen = Overview()
+        version = seen.ask("its version", self._client.version)
+        seen.version = f"Cromwell {version}" if version else ""
+        known = seen.ask("its backends", self._client.backends) or []
+        used = self._settings.cromwell_backend or "".join(known[:1])
+        seen.places += [Place(name, "backend", note="runs pman's jobs" if name == used else "") for name in known]
+        seen.unasked.append("partitions and nodes: Cromwell does not say what is behind its backends")
+        return seen
 
 
 def problems(settings: Settings) -> Iterator[str]:

@@ -119,7 +119,12 @@ class Client:
         return [] if answer["valid"] else [str(error) for error in answer.get("errors") or ["it does not say why"]]
 
     def backends(self) -> list[str]:
-        return list(self._json("GET", f"{self._base}/backends")["supportedBackends"])
+        """The names of all, its default one first."""
+        found = self._json("GET", f"{self._base}/backends")
+        return sorted(found["supportedBackends"], key=lambda name: bool(name != found.get("defaultBackend")))
+
+    def version(self) -> str:
+        return str(self._json("GET", f"{self._root}/engine/v1/version").get("cromwell", ""))
 
 
 def connect(settings: Settings) -> Client:

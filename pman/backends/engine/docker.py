@@ -21,12 +21,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pman.backends import documents, logs, retry
+from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine import live as engine_live
 from pman.backends.engine import start as docker_start
 from pman.backends.engine.api import Engine
 from pman.backends.engine.images import Images
+from pman.backends.engine.overview import overview
 from pman.backends.engine.start import Starter
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
@@ -287,6 +289,9 @@ class DockerBackend:
         return with_memory(state, self._engine.out_of_memory(container["Id"]))
 
     @engine.understood
+    def overview(self) -> Overview:
+        return overview(self._engine, is_swarm=False)
+
     def ping(self) -> None:
         self._engine.call("GET", "/_ping")
         self._store.check()

@@ -22,10 +22,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pman.backends import documents, logs, retry
+from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine import live as engine_live
 from pman.backends.engine.api import Engine
+from pman.backends.engine.overview import overview
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
 from pman.errors import (
@@ -125,6 +127,7 @@ class SwarmBackend:
         self._store = Store(self._engine, settings, self._nodes_mount_parts, _go_template)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
+        self._gpu = settings.gpu_resource_name or "NVIDIA-GPU"
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -387,6 +390,9 @@ class SwarmBackend:
         return True
 
     @engine.understood
+    def overview(self) -> Overview:
+        return overview(self._engine, is_swarm=True, gpu=self._gpu)
+
     def ping(self) -> None:
         swarm = self._engine.get("/info")["Swarm"]
         if not swarm.get("ControlAvailable"):

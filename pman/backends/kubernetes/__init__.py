@@ -22,9 +22,11 @@ from datetime import timedelta
 from typing import Any
 
 from pman.backends import documents, line_named, logs, retry
+from pman.backends.discovery import Overview
 from pman.backends.former import may_name
 from pman.backends.kubernetes import ends, known, objects, older, rights, starts
 from pman.backends.kubernetes.api import Api, Denied, Object, connect
+from pman.backends.kubernetes.discovery import GPU, overview
 from pman.backends.kubernetes.discovery import discover as discover
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
@@ -97,6 +99,7 @@ class KubernetesBackend:
         self._patience = timedelta(minutes=settings.stuck_job_patience_minutes)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._reader = Reader(api, f"{self._core}/pods")
+        self._gpu = settings.gpu_resource_name or GPU
         self._said: set[str] = set()  # what is missing or old, and is logged once
         self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
         self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
@@ -306,6 +309,9 @@ class KubernetesBackend:
         for note in notes:
             self._say_once(note)
         return " ".join(notes) or None
+
+    def overview(self) -> Overview:
+        return overview(self._api, self._gpu)
 
     def _rights(self) -> list[str]:
         """What is to be said of pman's rights. Raises BackendError where one is missing that jobs need."""

@@ -1,4 +1,4 @@
-"""What `pman templates new --from-cluster` asks the API server: nodes, priority classes and runtime classes."""
+"""What the API server says of the cluster: nodes, and for `pman templates new --from-cluster` its classes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pman.backends.discovery import Found
+from pman.backends.discovery import Found, Overview, Place
 from pman.backends.kubernetes.api import Api, Object, connect
 from pman.backends.kubernetes.objects import quantity
 from pman.settings import Settings
 
+GPU = "nvidia.com/gpu"
+MAX_NODES = 500  # that are asked for, for a page
 _MANY = 20  # labels with more values tell nodes apart rather than kinds of nodes
 _CLASSES = {
     "priority_class": "/apis/scheduling.k8s.io/v1/priorityclasses",
@@ -26,12 +28,35 @@ def discover(settings: Settings) -> Found:
         return (found.ask(what, lambda: api.call("GET", path)[1]) or {}).get("items") or []
 
     if nodes := items("nodes", "/api/v1/nodes"):
-        _nodes(found, nodes, settings.gpu_resource_name or "nvidia.com/gpu")
+        _nodes(found, nodes, settings.gpu_resource_name or GPU)
     for name, path in _CLASSES.items():
         for each in items(name, path):
             default = " (the default)" if each.get("globalDefault") else ""
             found.facts.append(f"{name} {each['metadata']['name']}{default}")
     return found
+
+
+def overview(api: Api, gpu: str) -> Overview:
+    """The nodes with what pods can have on them, as far as pman's rights go. gpu: what a GPU is called."""
+    seen = Overview()
+    version = seen.ask("its version", lambda: api.call("GET", "/version")[1]) or {}
+    seen.version = f"Kubernetes {version['gitVersion']}" if "gitVersion" in version else ""
+    found = seen.ask("nodes", lambda: api.call("GET", "/api/v1/nodes", {"limit": str(MAX_NODES)})[1]) or {}
+    seen.places += [_place(node, gpu) for node in found.get("items") or []]
+    if (found.get("metadata") or {}).get("continue"):
+        seen.unasked.append(f"all nodes but the first {MAX_NODES}, since there are so many")
+    return seen
+
+
+def _place(node: Object, gpu: str) -> Place:
+    sizes = node["status"].get("allocatable") or {}
+    conditions = {each["type"]: each["status"] for each in node["status"].get("conditions") or []}
+    state = "Ready" if conditions.get("Ready") == "True" else "not ready"
+    taints = [f"{taint['key']}:{taint['effect']}" for taint in node["spec"].get("taints") or []]
+    return Place(
+        node["metadata"]["name"], "node", state, _most([sizes], "cpu", 1000) / 1000, _most([sizes], "memory") >> 20,
+        _most([sizes], gpu), note=f"taints: {', '.join(taints)}" if taints else "",
+    )  # fmt: skip
 
 
 def _nodes(found: Found, nodes: list[Object], gpu: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import signal
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from typing import TypeGuard
 
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record
+from pman.backends.discovery import Overview, Place
 from pman.backends.local.processes import TOKEN, Claim, is_alive, kill_rest, runs
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job
@@ -57,8 +59,8 @@ _ENVIRONMENT = {
 class LocalBackend:
     """Runs jobs on this machine. Several pman processes may share one state directory."""
 
-    def __init__(self, state_dir: Path, max_log_bytes: int) -> None:
-        self._root = state_dir
+    def __init__(self, state_dir: Path, max_log_bytes: int, runtime: str = "none") -> None:
+        self._root, self._runtime = state_dir, runtime
         self._max_log_bytes = max_log_bytes
         try:
             directories.open_root(state_dir)
@@ -162,6 +164,14 @@ class LocalBackend:
         if not os.access(self._root, os.W_OK):
             raise Unreachable(f"The state directory {self._root} cannot be written.")
 
+    def overview(self) -> Overview:
+        memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+        bare = "jobs are processes of this machine, and their image is not used"
+        note = bare if self._runtime == "none" else f"jobs run with {self._runtime}"
+        here = Place(platform.node(), "node", "up", len(os.sched_getaffinity(0)), memory_mib, note=note)
+        version = f"{platform.system()} {platform.release()}"
+        return Overview(version, [here], unasked=["GPUs: pman does not look for them on this machine"])
+
 
 def warnings(settings: Settings) -> list[str]:
     """What the settings ask for in vain."""
@@ -171,7 +181,8 @@ def warnings(settings: Settings) -> list[str]:
 def create(settings: Settings) -> LocalBackend:
     """The backend over LOCAL_STATE_DIR."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return LocalBackend(settings.local_state_dir or Path(home, "pman", "jobs"), settings.job_logs_max_kib * 1024)
+    state_dir = settings.local_state_dir or Path(home, "pman", "jobs")
+    return LocalBackend(state_dir, settings.job_logs_max_kib * 1024, settings.local_runtime)
 
 
 def _run_script(record: Record, *arguments: str) -> None:

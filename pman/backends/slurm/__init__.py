@@ -17,8 +17,10 @@ from pathlib import Path
 
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
+from pman.backends.discovery import Overview
 from pman.backends.slurm.commands import Commands, Failed, Place, SlurmJob
 from pman.backends.slurm.discovery import discover as discover
+from pman.backends.slurm.discovery import overview
 from pman.backends.slurm.sources import Seen, Sources, owner
 from pman.backends.slurm.state import (
     DELETED,
@@ -323,6 +325,9 @@ class SlurmBackend:
         if not os.access(self._root, os.W_OK):
             raise Unreachable(f"The state directory {self._root} cannot be written.")
         self._sources.ping()
+
+    def overview(self) -> Overview:
+        return overview(self._commands)
 
 
 def problems(settings: Settings) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What `pman templates new --from-cluster` asks SLURM: partitions, nodes, and this user's accounts and QOS."""
+"""What SLURM says of itself: partitions, nodes, and for `pman templates new --from-cluster` accounts and QOS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pman.backends.discovery import Found
+from pman.backends.discovery import Asked, Found, Overview, Place
 from pman.backends.slurm.commands import Commands
 from pman.settings import Settings
 
@@ -50,6 +50,28 @@ def discover(settings: Settings) -> Found:
     return found
 
 
+def overview(commands: Commands) -> Overview:
+    """Partitions with the largest node of each, and how many of their nodes are idle."""
+    seen = Overview()
+    said = seen.ask("its version", lambda: commands.run("sinfo", "--version")) or ""
+    seen.version = next((line for line in said.splitlines() if line.startswith("slurm ")), "")
+    words = ("sinfo", "--all", "--noheader", "--format=%R|%F")  # man sinfo: allocated/idle/other/total
+    rows = re.findall(r"(?m)^(.+)\|\d+/(\d+)/\d+/(\d+)$", seen.ask("idle nodes", lambda: commands.run(*words)) or "")
+    idle = {name: f"{free} of {total} nodes are idle" for name, free, total in rows}
+    seen.places += [_place(each, idle.get(each.name, "")) for each in _partitions(commands, seen, "")]
+    return seen
+
+
+def _place(found: _Partition, idle: str) -> Place:
+    """Where sinfo shows no node of a partition, nothing is known of sizes."""
+    kinds = f"types of GPUs: {', '.join(found.gpu_types)}" if found.gpu_types else ""
+    return Place(
+        found.name, "partition", found.state, found.cpus or None, found.memory_mib or None,
+        found.gpus if found.cpus else None, found.minutes,
+        "; ".join(filter(None, ("the default" if found.is_default else "", idle, kinds))),
+    )  # fmt: skip
+
+
 def _account(settings: Settings, commands: Commands, found: Found) -> str:
     """SLURM_ACCOUNT, else the account that SLURM charges by default; "" where SLURM does not say."""
     who = (found.ask("who runs SLURM's commands", lambda: commands.run("id", "-un")) or "").strip().rpartition("\n")[2]
@@ -70,7 +92,7 @@ def _account(settings: Settings, commands: Commands, found: Found) -> str:
     return default
 
 
-def _partitions(commands: Commands, found: Found, account: str) -> list[_Partition]:
+def _partitions(commands: Commands, found: Asked, account: str) -> list[_Partition]:
     said = found.ask("partitions", lambda: commands.run("scontrol", "show", "partition", "--all", "--oneliner"))
     words = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%m|%c|%G")
     nodes = [line.split("|") for line in (found.ask("nodes", lambda: commands.run(*words)) or "").splitlines()]
