@@ -1,4 +1,4 @@
-"""A proxy between pman and a real engine that cuts, holds, hangs and refuses connections when a test says so.
+"""A proxy between pman and a real engine that cuts, holds, hangs, repeats and refuses when a test says so.
 
 with FaultProxy("unix:///run/docker.sock", "unix:///tmp/x/proxy.sock") as proxy:    # or tcp://HOST:PORT for each
     proxy.cut_after(b"POST /v1.41/services/create")   # the engine gets it and answers, the client sees a reset
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,7 @@ class FaultProxy:
         self.url = ""
         self.cuts = 0
         self.late_answers: list[bytes] = []  # first blocks of the target's answers to what was held and delivered
+        self.late_seconds = 2.0
         self.replaced = 0
         self._replacement = (b"", b"")
         self._armed: list[tuple[bytes, str]] = []
@@ -75,6 +78,21 @@ class FaultProxy:
     def cut_after(self, match: bytes, skip: int = 0, times: int = 1) -> None:
         """As cut_before, but forward the block, and cut when the target answers, instead of passing that on."""
         self._arm(match, "cut after", skip, times)
+
+    def late(self, match: bytes, skip: int = 0, times: int = 1) -> None:
+        """As cut_before, but pass all of it on, the target's answer `late_seconds` after it has come."""
+        self._arm(match, "late", skip, times)
+
+    def empty(self, match: bytes, skip: int = 0, times: int = 1) -> None:
+        """As cut_before, but forward the block, and pass on the status line of the target's answer without a body."""
+        self._arm(match, "empty", skip, times)
+
+    def twice(self, match: bytes, skip: int = 0, times: int = 1) -> None:
+        """As cut_before, but bring the request to the target twice, as a proxy does that lost the first answer.
+
+        The client gets the second answer. The body of the request has a Content-Length.
+        """
+        self._arm(match, "twice", skip, times)
 
     def _arm(self, match: bytes, fault: str, skip: int, times: int) -> None:
         self._skip = skip
@@ -155,14 +173,20 @@ class FaultProxy:
             with self._lock:
                 self._open |= {client, upstream}
             faults: list[str] = []  # what becomes of the answer to what was forwarded last
-            _thread(self._forward, client, upstream, lambda block, f=faults: self._of_client(block, f))
+            _thread(self._forward, client, upstream, lambda block, c=client, f=faults: self._of_client(block, c, f))
             _thread(self._forward, upstream, client, lambda block, f=faults: self._of_target(block, f))
 
-    def _of_client(self, block: bytes, faults: list[str]) -> tuple[bytes, bool]:
+    def _of_client(self, block: bytes, client: socket.socket, faults: list[str]) -> tuple[bytes, bool]:
         """What of a client's block goes on now, and whether the connection stays."""
         kind = self._armed_for(block)
-        if kind in ("cut within", "cut after"):
+        if faults == ["swallow"]:  # what was still to come of the answer before
+            faults.clear()
+        if kind in ("cut within", "cut after", "late", "empty"):
             faults.append(kind)
+        if kind == "twice":
+            block = _whole(client, block)
+            with contextlib.suppress(OSError):
+                self._deliver(block)
         if kind == "hold":
             _thread(self._deliver_later, block)
             return b"", True
@@ -173,8 +197,15 @@ class FaultProxy:
         if old and old in block:
             self.replaced += 1
             block = block.replace(old, new)
-        if faults:
-            return (block[: len(block) // 2] if faults == ["cut within"] else b""), False
+        fault = faults.pop() if faults else ""
+        if fault == "late":
+            time.sleep(self.late_seconds)
+        if fault in ("empty", "swallow"):
+            faults.append("swallow")
+            status = block.partition(b"\r\n")[0]
+            return status + b"\r\nContent-Length: 0\r\n\r\n" if fault == "empty" else b"", True
+        if fault.startswith("cut"):
+            return block[: len(block) // 2] if fault == "cut within" else b"", False
         return block, True
 
     def _armed_for(self, block: bytes) -> str:
@@ -189,11 +220,15 @@ class FaultProxy:
         return ""
 
     def _deliver_later(self, request: bytes) -> None:
-        """Over a connection of its own, which stays open whatever becomes of the client's."""
         self._delivered.wait()
-        with contextlib.suppress(OSError), _connect(self._target) as upstream:
+        with contextlib.suppress(OSError):
+            self.late_answers.append(self._deliver(request))
+
+    def _deliver(self, request: bytes) -> bytes:
+        """The first block of the answer, over a connection of its own, which stays open whatever the client does."""
+        with _connect(self._target) as upstream:
             upstream.sendall(request)
-            self.late_answers.append(upstream.recv(_BLOCK))
+            return upstream.recv(_BLOCK)
 
     def _forward(self, source: socket.socket, sink: socket.socket, passes: Passes) -> None:
         with contextlib.suppress(OSError):
@@ -241,6 +276,16 @@ def _connect(address: str) -> socket.socket:
         return upstream
     host, port = address.removeprefix("tcp://").rsplit(":", 1)
     return socket.create_connection((host, int(port)))
+
+
+def _whole(client: socket.socket, request: bytes) -> bytes:
+    """The request with what is still to come of its body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    missing = int(found[1]) - len(body) if found else 0
+    while missing > 0 and (block := client.recv(missing)):
+        request, missing = request + block, missing - len(block)
+    return request
 
 
 def _reset(one: socket.socket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,17 @@ class _Target(http.server.BaseHTTPRequestHandler):
     paths: list[str] = []  # noqa: RUF012 - shared on purpose
 
     def do_GET(self) -> None:
+        self._answer(b"ok")
+
+    def do_POST(self) -> None:
+        self._answer(str(len(self.rfile.read(int(self.headers["Content-Length"])))).encode())
+
+    def _answer(self, body: bytes) -> None:
         self.paths.append(self.path)
         self.send_response(200)
-        self.send_header("Content-Length", "2")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"ok")
+        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -64,6 +71,28 @@ def test_cut_within_again_and_again(proxy: FaultProxy) -> None:
             assert get(proxy, "/halved") != "ok"
     assert get(proxy, "/halved") == "ok"
     assert _Target.paths == ["/halved"] * 4
+
+
+def test_late_empty_and_twice(proxy: FaultProxy) -> None:
+    proxy.late_seconds = 0.4
+    proxy.late(b"/late")
+    proxy.empty(b"/empty")
+    proxy.twice(b"/twice")
+    before = time.monotonic()
+    assert get(proxy, "/late") == "ok"
+    assert time.monotonic() - before > 0.4
+    assert get(proxy, "/empty") == ""
+    assert get(proxy, "/twice") == "ok"
+    assert _Target.paths == ["/late", "/empty", "/twice", "/twice"]
+    assert proxy.cuts == 0
+
+
+def test_twice_with_a_body_that_comes_later(proxy: FaultProxy) -> None:
+    proxy.twice(b"POST /made")
+    for number in range(2):
+        answer = requests.post(f"http{proxy.url.removeprefix('tcp')}/made", data=b"x" * 200_000, timeout=5)
+        assert (answer.status_code, answer.text) == (200, "200000"), number
+    assert _Target.paths == ["/made"] * 3
 
 
 def test_hold_then_deliver(proxy: FaultProxy) -> None:
