@@ -144,10 +144,9 @@ class SiteCheck:
         return found
 
 
-def log_findings(config: Settings) -> None:
-    """Warn of what can be seen to be wrong in the site's templates without rendering them. Raises TemplateError."""
-    renderer = Renderer(config, TARGETS)
-    lost = _not_expressed(renderer, [backends.BACKENDS[config.container_env].target], True)
+def log_findings(renderer: Renderer) -> None:
+    """Warn of what can be seen to be wrong in the site's templates without rendering them."""
+    lost = _not_expressed(renderer, [backends.BACKENDS[renderer.settings.container_env].target], True)
     for finding in [*lint.findings(Overlay(renderer)), *lost]:
         log.warning("%s", finding)
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import click
 
 from pman import __version__, settings
-from pman.backends import BACKENDS, check_for_service
+from pman.backends import BACKENDS
 from pman.cli import images, listing
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
@@ -80,14 +80,16 @@ def serve() -> None:
 
     Everything is set by environment variables, which `pman settings` lists.
     """
-    from pman import checking
-    from pman.service import app, server
+    from pman.service import server
 
-    config = settings.load()
-    app.set_up_logging(config)
-    check_for_service(config)  # what is wrong with a setting is said before what follows from it in templates
-    checking.log_findings(config)
-    server.serve(config)
+    server.serve(settings.load(), _look_at_templates)
+
+
+def _look_at_templates(renderer: Renderer) -> None:
+    if renderer.settings.templates_dir:  # the shipped ones have been looked at
+        from pman import checking
+
+        checking.log_findings(renderer)
 
 
 @main.command("help")

@@ -12,6 +12,7 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -33,19 +34,25 @@ FIRST_ANSWER_SECONDS = 5.0  # how long the start waits for a backend; one that h
 DRAIN_BYTES = 64 * 1024 * 1024  # of a body that is too large
 
 
-def start(config: settings.Settings) -> flask.Flask:
+Look = Callable[[Renderer], None]  # looks at the site's templates, and says in the log what is wrong with them
+
+
+def start(config: settings.Settings, look: Look = lambda _: None) -> flask.Flask:
     """The WSGI application of a server that starts. Raises one of pman's errors when it could not serve any job."""
     set_up_logging(config)
-    app = create_app(config)
+    app = create_app(config, look=look)
     _say_whether_jobs_can_run(app.extensions["pman"].backend, config)
     return app
 
 
-def create_app(config: settings.Settings, backend: backends.Backend | None = None) -> flask.Flask:
-    """The WSGI application, without a word in the log. Raises one of pman's errors as `start` does."""
+def create_app(
+    config: settings.Settings, backend: backends.Backend | None = None, look: Look = lambda _: None
+) -> flask.Flask:
+    """The WSGI application. Raises one of pman's errors as `start` does."""
     for warning in backends.check_for_service(config):
         log.warning("%s", warning)
     renderer = Renderer(config, TARGETS)
+    look(renderer)
     with contextlib.suppress(Refused):  # a site's policy may well have no place for the sample
         renderer.render(sample_job(config), backends.BACKENDS[config.container_env].target)
     app = flask.Flask("pman", static_folder=None)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import flask
 import waitress
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
@@ -26,6 +27,8 @@ from pman.errors import Misconfigured, PmanError
 from pman.job import MAX_BODY_BYTES
 from pman.service import app
 from pman.settings import Settings
+from pman.targets import TARGETS
+from pman.templating.render import Renderer
 
 log = logging.getLogger(__name__)
 SPARE_THREADS = 8  # beyond MAX_CONCURRENT_REQUESTS: they turn requests away and answer /healthz
@@ -92,16 +95,15 @@ class _DrainingParser(HTTPRequestParser):  # type: ignore[misc]
         return bool(body.completed or body.error or line > MAX_LINE_BYTES or self.drained > app.DRAIN_BYTES)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, look: app.Look) -> None:
     """Serve until ended by a signal. Raises pman's errors before anything listens."""
     if settings.dev:
-        _serve_with_restart(settings)
+        _serve_with_restart(settings, look)
     else:
-        _serve(settings, None)
+        _serve(app.start(settings, look), settings)
 
 
-def _serve(settings: Settings, listener: socket.socket | None) -> None:
-    application = app.start(settings)
+def _serve(application: flask.Flask, settings: Settings, listener: socket.socket | None = None) -> None:
     HTTPChannel.error_task_class = _JsonErrorTask
     HTTPChannel.parser_class = _DrainingParser
     _allow_descriptors()
@@ -154,7 +156,7 @@ def _say_where(listener: socket.socket) -> None:
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
 
-def _serve_with_restart(settings: Settings) -> None:
+def _serve_with_restart(settings: Settings, look: app.Look) -> None:
     """For developers: a change of pman's code starts it anew. Templates are read anew without that.
 
     The parent keeps the port, so that it stays the same, and goes on when code is saved that cannot be imported.
@@ -164,9 +166,10 @@ def _serve_with_restart(settings: Settings) -> None:
         import watchfiles
     except ImportError:
         log.warning("Install pman[dev] (the package watchfiles) to have pman started anew when its code changes.")
-        _serve(settings, None)
+        _serve(app.start(settings, look), settings)
         return
     backends.check_for_service(settings)
+    look(Renderer(settings, TARGETS))
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     code, only_python = Path(__file__).parents[1], watchfiles.PythonFilter()
     listener = _listener(settings)
@@ -177,6 +180,6 @@ def _serve_with_restart(settings: Settings) -> None:
 def _serve_once(settings: Settings, listener: socket.socket) -> None:
     """Until the next change of the code."""
     try:
-        _serve(settings, listener)
+        _serve(app.start(settings), settings, listener)
     except PmanError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -96,7 +96,6 @@ class Directives:
     prefix: str  # how such a line begins
     reader: str  # the command that reads it
     quoting: str  # the filter that writes one of its words
-    own: tuple[str, ...]  # options that only pman itself may give
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,12 +51,7 @@ TARGET = Target(
     storage_types=("host",),
     starter=shell.STARTER,
     need_super=("directives", "claim"),
-    directives=Directives(
-        "#SBATCH",
-        reader="sbatch",
-        quoting="sbatch",
-        own=("--job-name", "-J", "--chdir", "-D", "--output", "-o", "--error", "-e", "--comment", "--open-mode"),
-    ),
+    directives=Directives("#SBATCH", reader="sbatch", quoting="sbatch"),
     judge=_judge,
     read=_read,
     causes=shell.CAUSES,

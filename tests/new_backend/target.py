@@ -31,7 +31,7 @@ TARGET = Target(
     storage_types=("host",),
     starter=shell.STARTER,
     need_super=("directives", "claim"),
-    directives=Directives("#PBS", reader="qsub", quoting="qsub", own=("-N", "-o", "-e", "-j", "-r", "-v")),
+    directives=Directives("#PBS", reader="qsub", quoting="qsub"),
     judge=lambda text, how: shell.bash_problems(text, how.shellcheck),
     read=lambda job, text: shell.run_worker(
         job, text, env={"PBS_O_WORKDIR": "/", "PBS_JOBID": "1", "PMAN_ATTEMPT": "x"}
