@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class JobState(StrEnum):
@@ -61,7 +63,7 @@ class JobStatus:
 
     cmd: the command line, shell-quoted into one string. message: one sentence for the user, of a failure a `Why`.
     finished_at: completion time, None before. private: what this backend's `logs()` needs to avoid a second
-    look-up; nobody else reads it. posted_at, user: None where the backend does not say.
+    look-up; nobody else reads it (by `kept`). posted_at, user: None where the backend does not say.
     """
 
     jid: str
@@ -87,6 +89,11 @@ class JobStatus:
         if self.state is JobState.SUCCEEDED:
             return 0
         return self.message.exit_code if self.state is JobState.FAILED and isinstance(self.message, Why) else None
+
+    def kept(self, kind: type[T]) -> T:
+        """`private`, which is of the kind that its backend has put there."""
+        assert isinstance(self.private, kind)
+        return self.private
 
     def to_json(self, logs: str = "") -> dict[str, str]:
         """The job JSON of the contract: seven strings."""

@@ -148,8 +148,7 @@ def details(status: JobStatus, **known: Any) -> Details:
 
     The script has one result for all workers: each one's own is known where there is one, or all were successful.
     """
-    record = status.private
-    assert isinstance(record, Record)
+    record = status.kept(Record)
     kept = about(record)
     kept.pop("env", None)
     limit = None
@@ -163,8 +162,7 @@ def details(status: JobStatus, **known: Any) -> Details:
 
 def spec(status: JobStatus, environment: bool) -> dict[str, str]:
     """The script; Backend.spec says more."""
-    record = status.private
-    assert isinstance(record, Record)
+    record = status.kept(Record)
     try:
         text = (record.directory / "job.sh").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -256,21 +256,18 @@ class CromwellBackend:
     # -- the rest --------------------------------------------------------------------------------------------------
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        seen = status.private
-        assert isinstance(seen, _Seen)
+        seen = status.kept(_Seen)
         texts = (self._files.output(call, max_lines, self._max_log_bytes) for call in seen.calls)
         return logs.tail(logs.join_streams(texts), max_lines, self._max_log_bytes)
 
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        seen = status.private
-        assert isinstance(seen, _Seen)
+        seen = status.kept(_Seen)
         bounds, over = (worker, max_lines, self._max_log_bytes), status.state.final
         each = (self._files.streams(call, *bounds, over=over) for call in seen.calls)
         return [text for texts in each for text in texts]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
-        seen = status.private
-        assert isinstance(seen, _Seen)
+        seen = status.kept(_Seen)
         found = seen.workflow
         files = (self._client.metadata(found.id, ["submittedFiles"]) or {}).get("submittedFiles", {}) if found else {}
         text = files.get("workflow", "")
@@ -280,8 +277,7 @@ class CromwellBackend:
 
     def details(self, status: JobStatus) -> Details:
         """The task's attributes are in metadata alone. When and where SLURM runs the job, Cromwell does not say."""
-        seen = status.private
-        assert isinstance(seen, _Seen)
+        seen = status.kept(_Seen)
         if not seen.workflow:
             return Details()
         meta = self._client.metadata(seen.workflow.id, ["runtimeAttributes"]) if seen.calls else None

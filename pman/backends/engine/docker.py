@@ -137,8 +137,7 @@ class DockerBackend:
 
     @engine.understood
     def details(self, status: JobStatus) -> Details:
-        containers = status.private
-        assert isinstance(containers, list)
+        containers = status.kept(list)
         workers = [_worker(container) for container in containers]
         began = [worker.started_at for worker in workers if worker.started_at]
         host = containers[0].get("HostConfig") or {}
@@ -192,8 +191,7 @@ class DockerBackend:
 
     @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        workers = status.private
-        assert isinstance(workers, list)
+        workers = status.kept(list)
 
         def read(container: Json | None, share_bytes: int, seconds: float) -> str:
             return self._log(container, max_lines, share_bytes, seconds)
@@ -208,15 +206,13 @@ class DockerBackend:
 
     @engine.understood
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        containers = status.private
-        assert isinstance(containers, list)
+        containers = status.kept(list)
         there = containers[worker : worker + 1]
         return [self._log(one, max_lines, self._max_log_bytes, logs.READ_SECONDS) for one in there]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         """As the engine keeps it, with what it took from the image."""
-        containers = status.private
-        assert isinstance(containers, list)
+        containers = status.kept(list)
         return documents.shown({name: containers[0].get(name) for name in ("Config", "HostConfig")}, environment)
 
     @engine.understood

@@ -235,8 +235,7 @@ class SwarmBackend:
     @engine.understood
     def details(self, status: JobStatus) -> Details:
         """The names of nodes are in another list of Swarm's; when a task began is in none."""
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         task = found.service["Spec"]["TaskTemplate"].get("Resources") or {}
         limits, reserved = task.get("Limits") or {}, _resources(task.get("Reservations"))
         names = {node["ID"]: node["Description"].get("Hostname") for node in self._engine.get("/nodes")}
@@ -288,8 +287,7 @@ class SwarmBackend:
 
     @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         tasks, raw = found.slots, found.is_terminal
 
         def read(task: Json, share_bytes: int, seconds: float) -> str:
@@ -316,14 +314,12 @@ class SwarmBackend:
 
     @engine.understood
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         tasks = found.slots[worker : worker + 1]  # none where Swarm has not made it yet
         return [self._log(t, max_lines, self._max_log_bytes, logs.READ_SECONDS, found.is_terminal) for t in tasks]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         return documents.shown(found.service["Spec"], environment)
 
     @engine.understood

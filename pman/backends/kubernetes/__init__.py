@@ -216,8 +216,7 @@ class KubernetesBackend:
             log.warning("a job that cannot start goes on waiting: %s", error)
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         if status.state is JobState.NOT_STARTED or max_lines <= 0:
             return ""
         pods = found.pods
@@ -231,21 +230,18 @@ class KubernetesBackend:
         return logs.of_workers(read, pods, max_lines, self._max_log_bytes, at_once=AT_ONCE, numbers=numbers)
 
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         pods = [pod for pod in found.pods if objects.index(pod) == worker and _begun(pod)]
         container, limit = _container(found.job)["name"], self._max_log_bytes
         return [self._reader.read(pod, container, max_lines, limit, logs.READ_SECONDS) for pod in pods]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         labels = {name: found.job["metadata"].get(name) for name in ("name", "labels", "annotations")}
         return documents.shown({"metadata": labels, "spec": found.job["spec"]}, environment)
 
     def details(self, status: JobStatus) -> Details:
-        found = status.private
-        assert isinstance(found, _Found)
+        found = status.kept(_Found)
         return known.details(found.job, found.pods, status, _container(found.job))
 
     def delete(self, jid: str) -> None:

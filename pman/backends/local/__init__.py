@@ -123,8 +123,7 @@ class LocalBackend:
         return directories.make_status(record, state, message, finished_at)
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        record = status.private
-        assert isinstance(record, Record)
+        record = status.kept(Record)
         return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
 
     def delete(self, jid: str) -> None:
@@ -144,16 +143,14 @@ class LocalBackend:
         return directories.with_users(statuses)
 
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        record = status.private
-        assert isinstance(record, Record)
+        record = status.kept(Record)
         return logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         return directories.spec(status, environment)
 
     def details(self, status: JobStatus) -> Details:
-        record = status.private
-        assert isinstance(record, Record)
+        record = status.kept(Record)
         claim = _claim(record.directory)
         if not claim or not claim.host:
             return directories.details(status)

@@ -256,8 +256,7 @@ class SlurmBackend:
         return settle(make_status(record, JobState.FAILED, Why(sentence, Reason.REFUSED)))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
-        record = status.private
-        assert isinstance(record, Record)
+        record = status.kept(Record)
         text = logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
         if status.state is not JobState.FAILED:
             return text
@@ -266,8 +265,7 @@ class SlurmBackend:
 
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
         """With what SLURM says of a job that failed, as in `logs`."""
-        record = status.private
-        assert isinstance(record, Record)
+        record = status.kept(Record)
         own = logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
         said = slurm_logs(record, max_lines, self._max_log_bytes) if status.state is JobState.FAILED else ()
         return [*own, *said]
@@ -276,8 +274,7 @@ class SlurmBackend:
         return directories.spec(status, environment)
 
     def details(self, status: JobStatus) -> Details:
-        record = status.private
-        assert isinstance(record, Record)
+        record = status.kept(Record)
         files = read_files(record)
         number = files.claim or files.slurm_id
         place = self._commands.place(number) if number and number.isdecimal() else Place()

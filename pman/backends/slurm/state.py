@@ -180,8 +180,7 @@ def settle(status: JobStatus) -> JobStatus:
 
     Raises Unreachable where it cannot be kept, unless the script's own result says the same at any time.
     """
-    record = status.private
-    assert isinstance(record, Record)
+    record = status.kept(Record)
     finished_at = status.finished_at or datetime.now(UTC)
     fields: dict[str, str | int | None] = {
         "state": status.state,
