@@ -127,6 +127,12 @@ class Worker:
         return cls(state, seen.reason, seen.exit_code, message=why, **known)
 
 
+def workers_alike(job: JobStatus, count: int) -> tuple[Worker, ...]:
+    """The workers of a job with one result for all: which one of several has failed, or has begun, is not known."""
+    same = count == 1 or job.state in (JobState.NOT_STARTED, JobState.SUCCEEDED)
+    return (Worker.of(job.state, job.message) if same else Worker(),) * count
+
+
 @dataclass(frozen=True, slots=True)
 class Details:
     """What a backend knows of a job beside its JobStatus. None: not known, or not yet.

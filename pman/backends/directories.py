@@ -38,7 +38,7 @@ from pman.backends import hiding
 from pman.errors import BackendError, Unreachable, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import Details, JobState, JobStatus, Reason, Why, Worker, explain_exit
+from pman.status import Details, JobState, JobStatus, Reason, Why, explain_exit, workers_alike
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -144,20 +144,15 @@ def with_users(statuses: Iterable[JobStatus]) -> list[JobStatus]:
 
 
 def details(status: JobStatus, **known: Any) -> Details:
-    """What the directory says of a job, and what its backend has `known` besides.
-
-    The script has one result for all workers: each one's own is known where there is one, or all were successful.
-    """
+    """What the directory says of a job, and what its backend has `known` besides."""
     record = status.kept(Record)
     kept = about(record)
     kept.pop("env", None)
     limit = None
     with contextlib.suppress(FileNotFoundError):
         limit = _TIME_LIMIT.search((record.directory / "job.sh").read_text(errors="replace"))
-    same = record.workers == 1 or status.state in (JobState.NOT_STARTED, JobState.SUCCEEDED)
-    worker = Worker.of(status.state, status.message) if same else Worker()
     kept |= {"time_limit_minutes": int(limit[1]) // 60 or None if limit else None, **known}
-    return Details(**kept, workers=(worker,) * record.workers)
+    return Details(**kept, workers=workers_alike(status, record.workers))
 
 
 def spec(status: JobStatus, environment: bool) -> dict[str, str]:

@@ -23,18 +23,11 @@ from pman.cli import images, listing
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
 from pman.cli.explain import explain
-from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateError, TooLarge, for_people
+from pman.errors import BadRequest, Misconfigured, PmanError, TemplateError
 from pman.job import Job, validate
 from pman.targets import TARGETS
 from pman.templating.files import own_directory
 from pman.templating.render import Renderer, Spec
-
-
-def _exit(error: PmanError, where: str = "") -> click.ClickException:
-    """The error on the command line; exit status 1 when the request is at fault, 2 when templates or settings are."""
-    stop = click.ClickException(where + for_people(error.message))
-    stop.exit_code = 1 if isinstance(error, BadRequest | Refused | TooLarge) else 2  # type: ignore[misc]
-    return stop
 
 
 class _Group(click.Group):
@@ -141,9 +134,9 @@ def show_settings() -> None:
 @main.command()
 @click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
 @click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="The language to render into.")
-@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Overlay directory.")
-@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
-@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings as NAME=VALUE lines.")
+@cli_templates.templates_option
+@cli_templates.set_option
+@cli_templates.env_file_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write a file per request here.")
 @click.option("--check", is_flag=True, help="Judge each result with the real parser of its language.")
 @click.option(
@@ -154,7 +147,7 @@ def render(
     target: str,
     templates: Path | None,
     assignments: tuple[str, ...],
-    env_file: str | None,
+    env_file: Path | None,
     out: Path | None,
     check: bool,
     watch: bool,
@@ -190,9 +183,10 @@ def render(
                     _write(spec, job.name, out)
                     written.add(job.name)
                 except PmanError as error:
-                    raise _exit(error, f"Request {number} of {len(requests)}: " if len(requests) > 1 else "") from None
+                    where = f"Request {number} of {len(requests)}: " if len(requests) > 1 else ""
+                    raise cli_templates.of_a_request(error, where) from None
     except PmanError as error:
-        raise _exit(error) from None
+        raise cli_templates.of_a_request(error) from None
 
 
 def _requests(data: bytes) -> Iterator[object]:

@@ -10,8 +10,8 @@ from typing import IO
 import click
 
 from pman import settings
-from pman.cli.templates import overrides
-from pman.errors import PmanError, for_people
+from pman.cli.templates import env_file_option, of_a_request, overrides, set_option, templates_option
+from pman.errors import PmanError
 from pman.job import parse_request
 from pman.targets import TARGETS
 from pman.templating import explain as reasons
@@ -21,16 +21,16 @@ from pman.templating.render import Renderer
 @click.command()
 @click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
 @click.option("--to", "target", type=click.Choice(list(TARGETS)), help="Also the rendered lines of this target.")
-@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Overlay directory.")
-@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
-@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Settings as NAME=VALUE lines.")
+@templates_option
+@set_option
+@env_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(
     request_file: IO[bytes],
     target: str | None,
     templates: Path | None,
     assignments: tuple[str, ...],
-    env_file: str | None,
+    env_file: Path | None,
     as_json: bool,
 ) -> None:
     """Say why a job becomes what it becomes.
@@ -44,8 +44,6 @@ def explain(
         renderer = Renderer(settings.load(overrides(templates, assignments, env_file)), TARGETS)
         found = reasons.explain(renderer, parse_request(request_file.read()), target)
     except PmanError as error:
-        stop = click.ClickException(for_people(error.message))
-        stop.exit_code = 1 if error.http_status < 500 else 2  # type: ignore[misc]
-        raise stop from None
+        raise of_a_request(error) from None
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.to_text()))
     sys.exit(1 if found.decision.refused is not None else 2 if found.problem else 0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pman import __version__, settings
-from pman.errors import BadRequest, Misconfigured, PmanError
+from pman.errors import BadRequest, Misconfigured, PmanError, for_people
 from pman.job import Job, validate
 from pman.policy import Bind, Policy
 from pman.storage import Mount, Storage
@@ -34,9 +34,9 @@ _SITES = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: str | Path | None) -> dict[str, str]:
+def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: Path | None) -> dict[str, str]:
     """Settings that the command line gives: --env-file, over it --set, over it --templates."""
-    values, others = settings.split_known(settings.read_file(Path(env_file)) if env_file else {})
+    values, others = settings.split_known(settings.read_file(env_file) if env_file else {})
     if others:  # one file often serves several programs
         click.echo(f"{env_file} also holds what is no setting of pman: {', '.join(others)}", err=True)
     for assignment in assignments:
@@ -47,6 +47,25 @@ def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: st
     return values | ({"TEMPLATES_DIR": str(templates)} if templates else {})
 
 
+templates_option = click.option("--templates", type=_SITES, help="Overlay directory.")
+set_option = click.option(
+    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's."
+)
+env_file_option = click.option("--env-file", type=_FILE, help="Settings as NAME=VALUE lines.")
+
+
+def ended(sentence: str, exit_code: int) -> click.ClickException:
+    """The error that ends a command with a sentence and this exit status."""
+    stop = click.ClickException(sentence)
+    stop.exit_code = exit_code  # type: ignore[misc]
+    return stop
+
+
+def of_a_request(error: PmanError, where: str = "") -> click.ClickException:
+    """Exit status 1 when the request is at fault, 2 when templates or settings are."""
+    return ended(where + for_people(error.message), 1 if error.http_status < 500 else 2)
+
+
 def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
     """Ends the command with the sentence of an error of pman's."""
 
@@ -55,9 +74,7 @@ def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except PmanError as error:
-            stop = click.ClickException(str(error))
-            stop.exit_code = 2  # type: ignore[misc]
-            raise stop from None
+            raise ended(str(error), 2) from None
 
     return run
 
@@ -69,8 +86,8 @@ def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--cromwell-conf", type=_FILE, help="Cromwell's configuration, to judge runtime attributes by.")
 @click.option("--kubernetes-version", default=None, help="Version of the Kubernetes API to judge by, such as 1.31.")
 @click.option("--live", is_flag=True, help="Ask the backend that CONTAINER_ENV names, too; nothing is run or changed.")
-@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's.")
-@click.option("--env-file", type=_FILE, help="Settings as NAME=VALUE lines.")
+@set_option
+@env_file_option
 @click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
 @exits_with_2
 def check(

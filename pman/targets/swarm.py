@@ -19,9 +19,14 @@ from pman.templating import quote
 IDENTITY = Identity({("Name",): "job.name", **docker.IDENTITY.parts})
 
 
+def escaped(text: str) -> str:
+    """What Swarm, which expands it as a Go template, makes this text of."""
+    return text.replace("{{", '{{"{{"}}')
+
+
 def go_template(value: Any) -> str:
     """YAML for a string that Docker Swarm expands as a Go template: env entries, mounts and the host name."""
-    return quote.yaml(quote.text_of(value).replace("{{", '{{"{{"}}'))
+    return quote.yaml(escaped(quote.text_of(value)))
 
 
 def _judge(text: str, _how: Judging) -> Iterator[Problem]:

@@ -183,9 +183,8 @@ class CromwellBackend:
         if len(jid) > LABEL_MAX:
             return None
         rows = self._client.query(f"{NAME}:{jid}")
-        mine = [
-            w for w in map(Workflow.of, rows) if w.labels.get(NAME) == jid
-        ]  # some databases compare without regard to case
+        # Some databases compare without regard to case.
+        mine = [w for w in map(Workflow.of, rows) if w.labels.get(NAME) == jid]
         last = max(mine, key=lambda w: (w.attempt, not w.dead, w.submission), default=None)
         posted = self._posted.get(jid)
         if last and posted and last.attempt >= posted.attempt:
@@ -293,9 +292,7 @@ class CromwellBackend:
             found = self._await_shown(jid, attempt, WINDOW_SECONDS)  # an abort before that would mix two workflows up
             if not found:
                 raise Unreachable("Cromwell does not show the job yet; it may have been restarted.")
-        retry.call_last(
-            self._remove, jid, found
-        )  # since a second look would find what this one has labelled as deleted
+        retry.call_last(self._remove, jid, found)  # a second look would find what this one has labelled as deleted
 
     def _remove(self, jid: str, found: Workflow | None) -> None:
         """End this workflow and label it as deleted; then the jid's others of the same life, or of one before."""
@@ -407,9 +404,8 @@ def _state(status: str, call: str) -> JobState:
 
 def _unseen(jid: str, posted: _Posted | None) -> JobStatus:
     image, cmd = (posted.image, posted.cmd) if posted else ("", "")
-    return JobStatus(
-        jid, image, cmd, JobState.NOT_STARTED, _WAITING["Submitted", JobState.NOT_STARTED], private=_Seen()
-    )
+    message = _WAITING["Submitted", JobState.NOT_STARTED]
+    return JobStatus(jid, image, cmd, JobState.NOT_STARTED, message, private=_Seen())
 
 
 def _require_same(digest: str, job: Job) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pman.errors import Misconfigured
 from pman.job import Job
-from pman.status import Details, JobState, JobStatus, Worker
+from pman.status import Details, JobStatus, workers_alike
 
 PREFIX = "org.chrisproject.pman."  # clusters hold jobs of the older pman under `name` alone
 NAME, ATTEMPT, DIGEST, MANAGED, DELETED, IMAGE, CMD, USER, KIND, VARIABLES = (
@@ -110,8 +110,7 @@ def details(status: JobStatus, found: Workflow, attributes: Mapping[str, Any]) -
     amount, _, unit = str(attributes.get("memory", "")).partition(" ")
     memory = round(float(amount) * _MIB[unit]) if unit in _MIB else number("memory_mb")
 
-    workers, cores = number("number_of_workers") or 1, number("cpu")
-    same = workers == 1 or status.state in (JobState.NOT_STARTED, JobState.SUCCEEDED)
+    cores = number("cpu")
     return Details(
         user=found.user,
         kind=found.labels.get(KIND),
@@ -121,7 +120,7 @@ def details(status: JobStatus, found: Workflow, attributes: Mapping[str, Any]) -
         time_limit_minutes=number("timelimit"),
         partition=attributes.get("slurm_partition") or None,
         backend_id=found.id,
-        workers=(Worker.of(status.state, status.message) if same else Worker(),) * workers,
+        workers=workers_alike(status, number("number_of_workers") or 1),
     )
 
 

@@ -30,28 +30,17 @@ import docker.tls
 import requests
 import urllib3
 
-from pman.backends import documents, logs
-from pman.errors import (
-    BackendError,
-    BadRequest,
-    Conflict,
-    Misconfigured,
-    NotFound,
-    PmanError,
-    TooLarge,
-    Unreachable,
-)
-from pman.job import Job
+from pman.backends import logs
+from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, PmanError, TooLarge, Unreachable
 from pman.settings import Settings
 from pman.status import Reason, Why
 from pman.targets import docker as docker_target
-from pman.targets import swarm
-from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Json = dict[str, Any]
 JID, DIGEST = docker_target.JID, docker_target.DIGEST
 IMAGE = "org.chrisproject.pman.image"
 LIMIT = "org.chrisproject.pman.time-limit-minutes"
@@ -352,11 +341,6 @@ def check(ping: Callable[[], None]) -> None:
         pass
     except BackendError as error:
         raise Misconfigured(str(error)) from error
-
-
-def body_of(job: Job, spec: Spec) -> dict[str, Any]:
-    """The spec as a body. Raises TemplateError."""
-    return documents.load(job, spec, swarm.IDENTITY if spec.target == "swarm" else docker_target.IDENTITY)
 
 
 def time_of(text: str | None) -> datetime | None:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from pman.backends import documents, logs, retry
 from pman.backends.discovery import Overview
@@ -26,7 +25,7 @@ from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine import live as engine_live
 from pman.backends.engine import start as docker_start
-from pman.backends.engine.api import Engine
+from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.images import Images
 from pman.backends.engine.overview import overview
 from pman.backends.engine.start import Starter
@@ -48,6 +47,7 @@ from pman.status import (
     with_memory,
     word_of,
 )
+from pman.targets.docker import IDENTITY
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,6 @@ POSTED = "org.chrisproject.pman.posted"  # nanoseconds of the epoch; the engine 
 WORKERS = "org.chrisproject.pman.workers"
 MAX_WORKERS = 200  # each takes an engine a third of a second to start, and pfcon gives up on a POST after 100 s
 _JOINED = re.compile(r'[,"\n\r]')
-Json = dict[str, Any]
 
 
 class DockerBackend:
@@ -85,7 +84,7 @@ class DockerBackend:
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        body = engine.body_of(job, spec)
+        body = documents.load(job, spec, IDENTITY)
         self._store.place(job, body.get("HostConfig", {}).get("Mounts") or [])
         if self._engine.is_podman():
             _refuse_options(job, body)
@@ -297,10 +296,7 @@ class DockerBackend:
         self._end_overdue([c for c in (self._worker(c["Labels"][engine.JID], c["Names"][0][1:]) for c in old) if c])
 
 
-problems = engine.problems
-
-
-live = engine_live.live
+problems, live = engine.problems, engine_live.live
 
 
 def create(settings: Settings) -> DockerBackend:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import posixpath
-from typing import Any
 
+from pman.backends.engine.api import Json
 from pman.backends.former import Former
-
-Json = dict[str, Any]
 
 
 def of_container(document: Json) -> Former:

@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
 
 from pman.backends import retry
 from pman.backends.engine import api as engine
-from pman.backends.engine.api import Engine
+from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.images import Images
 from pman.errors import BackendError, BadRequest, Conflict, NotFound, PmanError, Unreachable, jid_taken
 from pman.job import Job, backend_name
@@ -35,7 +34,6 @@ NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is st
 STARTS_AT_ONCE = 8
 POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
-Json = dict[str, Any]
 
 
 class Foreign(Conflict):

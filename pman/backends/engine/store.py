@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
-from pman.backends.engine.api import Engine
+from pman.backends.engine.api import Engine, Json
 from pman.errors import BadRequest, Misconfigured, NotFound, Unreachable
 from pman.job import Job
 from pman.settings import Settings
@@ -19,7 +18,6 @@ from pman.settings import Settings
 SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
 PFCON = "org.chrisproject.role=pfcon"
 PFCON_STORE = "/var/local/storeBase"  # where pfcon has its store (pfcon's own documentation)
-Json = dict[str, Any]
 
 
 class Store:

@@ -19,26 +19,17 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pman.backends import documents, logs, retry
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
 from pman.backends.engine import live as engine_live
-from pman.backends.engine.api import Engine
+from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.overview import overview
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
-from pman.errors import (
-    BackendError,
-    Conflict,
-    NotFound,
-    PmanError,
-    Unreachable,
-    jid_taken,
-    no_such_job,
-)
+from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
 from pman.status import (
@@ -54,6 +45,7 @@ from pman.status import (
     with_memory,
     word_of,
 )
+from pman.targets.swarm import IDENTITY, escaped
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -89,7 +81,6 @@ SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the n
 UNSETTLED = frozenset({"pending", "locked", "error"})
 # How an engine that rejects a task says that it has no image (moby, daemon/images and daemon/containerd).
 _NO_IMAGE = re.compile(r"no such image|pull access denied|manifest (for .* )?(not found|unknown)", re.IGNORECASE)
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +115,14 @@ class SwarmBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings)
-        self._store = Store(self._engine, settings, self._nodes_mount_parts, _go_template)
+        self._store = Store(self._engine, settings, self._nodes_mount_parts, escaped)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
         self._gpu = settings.gpu_resource_name or "NVIDIA-GPU"
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
-        body = engine.body_of(job, spec)
+        body = documents.load(job, spec, IDENTITY)
         self._store.place(job, body["TaskTemplate"]["ContainerSpec"].get("Mounts") or [])
         headers = self._engine.registry_auth(_image(body))
         try:
@@ -406,10 +397,7 @@ class SwarmBackend:
         return error
 
 
-problems = engine.problems
-
-
-live = engine_live.live
+problems, live = engine.problems, engine_live.live
 
 
 def create(settings: Settings) -> SwarmBackend:
@@ -422,11 +410,6 @@ def create(settings: Settings) -> SwarmBackend:
             "asks for more than a node has does not start. IGNORE_LIMITS=yes turns them off"
         )
     return backend
-
-
-def _go_template(text: str) -> str:
-    """A text that Swarm, which expands it as a Go template, makes itself of (templates/swarm)."""
-    return text.replace("{{", '{{"{{"}}')
 
 
 def _labels(service: Json) -> Json:

@@ -185,14 +185,7 @@ class Commands:
         """Of the job of that number, by squeue, or by sacct when slurmctld has forgotten it."""
         asked = (
             ("squeue", "--all", "--noheader", "--states=all", f"--jobs={number}", "--format=%S|%P|%N"),
-            (
-                "sacct",
-                "--allocations",
-                "--noheader",
-                "--parsable2",
-                f"--jobs={number}",
-                "--format=Start,Partition,NodeList",
-            ),
+            ("sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={number}", f"--format={_PLACE_FIELDS}"),
         )
         for argv in asked:
             with contextlib.suppress(Unreachable, BackendError):
@@ -272,9 +265,7 @@ def parse_rows(text: str) -> Iterator[SlurmJob]:
     for line in text.splitlines():
         if row := _ROW.fullmatch(line):
             number, state, start, end, reason, name = row.groups()
-            tokens = _TOKEN.findall(
-                name
-            )  # behind it, a plug-in adds nothing of its form; before it, a site's prefix may
+            tokens = _TOKEN.findall(name)  # a plug-in adds nothing of its form behind it; a site's prefix may have it
             yield SlurmJob(number, tokens[-1] if tokens else "", state, reason or "", _time(start), _time(end))
 
 

@@ -182,14 +182,10 @@ def settle(status: JobStatus) -> JobStatus:
     """
     record = status.kept(Record)
     finished_at = status.finished_at or datetime.now(UTC)
-    fields: dict[str, str | int | None] = {
-        "state": status.state,
-        "message": status.message,
-        "finished_at": finished_at.isoformat(),
-    }
-    fields |= {"reason": status.reason, "exit_code": status.exit_code}
+    fields = {"state": status.state, "message": status.message, "finished_at": finished_at.isoformat()}
+    why = {"reason": status.reason, "exit_code": status.exit_code}
     try:
-        write(_verdict(record), json.dumps(fields))
+        write(_verdict(record), json.dumps(fields | why))
     except FileNotFoundError:
         pass  # deleted at this moment
     except Unreachable as error:
