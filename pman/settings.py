@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
 from pman.errors import Misconfigured
 
@@ -109,24 +108,22 @@ def _proxies(names: list[str]) -> list[str]:
     return names
 
 
-Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Labels = Annotated[Pairs, AfterValidator(_foreign)]
-Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]
-HostNames = Annotated[list[Annotated[str, AfterValidator(_host_name)]], NoDecode, BeforeValidator(_names)]
-Proxies = Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_proxies)]
-Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
+Names = Annotated[list[str], BeforeValidator(_names)]
+HostNames = Annotated[list[Annotated[str, AfterValidator(_host_name)]], BeforeValidator(_names)]
+Proxies = Annotated[list[str], BeforeValidator(_names), AfterValidator(_proxies)]
+Words = Annotated[list[str], BeforeValidator(_words)]
 Pair = Annotated[str, AfterValidator(_one_pair)]
 User = Annotated[str, AfterValidator(_user)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
-class Settings(BaseSettings):
-    """Read from the environment, case-insensitively; an empty variable counts as unset."""
+class Settings(BaseModel, frozen=True):
+    """What `load` has read."""
 
     # fmt: off
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
-
     application_mode: Literal["production", "dev"] = Field("production", description="`dev` reloads code and templates and needs no SECRET_KEY.")
     secret_key: SecretStr | None = Field(None, description="Required in production; at least 16 characters are advised.")
     listen_address: str = Field("127.0.0.1", description="Address to listen on: `0.0.0.0` for all of IPv4, as in the image, `::` for all of IPv6 and IPv4.")  # not HOST, which tcsh exports
@@ -221,16 +218,20 @@ class Settings(BaseSettings):
 def load(overrides: Mapping[str, str] | None = None) -> Settings:
     """The settings of this process's environment, with `overrides` (NAME -> text) on top.
 
-    Raises Misconfigured with a sentence for every variable that does not hold what it should.
+    Names are read in any case, and an empty value counts as none. Raises Misconfigured with a sentence for every variable that does not hold what it should.
     """
-    given: dict[str, Any] = {name.lower(): value for name, value in (overrides or {}).items() if value}
+    given = {name.lower(): value for name, value in (overrides or {}).items() if value}
     unknown = sorted(set(given) - set(Settings.model_fields))
     if unknown:
         raise Misconfigured("; ".join(f"{name.upper()} is no setting of pman{_did_you_mean(name)}" for name in unknown))
     try:
-        return Settings(**given)
+        return Settings.model_validate({**_of_environment(), **given})
     except ValidationError as error:
         raise Misconfigured("; ".join(_sentence(item) for item in error.errors())) from None
+
+
+def _of_environment() -> dict[str, str]:
+    return {name.lower(): text for name, text in os.environ.items() if text and name.lower() in Settings.model_fields}
 
 
 def read_file(path: Path) -> dict[str, str]:

@@ -32,7 +32,7 @@ _LIMIT = "a whole number {}, or {{at_least: N, at_most: N}}, or {{table: NAME, b
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)  # a site without rules never needs them
 
 
 class _Group(_Model):
