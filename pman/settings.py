@@ -24,7 +24,7 @@ LocalRuntime = Literal["none", "bubblewrap", "charliecloud", "apptainer", "podma
 SlurmRuntime = Literal["apptainer", "singularity", "charliecloud", "podman", "bubblewrap", "none"]
 PullPolicy = Literal["always", "missing", "never"]
 
-# Settings of before, and what is said where they are set.
+# Settings that pman no longer has, and the warning about each.
 _NO_LONGER = {
     "SERVER_PROCESSES": "SERVER_PROCESSES has no effect: pman serves in one process. Start more replicas to serve more."
 }

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _JOB = TypeAdapter(Job)
 _TIME_LIMIT = re.compile(r"^time_limit_s=(\d+)$", re.MULTILINE)  # templates/sh/job.sh.j2
 TOKEN_DIGITS = 16  # hexadecimal
-LEFTOVER_SECONDS = 3600.0  # what was being made or taken away for so long is what a kill has left
+LEFTOVER_SECONDS = 3600.0  # a directory that is half made or half removed for so long was left by a killed process
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def discard(record: Record) -> None:
 
 
 def take_away(record: Record) -> Path:
-    """`discard` without the time that it takes: what is returned is to be removed. Works on a full disk, too.
+    """Rename the directory, which takes no time and works on a full disk. The caller removes what is returned.
 
     A job's script knows by this name that its directory was taken away (templates/local/job.sh.j2).
     """
@@ -238,7 +238,10 @@ def result(directory: Path) -> tuple[int, str, datetime] | None:
 
 
 def why(directory: Path, reason: str, code: int | None = None) -> Why:
-    """With the script's own word; an older pman's script, and a site's, may say none. The code is the script's own."""
+    """The reason, with the word that the script wrote for it; scripts of an older pman, and a site's, may write none.
+
+    code: the script's exit code, which is the program's only where a signal ended that.
+    """
     word = Reason.UNKNOWN
     with contextlib.suppress(FileNotFoundError, ValueError):
         word = Reason((directory / "why").read_text(errors="replace").strip())

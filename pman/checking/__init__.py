@@ -197,7 +197,7 @@ class _Attempt:
         return found
 
     def _own_part(self, spec: Spec) -> Finding | None:
-        """The first run of the site's lines that bash cannot read by itself: what it names may be far below."""
+        """The first lines of the site that bash cannot read by themselves; of the whole, it may name one far below."""
         lines = zip(self.renderer.origins(self.job, TARGETS[self.target].template), spec.text.split("\n"), strict=False)
         for own, part in itertools.groupby(lines, key=lambda line: self.renderer.is_own(line[0][0])):
             places, texts = zip(*part, strict=True)
@@ -236,7 +236,7 @@ class _Attempt:
     def at(self, rule: str, message: str, line: int | None, part: str = "", exact: bool = False) -> Finding:
         """A finding at the template line that this line of the result comes from.
 
-        A parser stumbles at or after the cause, and shipped text is good: the site's line before it is the one.
+        A parser names the cause or a line below it, and shipped text is good: so this is the site's last line above.
         """
         template = TARGETS[self.target].extras.get(part, TARGETS[self.target].template)
         until = self.renderer.origins(self.job, template)[: line or 1]

@@ -26,7 +26,7 @@ _HOSTILE = (
     "%s\\n", "", "*", "&amp;", "two\n  lines\n", "\r\n", "tab\t", "na\u00efve \U0001f9e0", "SCRIPT_EPILOGUE", "-n",
     "a=b", "null", "# x",
 )  # fmt: skip
-# Run, where an author's own quotes stand around them; {{ for Swarm, no $ for WDL, a line break for comments.
+# These run where an author's own quotes stand around them: {{ on Swarm, the one without $ in WDL, the last in comments.
 _RUN = f"$({CANARY}){{{{{CANARY}}}}}"
 _RUN_QUOTED = f'";{CANARY};"'
 _RUN_BELOW = f"x\n{CANARY} #"

@@ -34,7 +34,7 @@ from pman.templating.render import language
 _READ_BESIDE = ("site.yaml", "settings.env")
 _BESIDE = re.compile(r"site\.yaml|settings\.env|requests/.*|(?:.*/)?(?:README|LICENSE|COPYING|CHANGELOG)[^/]*")
 
-# How the names begin by which templates read what a scheduler must be told, and what each is.
+# What a scheduler must be told: the beginning of the names by which templates read it, and what messages call it.
 _HANDED_ON = {
     "cpu_": "number of CPUs", "memory_": "memory limit", "gpu_": "number of GPUs", "workers": "number of workers",
     "time_limit": "time limit", "partition": "partition", "image": "image",

@@ -13,7 +13,7 @@ from pman.checking.overlay import Finding
 
 
 def each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """What the first request that shows it says of each cause, and how many more show it."""
+    """One finding for each cause, in the words of the first request that shows it, with the number of the others."""
     groups: dict[tuple[str, str, int, str], list[Finding]] = {}
     undefined = {(finding.file, finding.line) for finding in findings if finding.rule == "undefined"}
     for finding in findings:

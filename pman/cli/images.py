@@ -23,7 +23,7 @@ from pman.templating.render import Renderer
 
 _PULL = 'pull_image "$@"'
 _LIST = 'for file in "$1"/*.sif; do [ ! -s "$file" ] || du -m "$file"; done'
-# What holds the image in a spec, whichever template of a site has chosen it: of a script, and of WDL.
+# Target, and the line of its spec that holds the image, which a site's templates may have changed.
 _CHOSEN = {"cromwell": ("wdl", r'(?m)^    image: "(.*)"$'), "local": ("local", r"(?m)^image=(.*)$")}
 _CHOSEN_ON_SLURM = ("slurm", r"(?m)^image=(.*)$")
 
@@ -113,7 +113,7 @@ def _program(config: Settings) -> str:
 
 
 def _run(config: Settings, script: str, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """The functions of jobs' own scripts, and `script` behind them, with `words` as its arguments."""
+    """Run `script` with `words` as its arguments, behind the shell functions of job scripts."""
     from pman.backends.slurm.commands import Commands
 
     functions = (shipped_templates() / "sh/container.sh.j2").read_text(encoding="utf-8").partition("#}\n")[2]

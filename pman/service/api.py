@@ -116,7 +116,10 @@ def delete(jid: str) -> tuple[str, int]:
 
 
 def _delete(s: Service, jid: str) -> None:
-    """Where a job is missing since an earlier DELETE got no answer, that is no error: pfcon would call it a failure."""
+    """Delete the job. One that is missing after an earlier DELETE that failed is no error.
+
+    The backend may have done that one all the same, and pfcon would take a 404 for a failure.
+    """
     try:
         metrics.ask("delete", lambda: s.backend.delete(jid))
     except NotFound:

@@ -131,7 +131,7 @@ class _Awaited:
 
 
 def _say_whether_jobs_can_run(backend: backends.Backend, config: settings.Settings) -> None:
-    """Once, in the log. A backend that does not answer may come later, and need not be waited for."""
+    """Say in the log whether the backend answers. The start does not wait for it: it may come up later."""
 
     def ask() -> None:
         try:
@@ -173,9 +173,10 @@ def _limit_concurrency(app: flask.Flask, most: int, placeless: set[str]) -> None
 
 
 def _refuse_other_names(allowed: list[str]) -> flask.Response | None:
-    """A website whose name suddenly means this machine (DNS rebinding) would be pman's own page for a browser.
+    """Refuse host names that are not pman's: a website could point its name at this machine (DNS rebinding).
 
-    Only a name can be turned like that: every address is served, and who sends no Host is no browser.
+    A browser would then let that website read pman's answers. Addresses cannot be pointed elsewhere, and every browser
+    sends a Host, so addresses and requests without one are served.
     """
     if proxies.is_called_by(flask.request.headers.get("Host", ""), allowed):
         return None
@@ -183,7 +184,7 @@ def _refuse_other_names(allowed: list[str]) -> flask.Response | None:
 
 
 def _refuse_encoded_bodies() -> None:
-    """As RFC 7694 has it. A small compressed body may hold any amount of text."""
+    """Refuse them as RFC 7694 says: a small compressed body may hold any amount of text."""
     encoding = flask.request.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaType("The body must be sent as it is, without Content-Encoding.")
@@ -205,10 +206,10 @@ def _authenticate() -> flask.Response | None:
 
 
 def _refuse_other_sites() -> flask.Response | None:
-    """A browser changes something only from pman's own pages. Any website could make it post a job otherwise.
+    """Refuse what a browser sends for another website, which could otherwise make it post or delete jobs.
 
-    Sec-Fetch-Site is what browsers say (W3C Fetch Metadata), or Origin where pman's address is neither https nor
-    local; no other client says either. The pages change nothing, and behind a proxy Host may not be what Origin says.
+    Browsers send Sec-Fetch-Site (W3C Fetch Metadata), or only Origin where pman's address is neither https nor local;
+    other clients send neither. Pages are left out: they change nothing, and a proxy may change Host, but not Origin.
     """
     if flask.request.method in ("GET", "HEAD", "OPTIONS") or flask.request.blueprint == pages.blueprint.name:
         return None
@@ -276,7 +277,7 @@ def _asks_for_a_page() -> bool:
 
 
 def _drain() -> None:
-    """A client that sends its whole body before it reads would else find the connection reset, not the answer."""
+    """Read the rest of the body: a client that sends all of it first would otherwise meet a reset, not the answer."""
     body, left = flask.request.environ["wsgi.input"], DRAIN_BYTES
     while left > 0 and (chunk := body.read(65536)):
         left -= len(chunk)
@@ -289,7 +290,7 @@ def _of_request() -> dict[str, str]:
 
 
 def _known_method() -> str:
-    """A label's values must be few, whatever is sent."""
+    """The request's method, or `other`: a label of metrics must have few values, whatever clients send."""
     method = flask.request.method
     return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
 

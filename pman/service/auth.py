@@ -88,9 +88,10 @@ def _cost(stored: bytes) -> int:
 
 
 def _spend(cost: int, most: int) -> None:
-    """What is missing from a hash of `cost` (0: none) to one of `most`: the time tells neither who exists nor how weak.
+    """Take the time by which a hash of `cost` (0: there is none) is compared more quickly than one of the cost `most`.
 
-    Each cost takes twice as long as the one before, so that c, and all from c to d - 1, are together one d.
+    So the time of an answer tells neither who exists nor whose hash is weak. Each cost takes twice as long as the one
+    below it: a hash of cost c, and one of each cost from c to d - 1, take together as long as one of cost d.
     """
     for missing in range(cost, most) if cost else (most,):
         bcrypt.hashpw(b"", bcrypt.gensalt(missing))

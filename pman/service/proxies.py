@@ -56,7 +56,7 @@ def merging_slashes(application: WSGIApplication) -> WSGIApplication:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An IPv4 client of a listener for both is `::ffff:192.0.2.1`, and stands for 192.0.2.1."""
+    """The address in a text; 192.0.2.1 for `::ffff:192.0.2.1`, which a listener for IPv6 and IPv4 sees."""
     try:
         found = ipaddress.ip_address(text.strip())
     except ValueError:

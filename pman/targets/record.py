@@ -112,7 +112,7 @@ class Target:
     causes: Mapping[str, tuple[str, ...]]
     extras: Mapping[str, str] = field(default_factory=dict)  # name -> template of what is submitted beside the spec
     filters: Mapping[str, Filter] = field(default_factory=dict)  # what its language quotes in ways of its own
-    # Shipped blocks that are no suggestion: without their lines a job runs with other limits, twice, or unnumbered.
+    # Shipped blocks whose lines a site must keep: without them a job runs with other limits, twice, or unnumbered.
     need_super: tuple[str, ...] = ()
     shell_blocks: tuple[str, ...] = ()  # blocks that are text of the shell in a template of another language
     directives: Directives | None = None

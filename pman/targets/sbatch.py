@@ -154,7 +154,7 @@ wait-all-nodes - = switch
 wckey - = text
 wrap - = text
 """
-# Options that SLURM does not take together; the first of each tuple says why, of those of pman's script too.
+# Options that SLURM does not take together, and why. The shipped script may have given one of them.
 _EXCLUSIVE = (
     (("mem", "mem-per-cpu", "mem-per-gpu"), "SLURM takes one of --mem, --mem-per-cpu and --mem-per-gpu"),
     (("cpus-per-task", "cpus-per-gpu"), "SLURM takes one of --cpus-per-task and --cpus-per-gpu"),
@@ -178,7 +178,7 @@ _REFUSED = {
     "wrap": "the script is the job",
 }
 _REFUSED |= {"clusters": _REFUSED["cluster"]}
-# Options that pman gives itself: what it says last counts, or it would not find its files.
+# Options that pman gives itself, and the only value that they may have, if there is one: pman relies on them.
 _OWN = {
     "chdir": "", "error": "", "job-name": "", "comment": "", "open-mode": "append", "output": "slurm-%j.log",
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Scripts of bash: what is wrong with one, and what it runs.
 
 To see what a script runs, bash runs it with a PATH that holds nothing: every command ends in a stub, which records the
-one that carries the job's command line. A limit of this: a program does run that a script calls by a path it puts
-together, or behind `PATH=... ` on the same line.
+one that carries the job's command line. This has a limit: a program does run where a script puts its path together from
+parts, or calls it behind `PATH=... ` on the same line.
 """
 
 from __future__ import annotations

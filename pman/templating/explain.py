@@ -146,7 +146,7 @@ def _line(renderer: Renderer, parts: list[_Part], changes: list[tuple[str, Chang
 
 
 def _causes(text: str, part: _Part, changes: list[tuple[str, Change]]) -> list[str]:
-    """The rules behind a line: those of whose values it shows one, else all that set what it is made of."""
+    """The rules behind a line: those that set a value which it shows, else all that set what it depends on."""
     own = [(rule, change) for rule, change in changes if change.name in part.names]
     shown = [(rule, change) for rule, change in own if any(map(_shows(text), _new_words(change)))]
     # The environment holds the request's variables, too; other names are rules' alone.

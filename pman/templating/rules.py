@@ -46,7 +46,7 @@ class _Lookup(_Model):
 
 
 class Limits(_Model):
-    """Without null, which `at_most:` alone is in YAML: a cap that is none would go unnoticed."""
+    """Null is refused: it is what YAML makes of `at_most:` without a number, and such a cap would hold nothing back."""
 
     at_least: int = _NOT_GIVEN
     at_most: int = _NOT_GIVEN

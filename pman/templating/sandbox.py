@@ -188,7 +188,7 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
     """Jinja's compiler with some changes, each of which is an overridden method."""
 
     def visit_Template(self, node: Any, frame: Any = None) -> None:  # noqa: N802
-        """What stands before `extends` is not rendered, as what stands after it: a line break there would be."""
+        """Text before `extends` is not rendered, as text after it is not; Jinja would print a line break there."""
         extends = jinja2.nodes.Extends
         node.body.sort(key=lambda n: not (isinstance(n, extends) and isinstance(n.template, jinja2.nodes.Const)))
         super().visit_Template(node, frame)

@@ -169,8 +169,8 @@ class CromwellBackend:
         """Somebody else's submission of this id was first: wait until it shows, or give it back its labels."""
         if self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
             return
-        # Known by its id alone, it lost its labels when Cromwell was killed. It may also have begun to show between the
-        # two questions: whose labels it has then is seen by a third.
+        # A workflow that only its id finds lost its labels when Cromwell was killed. It may also have begun to show
+        # since the last look, so there is another one before it gets labels.
         if self._client.status(workflow_id(jid, attempt)) and not self._shown(jid, attempt):
             self._client.patch_labels(workflow_id(jid, attempt), labels)
         if not self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
@@ -200,9 +200,10 @@ class CromwellBackend:
     def _is_taken(self, jid: str, attempt: int) -> bool:
         """Whether Cromwell has accepted this attempt, shown or not. Changes nothing.
 
-        Cromwell looks at the id first, and then fails to store the hog group. A database that cuts the text short
-        takes the submission: held and labelled as deleted, it is a dead attempt, and this is not done again. It stays
-        on hold, since an abort before it shows would free its id for another workflow.
+        Posts a workflow of that id whose hog group is too long to be stored: Cromwell looks at the id first, so that
+        its complaint tells whether the id is taken. A database that cuts long texts short does take the workflow: it
+        is on hold and labelled as deleted, so it counts as a dead attempt, and pman does not ask like this again. It
+        stays on hold, since an abort before Cromwell shows it would free its id for another workflow.
         """
         if not self._may_probe:
             return False

@@ -53,7 +53,7 @@ POOL_SIZE = 64  # connections kept; more are opened in need, and closed after us
 QUIET_SECONDS = 0.5  # a followed log that was silent for so long is taken to be read to its end
 FOLLOW_SECONDS = 1.0  # one that is never silent is read for so long
 LOGS_AT_ONCE = 8
-# For an engine to begin with the last lines of a log; Podman's time for them grows with the square of a line's length.
+# How long an engine may take to begin with the last lines of a log: Podman takes the square of a line's length.
 TAIL_SECONDS = 3.0
 READS = 3  # how often a GET is sent whose answer is cut off or garbled
 KEPT_ENDINGS = 10_000
@@ -117,7 +117,7 @@ class Engine:
     ) -> urllib3.BaseHTTPResponse:  # fmt: skip
         """One request; `params` that are mappings are sent as JSON. Raises pman's error unless it was done.
 
-        An engine answers nothing as HTML, and 304 to what was done before.
+        HTML is never an engine's answer. 304 says that it was done before.
         """
         link = self._linked()
         query = urllib.parse.urlencode({k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in params.items()})

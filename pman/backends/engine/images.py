@@ -36,8 +36,8 @@ class Images:
     def with_image(self, image: str, create: Callable[[], str], exists: Callable[[], bool], first: bool) -> str:
         """`create()`, with the image pulled before or after as the policy says; "" where it `exists()` already.
 
-        Raises BadRequest, which names the image, where it cannot be had. Only for the `first` container of a job is an
-        image pulled that may be there.
+        Raises BadRequest, which names the image, where it cannot be had. An image that may be there already is pulled
+        for the `first` container of a job alone.
         """
         if self._policy == "always" and first:
             if exists():

@@ -28,7 +28,7 @@ from pman.job import Job, backend_name
 log = logging.getLogger(__name__)
 
 ABANDONED_SECONDS = 4.0  # a container that is unstarted so long after it was made, by the engine's clock, is taken over
-LOOKS = 3  # it is seen unstarted so often before that: a large image's may have taken an engine longer to make
+LOOKS = 3  # and after so many looks at it: an engine may take longer to make a container of a large image
 TAKE_OVERS = 3  # within one POST
 NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is still making
 STARTS_AT_ONCE = 8
@@ -55,9 +55,8 @@ class Starter:
     def run(self, job: Job, containers: Sequence[tuple[str, Json]]) -> bool:
         """Make sure that each (name, body) exists and has been started, once; the first is the job's lock.
 
-        True where each was made and started by this call.
-
-        The image is pulled as the policy says for the first, which the others share it with.
+        True where each was made and started by this call. The policy about pulls counts for the first container; the
+        others find its image.
         """
         first, *others = containers
         try:

@@ -1,4 +1,4 @@
-"""STORAGE_TYPE=docker_local_volume and nfs on an engine: what of a body's mounts the engine itself has to say.
+"""STORAGE_TYPE=docker_local_volume and nfs on an engine: makes a body's mounts such as the engine can do.
 
 A template renders a job's directory as a part of a volume. An engine that can mount a part (Docker 26; 26.1 on every
 node of a Swarm) is sent just that, and keeps links from leading out of the volume. For any other, Podman too, the

@@ -256,9 +256,9 @@ class KubernetesBackend:
             self._end(found["name"], found["uid"])
 
     def _end(self, name: str, uid: str, **preconditions: str) -> bool:
-        """Whether this deleted the Job that all this names.
+        """Delete the Job that has this name, uid and preconditions. False where there is none.
 
-        When no answer comes, it may have been done: what is repeated goes to the same object whatever became of it.
+        When no answer comes, it may have been done: the repeated call asks for the name and uid alone.
         """
         each = itertools.chain([{"uid": uid, **preconditions}], itertools.repeat({"uid": uid}))
 

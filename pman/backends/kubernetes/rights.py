@@ -34,7 +34,7 @@ def review(namespace: str) -> dict[str, Any]:
 def missing(status: Mapping[str, Any], namespace: str) -> tuple[list[str], list[str]]:
     """Sentences about needed and about helpful rights that the answer's status does not grant.
 
-    None where the list is incomplete, as that of an authorizer which cannot list its rules: pman learns it by use.
+    No sentence where the list is incomplete, as that of an authorizer that cannot list its rules: use will tell.
     """
     if status.get("incomplete"):
         return [], []

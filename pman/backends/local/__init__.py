@@ -202,7 +202,7 @@ def _start(record: Record) -> None:
 
 
 def _claim(directory: Path) -> Claim | None:
-    """Who runs the job; None before it was started, and when it never will be. Nobody does where it is damaged."""
+    """Who runs the job; None before it was started, and when it never will be. A damaged claim names nobody."""
     try:
         words = (directory / "claim").read_text(errors="replace").split()
         return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3], words[4])

@@ -123,8 +123,8 @@ class SlurmBackend:
     def _hand_over(self, record: Record, again: Callable[[], Spec | None], *, first: bool) -> bool:
         """sbatch, unless that was done; False when there is a SLURM job of an earlier try, for which not `first` looks.
 
-        again: makes the script of another try, from templates that may have been mended since; None: as it is. Holds
-        the lock. What a look cannot see, an sbatch that is still on its way, the claim keeps from running.
+        again: makes the script of another try, from templates that may have been mended since; None: as it is. Only
+        for whoever holds the lock. A look does not see an sbatch that is still on its way: the claim stops its job.
         """
         files = read_files(record)
         if files.slurm_id or files.closed:

@@ -84,7 +84,7 @@ def _verdict(record: Record) -> Path:
 
 
 def close(record: Record, why: str) -> str | None:
-    """Take the claim, so that nothing ever starts this attempt; the SLURM job that took it before, if one did."""
+    """Take the claim, so that nothing ever starts this attempt. Returns the SLURM job that took it before, if any."""
     with contextlib.suppress(FileNotFoundError):
         (record.directory / f"attempt.{record.token}").rename(record.directory / f"claim.{why}")
     return read_files(record).claim
@@ -109,7 +109,7 @@ class Busy(Unreachable):
 def locked(record: Record, wait_seconds: float) -> Iterator[list[Path]]:
     """Alone with the job: the lock ends with its process. Raises NotFound when the job was deleted before.
 
-    What take_away() returned and is put into the list is removed afterwards: NFS keeps a file that is open.
+    Put into the list what take_away() returns: it is removed after the lock is closed, since NFS keeps open files.
     """
     deadline, trash = time.monotonic() + wait_seconds, list[Path]()
     try:
