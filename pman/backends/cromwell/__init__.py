@@ -4,6 +4,8 @@ Cromwell's labels are all the state there is. A jid's n-th life is the workflow 
 Cromwell accepts once only, so that no retry, replica or kill can make two; DELETE labels it `deleted`. A new workflow
 stays invisible for up to 5 s on a stock server: until then this process remembers what it posted, and another one
 asks with a submission that cannot succeed whether the id is taken.
+Change labels.py for what pman writes into labels, files.py for what is read of a call's files and why a job failed, and
+rest.py for how Cromwell is asked.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Identity: the object is named after the jid (`job.name`), its annotations hold the jid itself and the digest of the
 request. What is submitted is the rendered template, parsed and otherwise as it is, with fieldValidation=Strict.
+Change starts.py for why a job does not start, ends.py for how it ended, known.py for what else is known of it, api.py
+for how the API server is asked, rights.py for what pman must be allowed, and naming.py for what settings may hold.
 """
 
 from __future__ import annotations

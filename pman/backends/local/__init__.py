@@ -8,6 +8,7 @@ State directory of a job, `<LOCAL_STATE_DIR>/<name>/`, besides what directories.
 The script is its own lock: it may be started any number of times and by anybody, but only one start wins the claim.
 Machines may share the directory (a home on NFS): each tells and deletes its own jobs only.
 What makes or removes a directory holds a lock on the jid, so that nobody removes a job other than the one it looked at.
+processes.py says which processes of the machine are a job's.
 """
 
 from __future__ import annotations
