@@ -71,7 +71,7 @@ from pman.templating.render import Renderer, Spec
 
 log = logging.getLogger(__name__)
 
-END_SECONDS = 20.0  # the script allows its processes 10 s between TERM and KILL
+END_SECONDS = 30.0  # the script allows its processes 10 s between TERM and KILL, and as much to the site's epilogue
 SUBMIT_TRIES = 100  # each but the last one met a DELETE
 
 
@@ -316,7 +316,8 @@ class SlurmBackend:
             return not left and (bool(files.numbers) or looks > 1)  # without a number two lists have to agree
 
         if not retry.wait_until(ended_all, END_SECONDS):
-            raise Unreachable(f"SLURM has not ended job {' '.join(left)} yet.")
+            numbers = " ".join(left)
+            raise Unreachable(f"SLURM has not ended job {numbers} within {END_SECONDS:.0f} s; delete it again.")
 
     def ping(self) -> None:
         if not os.access(self._root, os.W_OK):

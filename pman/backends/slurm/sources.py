@@ -11,7 +11,8 @@ sacct                how a job ended
                      not: that there is no job, since it may come later; nor that a job runs of which slurmctld knows
                      nothing (a runaway record)
 rc                   the exit code of the script's start that wrote it, and that the processes of that start have ended
-                     not: that SLURM will not begin the job anew, where its script allows that
+                     not: that SLURM will not begin the job anew, where its script allows that; nor that the command was
+                     whole, where SLURM says that it ended the job
 claim.N              that job N began to run this attempt
                      not: that it still runs
 slurm_id             that SLURM took the attempt as job N

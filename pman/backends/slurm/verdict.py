@@ -98,15 +98,13 @@ def recent(when: datetime, span: timedelta = RESULT_SETTLES) -> bool:
 
 
 def by_result(record: Record, files: Files, job: SlurmJob | None) -> tuple[JobState, str]:
-    """What the script's exit code means. SLURM knows better why a signal came, and who used too much memory."""
+    """What the script's exit code means, also a 0. Where SLURM ended the job, it knows why."""
     assert files.result
     code, reason, _ = files.result
-    if (job and job.state == "OUT_OF_MEMORY") or _used_too_much(record):
-        return JobState.FAILED, Why(OVER_MEMORY, Reason.OUT_OF_MEMORY, code)
-    if not code:
-        return JobState.SUCCEEDED, ""
     said = state_of(job)[1] if job and ended(job) else ""
-    return JobState.FAILED, said or reason
+    if said == OVER_MEMORY or _used_too_much(record):
+        return JobState.FAILED, Why(OVER_MEMORY, Reason.OUT_OF_MEMORY, code)
+    return (JobState.FAILED, said or reason) if code or said else (JobState.SUCCEEDED, "")
 
 
 def by_slurm(record: Record, files: Files, job: SlurmJob) -> tuple[JobState, str]:
