@@ -23,10 +23,22 @@ IMAGE = "pman/busybox:1"
 
 @dataclass(frozen=True)
 class Slurm:
-    """A SLURM of scripts/engines/slurm."""
+    """A SLURM of scripts/engines/slurm.
 
-    env: dict[str, str]  # what reaches it
-    prefix: tuple[str, ...] = ()  # runs the command that follows it where SLURM's network is
+    env: what reaches it. prefix: runs the command that follows it where SLURM is, Cromwell too. user: who owns what
+    Cromwell and pman write, where `prefix` makes that another user than this process's.
+    """
+
+    env: dict[str, str]
+    prefix: tuple[str, ...] = ()
+    user: str = ""
+
+    def directory(self, path: Path) -> Path:
+        """It, for Cromwell or pman to write into."""
+        path.mkdir(parents=True, exist_ok=True)
+        if self.user:
+            shutil.chown(path, self.user, self.user)
+        return path
 
     def run(self, *command: str) -> str:
         """What a SLURM command prints."""
@@ -35,7 +47,7 @@ class Slurm:
 
     def jobs(self, jid: str, states: str = "all") -> list[str]:
         """Ids of the jobs of `jid` that SLURM remembers; the reference configuration makes the jid their comment."""
-        lines = self.run("squeue", "-h", "-t", states, "-o", "%i %k").splitlines()
+        lines = self.run("squeue", "-a", "-h", "-t", states, "-o", "%i %k").splitlines()
         return [line.split(" ", 1)[0] for line in lines if line.split(" ", 1)[1:] == [jid]]
 
     def daemon(self, action: str, name: str) -> None:
@@ -84,14 +96,14 @@ class Cromwell:
         return self.root / "executions"
 
     def start(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.slurm.directory(self.root)
         log = self.root / "cromwell.log"
         log.write_bytes(b"")
         env = {**os.environ, **self.slurm.env, **self.env, "PMAN_CONTAINER": self.container}
         command = [sys.executable, "-m", "tests.fakes.cromwell", "--conf", str(CONF), "--root", str(self.root)]
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [*command, "--port", str(self.port), *self.options],
+                [*self.slurm.prefix, *command, "--port", str(self.port), *self.options],
                 cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
         self.process = process
@@ -135,14 +147,17 @@ def cromwell(root: Path, slurm: Slurm, container: str, *options: str, **env: str
 @contextmanager
 def rig_over(server: Cromwell, directory: Path, url: str | None = None) -> Iterator[Rig]:
     """Rig of pman over this Cromwell, or over what stands before it at `url`."""
-    store, logs = directory / "store", directory / "logs"
-    for path in (store, logs):
-        path.mkdir()
+    slurm, logs = server.slurm, directory / "logs"
+    logs.mkdir()
     env = {
         "CONTAINER_ENV": "cromwell",
         "CROMWELL_URL": url or server.url,
         "CROMWELL_EXECUTION_ROOT_MAP": f"{server.executions}={server.executions}",
         "TIMELIMIT_MINUTES": "10",
+        "PMAN_DEV_HOME": slurm.env["PMAN_DEV_HOME"],  # for `prefix`
     }
-    with running(Rig(env, store, IMAGE, logs, read_only_input=server.container == "bubblewrap")) as rig:
+    store, read_only_input = slurm.directory(directory / "store"), server.container == "bubblewrap"
+    with running(
+        Rig(env, store, IMAGE, logs, read_only_input=read_only_input, user=slurm.user, prefix=slurm.prefix)
+    ) as rig:
         yield rig

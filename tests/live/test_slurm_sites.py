@@ -1,6 +1,7 @@
 """The slurm backend on SLURM as sites run it: profiles and versions of scripts/engines/slurm.
 
-The whole contract on two of them, the tests that tell most of it on the others: the matrix has to stay short.
+The whole contract on every profile, here or in test_slurm.py, and the tests that tell most of it where only the version
+differs. test_cromwell_sites.py has the same sites for Cromwell.
 """
 
 from __future__ import annotations
@@ -10,38 +11,30 @@ import pwd
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import development
 from tests.contract import Contract
-from tests.fakes.cromwell_rig import Slurm, cromwell, rig_over
 from tests.live.test_slurm import open_directory, run, slurm_id, slurm_rig, wrapped
-from tests.rig import COUNTED, Rig, Server, running, wait_for
+from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
 
 
-def site(directory: pytest.TempPathFactory, *options: str) -> Iterator[Rig]:
-    """A rig on one that every test shares; the time limit is what a guarded site asks for."""
-    engine = development("slurm", "--min-job-age", "2", *options)
-    with running(slurm_rig(directory.mktemp("site"), engine, *options, TIMELIMIT_MINUTES="10")) as rig:
+def instance(options: str) -> dict[str, str]:
+    """The environment of one that every test shares; with accounts, they alone know a job that has ended."""
+    return development("slurm", *options.split(), *(["--min-job-age", "2"] if "accounted" in options else []))
+
+
+def site(directory: pytest.TempPathFactory, options: str) -> Iterator[Rig]:
+    """A rig on an instance; the time limit is what a guarded site asks for."""
+    with running(
+        slurm_rig(directory.mktemp("site"), instance(options), *options.split(), TIMELIMIT_MINUTES="10")
+    ) as rig:
         yield rig
-
-
-class TestGuarded(Contract):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-        yield from site(tmp_path_factory, "--profile", "guarded")
-
-
-class TestAccountedNewer(Contract):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-        yield from site(tmp_path_factory, "--profile", "accounted", "--version", "24.11")
 
 
 # What pman's own process or another machine may have had, and what a job must not get.
@@ -60,19 +53,10 @@ TELLING = (
 )  # fmt: skip
 
 
-class TestOtherSites:
-    locals().update({name: vars(Contract)[name] for name in TELLING})
-
-    @pytest.fixture(
-        scope="class",
-        params=["--profile preempting", "--profile configless", "--version 24.11", "--version 24.11 --profile guarded"],
-    )
-    @classmethod
-    def rig(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
-        yield from site(tmp_path_factory, *request.param.split())
+class KnownEnvironment:
+    """What a job finds, whatever sbatch was started with: behind sudo or ssh, or of a pman of a service manager's."""
 
     def test_a_known_environment(self, rig: Rig, jid: str) -> None:
-        """Whatever sbatch was started with: behind sudo or ssh, or of a pman that a service manager started."""
         bin_directory = Path(rig.env["SLURM_STATE_DIR"]).parent / "bin"
         wrapped(bin_directory, "dirty", DIRTY)
         for name in ("env", "cat", "bwrap", "sbatch", "squeue", "sacct", "scancel"):
@@ -94,21 +78,31 @@ class TestOtherSites:
         assert f"org.chrisproject.pman.name={jid} site=it's #1 b=c d\n" in comments
 
 
-class TestCromwellOnOtherSites:
-    """The reference configuration of Cromwell, over the stand-in."""
+class TestProfiles(KnownEnvironment, Contract):
+    @pytest.fixture(
+        scope="class",
+        params=[
+            "--profile guarded", "--profile preempting", "--profile configless", "--profile accounted --version 24.11"
+        ],
+    )  # fmt: skip
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
+        yield from site(tmp_path_factory, request.param)
 
+
+class TestNewerVersion(KnownEnvironment):
     locals().update({name: vars(Contract)[name] for name in TELLING})
 
     @pytest.fixture(
         scope="class",
-        params=[*(f"--profile {name}" for name in ("guarded", "accounted", "preempting")), "--version 24.11"],
+        params=[
+            "--version 24.11",
+            *(f"--profile {name} --version 24.11" for name in ("guarded", "preempting", "configless")),
+        ],
     )
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
-        directory = tmp_path_factory.mktemp("cromwell")
-        slurm = Slurm(development("slurm", "--min-job-age", "2", *request.param.split()))
-        with cromwell(directory / "cromwell", slurm, "bubblewrap") as server, rig_over(server, directory) as rig:
-            yield rig
+        yield from site(tmp_path_factory, request.param)
 
 
 STAGE_OUT = """{% extends "shipped/slurm/job.sh.j2" %}
@@ -134,7 +128,7 @@ class TestPreempting:
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-        yield from site(tmp_path_factory, "--profile", "preempting")
+        yield from site(tmp_path_factory, "--profile preempting")
 
     def start(self, rig: Rig, values: str, template: str = "") -> Server:
         overlay = open_directory(rig.user)
@@ -148,10 +142,11 @@ class TestPreempting:
         """It waits, begins again when SLURM wills, and is deleted from the queue where that is asked for."""
         server = self.start(rig, "requeue: true\njob_name_prefix: 'chris '\n")
         until = 'until [ -e "$out/go" ]; do sleep 0.1; done; echo done'
-        server.post(rig.request(jid, COUNTED + until, partition="idle"))
+        gpus = {"gpu_limit": 4}  # all of the node's, which no other test of this SLURM asks for
+        server.post(rig.request(jid, COUNTED + until, partition="idle", **gpus))
         wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
         above = f"{jid}-above"
-        server.post(rig.request(above, COUNTED + until, cpu_limit=8000))
+        server.post(rig.request(above, COUNTED + until, **gpus))
         again = wait_for(lambda: put_back(server, jid), 60, "the job to be back in the queue")
         assert again["status"] == "notstarted"
         (rig.outgoing(above) / "go").touch()
@@ -167,6 +162,21 @@ class TestPreempting:
         states = run(rig.env, "squeue", "--all", "-h", "-t", "all", "-o", "%A %T").splitlines()
         assert not [line for line in states if line.startswith(number) and "CANCELLED" not in line]
         assert rig.executions(jid) == 2
+        server.stop()
+
+    def test_a_job_that_is_preempted_and_cancelled(self, rig: Rig, jid: str) -> None:
+        """Its command takes the signal for a wish to end well, and answers 0: that is no success."""
+        server = rig.start()
+        gpus = {"gpu_limit": 4}
+        server.post(rig.request(jid, COUNTED + "trap 'exit 0' TERM; sleep 600 & wait", partition="cheap", **gpus))
+        wait_for(lambda: rig.executions(jid) == 1, 30, "the job to begin")
+        assert server.post(rig.request(f"{jid}-above", "true", **gpus)).status_code == 201
+        job = server.wait_final(jid)
+        assert (job["status"], job["message"]) == (
+            "finishedWithError", "The job was preempted by another one in SLURM.",
+        )  # fmt: skip
+        assert server.wait_final(f"{jid}-above")["status"] == "finishedSuccessfully"
+        assert rig.executions(jid) == 1
         server.stop()
 
     def test_output_that_cannot_be_stored(self, rig: Rig, jid: str) -> None:
@@ -197,3 +207,27 @@ def put_back(server: Server, jid: str) -> dict[str, str] | None:
     job: dict[str, str] = server.get(jid).json()
     assert job["status"] in ("notstarted", "started"), job
     return job if "after it had begun" in job["message"] else None
+
+
+class TestAccounted:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        yield from site(tmp_path_factory, "--profile accounted --version 24.11")
+
+    def test_a_limit_on_jobs_in_the_queue(self, rig: Rig) -> None:
+        """pman submits everybody's jobs as one user: a POST waits until the user may have one more."""
+        server = rig.start(SLURM_ACCOUNT="few")
+        first, second, third = (f"chris-jid-{uuid.uuid4().hex[:8]}" for _ in range(3))
+        for jid in (first, second):
+            server.post(rig.request(jid, OUT + 'until [ -e "$out/go" ]; do sleep 0.1; done'))
+            server.wait_state(jid, "started")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.post, rig.request(third, COUNTED))
+            wait_for(lambda: "AssocMaxSubmitJobLimit" in server.log.read_text(), 20, "SLURM's limit")
+            (rig.outgoing(first) / "go").touch()
+            assert answer.result(60).status_code == 201
+        assert server.wait_final(third)["status"] == "finishedSuccessfully"
+        assert rig.executions(third) == 1
+        assert [server.delete(jid).status_code for jid in (first, second, third)] == [204] * 3
+        server.stop()
