@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -252,7 +252,7 @@ def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]
 
     more: the backend's reasons. `pman.backends.check_for_service` asks for them, too.
     """
-    problems = [*(text for bad, text in _contradictions(settings) if bad), *more]
+    problems = [*_contradictions(settings), *more]
     if problems:
         raise Misconfigured(" ".join(problems))
     warnings = [text for name, text in _NO_LONGER.items() if os.environ.get(name)]
@@ -265,24 +265,18 @@ def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]
     return warnings
 
 
-def _contradictions(s: Settings) -> list[tuple[bool, str]]:
+def _contradictions(s: Settings) -> Iterator[str]:
     volume = s.storage_type in ("docker_local_volume", "kubernetes_pvc")
-    return [
-        (not s.dev and s.secret_key is None, "SECRET_KEY is required in production: set it to a long random text."),
-        (
-            not volume and s.storebase is None,
-            f"STOREBASE is required with STORAGE_TYPE={s.storage_type}: set it to the store's directory.",
-        ),
-        (
-            s.storage_type == "kubernetes_pvc" and s.volume_name is None,
-            "VOLUME_NAME is required with STORAGE_TYPE=kubernetes_pvc.",
-        ),
-        (s.storage_type == "nfs" and s.nfs_server is None, "NFS_SERVER is required with STORAGE_TYPE=nfs."),
-        (
-            s.templates_dir is not None and not os.path.isdir(s.templates_dir),
-            f"TEMPLATES_DIR={s.templates_dir} is no directory.",
-        ),
-    ]
+    if not s.dev and s.secret_key is None:
+        yield "SECRET_KEY is required in production: set it to a long random text."
+    if not volume and s.storebase is None:
+        yield f"STOREBASE is required with STORAGE_TYPE={s.storage_type}: set it to the store's directory."
+    if s.storage_type == "kubernetes_pvc" and s.volume_name is None:
+        yield "VOLUME_NAME is required with STORAGE_TYPE=kubernetes_pvc."
+    if s.storage_type == "nfs" and s.nfs_server is None:
+        yield "NFS_SERVER is required with STORAGE_TYPE=nfs."
+    if s.templates_dir is not None and not os.path.isdir(s.templates_dir):
+        yield f"TEMPLATES_DIR={s.templates_dir} is no directory."
 
 
 def markdown_table(backends: Iterable[str]) -> str:

@@ -76,11 +76,8 @@ class SiteCheck:
         return settings.load({**base, **own, **environment})
 
     def _own_cases(self) -> list[Case]:
-        places = [
-            *([self.directory / "requests"] if self.directory else []),
-            *([self.requests] if self.requests else []),
-        ]
-        return [case for path in places for case in corpus.own_cases(path)]
+        places = (self.directory and self.directory / "requests", self.requests)
+        return [case for path in places if path for case in corpus.own_cases(path)]
 
     def _target(self, overlay: Overlay, target: str) -> list[Finding]:
         made: dict[str, Renderer] = {}

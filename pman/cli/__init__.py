@@ -58,12 +58,9 @@ def main(context: click.Context) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # what a job prints may not be in the terminal's encoding
 
 
-for command in (client.run, client.submit, client.status, client.logs, client.wait, client.delete, listing.list_jobs):
+_OF_JOBS = (client.run, client.submit, client.status, client.logs, client.wait, client.delete, listing.list_jobs)
+for command in (*_OF_JOBS, cli_templates.check, cli_templates.templates, explain, images.images):
     main.add_command(command)
-main.add_command(cli_templates.check)
-main.add_command(cli_templates.templates)
-main.add_command(explain)
-main.add_command(images.images)
 
 
 @main.command()
