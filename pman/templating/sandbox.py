@@ -316,7 +316,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if re.search(r"\d{7}", left):
                 raise OverflowError("a width of millions is too much")
         if (operator == "*" and _repeats(left, right) > MAX_REPEATED) or (operator == "**" and abs(right) > 64):
-            raise OverflowError(f"{operator} would make too much of it")
+            raise OverflowError(f"{operator} would make a value that is too large")
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
@@ -325,7 +325,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(owner, Markup):
             raise TypeError(_QUOTED)
         if isinstance(owner, str) and any(isinstance(arg, int) and arg > MAX_REPEATED for arg in args):
-            raise OverflowError(f"{__obj.__name__}() would make too much of it")
+            raise OverflowError(f"{__obj.__name__}() would make a value that is too large")
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:

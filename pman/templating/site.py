@@ -102,7 +102,7 @@ class _SiteLoader(StrictLoader):
         if isinstance(value, bool | int | float):
             read = quote.yaml(value) if math.isfinite(value) else "no finite number"
             if read != node.value.lower():
-                said = f"{node.value} would be {read}: write what it shall be, in quotes if that is text"
+                said = f"{node.value} would be {read}: write the value that you mean, in quotes if it is text"
                 raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
         return value
 

@@ -212,7 +212,7 @@ class CromwellBackend:
         name, labels = workflow_id(jid, attempt), cromwell_labels.of_grave(jid, attempt)
         answer = self._client.submit(name, "", json.dumps({"hogGroup": _HOG_GROUP_TOO_LONG}), labels, on_hold=True)
         if answer.status_code == 201:
-            log.warning("Cromwell's database takes too long a hogGroup: new jobs are unknown to other replicas")
+            log.warning("Cromwell's database accepts any hogGroup, so that other replicas may not see a new job")
             self._may_probe = False
             return False
         return bool(cromwell_rest.IN_USE.search(answer.text))

@@ -154,7 +154,7 @@ class Engine:
         answer = self.call("GET", path, **params)
         document = decoded(answer)
         if isinstance(document, list) != (path in LISTS) or (not document and document != []):
-            raise CutOff("The container engine's answer is none of its API; a proxy may have given it.")
+            raise CutOff("The container engine's answer does not fit its API; a proxy may have given it.")
         return document, _date(answer)
 
     def out_of_memory(self, container_id: str) -> bool | None:
@@ -321,8 +321,8 @@ def understood(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            log.exception("an answer of the container engine has not the shape that its API has")
-            raise CutOff("The container engine's answer is none of its API; a proxy may have given it.") from error
+            log.exception("an answer of the container engine does not fit its API")
+            raise CutOff("The container engine's answer does not fit its API; a proxy may have given it.") from error
 
     return guarded
 

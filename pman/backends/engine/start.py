@@ -99,7 +99,7 @@ class Starter:
         except NotFound:
             return False
         if labels.get(engine.JID) != job.jid:
-            raise Foreign(f"The engine has a container {name} that has not pman's labels.")
+            raise Foreign(f"The engine has a container {name} without pman's labels.")
         if labels.get(engine.DIGEST) != job.digest:
             raise jid_taken(job.jid)
         return True
