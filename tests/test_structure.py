@@ -49,6 +49,12 @@ def test_the_page_names_every_room() -> None:
     assert {room for row in ROOMS for room in row} | {"__init__", "wsgi"} == there | {"wsgi"}
 
 
+def test_the_page_names_modules_that_are_there() -> None:
+    for row, rooms in zip(TABLE.splitlines(), ROOMS, strict=True):
+        there = {path.rsplit("/", 1)[1] for path in FILES if path.split("/")[1] in rooms}
+        assert set(re.findall(r"`(\w+\.py)`", row)) <= there
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.endswith("/__init__.py")][1:])
 def test_every_package_says_what_it_is_for(path: str) -> None:
     said = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
