@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import random
 import shutil
 import subprocess
@@ -77,6 +78,7 @@ class Life:
         return {}
 
 
+@functools.cache
 def _compiled() -> str:
     """clock.c as a library that every user may load; "" without a compiler, and then all clocks are right."""
     if not (compiler := shutil.which("cc")):
@@ -118,11 +120,13 @@ class Run:
         with ThreadPoolExecutor(len(self.plan.errands) + len(lanes) + 1) as pool:
             lister = pool.submit(self._list)
             clients = [pool.submit(self._client, errand) for errand in self.plan.errands]
-            for lane in [pool.submit(self._events, events) for events in lanes.values()]:
-                lane.result()
-            self._wait(self.plan.seconds)
-            self.world.calm()
-            self.healed = self.clock()
+            try:
+                for lane in [pool.submit(self._events, events) for events in lanes.values()]:
+                    lane.result()
+                self._wait(self.plan.seconds)
+            finally:  # else the clients would never give up
+                self.world.calm()
+                self.healed = self.clock()
             for client in clients:
                 client.result()
             self._ended.set()
@@ -303,7 +307,7 @@ class Run:
 
     def _list(self) -> None:
         """The listing of all jobs, time and again."""
-        while not self._ended.wait(2):
+        while not self._ended.wait(2) and self._patient():
             for server in [one for one in self.replicas if one][:1]:
                 began = self.clock()
                 with contextlib.suppress(requests.RequestException):
