@@ -1,20 +1,21 @@
 # shellcheck shell=bash
-# Sourced: make_venv EXTRA puts pman, editable, with pinned dependencies into .venv; quick when nothing changed.
+# Sourced: make_venv EXTRA puts pman, editable, with pinned dependencies into .venv, or into the directory that VENV
+# names; quick when nothing changed.
 
 make_venv() {
-    local extra=$1 python=${PYTHON:-python3} stamp want
+    local extra=$1 python=${PYTHON:-python3} venv=${VENV:-.venv} stamp want
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "pman needs Python 3.11 or later; $("$python" --version) is here. Set PYTHON to another one." >&2
         return 1
     }
-    stamp=".venv/pman-$extra"
+    stamp="$venv/pman-$extra"
     want=$(cat pyproject.toml constraints.txt | cksum)
     [[ $(cat "$stamp" 2>/dev/null) != "$want" ]] || return 0
-    echo "installing into .venv ..." >&2
-    "$python" -m venv .venv || {
+    echo "installing into $venv ..." >&2
+    "$python" -m venv "$venv" || {
         echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2
         return 1
     }
-    .venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extra:+[$extra]}"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extra:+[$extra]}"
     echo "$want" >"$stamp"
 }

@@ -172,6 +172,7 @@ INLINE = {
     "docker compose -f deploy/compose.slurm.yml up": ("tests/live/test_deploy.py", '"deploy/compose.slurm.yml", env'),
     "docker compose -f compose.dev.yml up": ("tests/live/test_deploy.py", '"compose.dev.yml", project'),
     "docker stack deploy -c deploy/compose.yml pman": ("tests/live/test_deploy.py", "docker stack deploy -c"),
+    "scripts/test --python python3.12": ("scripts/test", "scripts/test --python /usr/bin/python3"),
     "scripts/test_swarm.sh --existing": ("tests/live/test_deploy.py", 'scripts/test_swarm.sh {option}"'),
     'eval "$(scripts/engines/swarm env)"': ("scripts/test_swarm.sh", 'eval "$(scripts/engines/swarm env)"'),
     "scripts/engines/swarm up": ("scripts/test_swarm.sh", "scripts/engines/swarm up"),

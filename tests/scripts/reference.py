@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prometheus_client import Counter, Histogram
 
 from pman import errors, settings
@@ -238,10 +240,9 @@ def _needed(names: list[str]) -> Iterator[Distribution]:
     """These distributions and all that they need, as far as they are installed, in the order in which they are met."""
     seen: set[str] = set()
     while names:
-        match = re.match(r"([\w.-]+)\s*(?:\[([^]]*)\])?", names.pop())
-        assert match
-        name = re.sub(r"[-_.]+", "-", match[1]).lower()
-        if name in seen or name == "pman":
+        asked = Requirement(names.pop())
+        name = canonicalize_name(asked.name)
+        if name in seen or name == "pman" or (asked.marker and not asked.marker.evaluate({"extra": ""})):
             continue
         seen.add(name)
         try:
@@ -249,7 +250,7 @@ def _needed(names: list[str]) -> Iterator[Distribution]:
         except PackageNotFoundError:
             continue
         yield found
-        names += [each for each in found.requires or [] if "extra ==" not in each]
+        names += found.requires or []
 
 
 def _licence(found: Distribution) -> str:
