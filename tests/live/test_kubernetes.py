@@ -637,7 +637,7 @@ def test_a_volume_claim(cluster: Cluster, rig: Rig, jid: str) -> None:
 # -------------------------------------------------------------------------------------------------------- recipes
 
 PAGE = ROOT / "docs" / "kubernetes.md"
-RECIPES = dict(re.findall(r"^### (.*?)\n.*?^```jinja\n(.*?)^```$", PAGE.read_text(), re.S | re.M))
+RECIPES = dict(re.findall(r"^### ([^\n]*)\n(?:(?!^#).)*?^```jinja\n(.*?)^```$", PAGE.read_text(), re.S | re.M))
 
 
 def recipe(directory: Path, name: str, **values: str) -> str:
