@@ -115,7 +115,8 @@ def examples(directory: Path) -> None:
     """
     if directory.is_dir() and any(directory.iterdir()):
         raise Misconfigured(f"{directory} is not empty: name a new directory.")
-    shutil.copytree(own_directory("examples", "sites"), directory, dirs_exist_ok=True)
+    unwanted = shutil.ignore_patterns("__pycache__")  # pip compiles what it installs
+    shutil.copytree(own_directory("examples", "sites"), directory, ignore=unwanted, dirs_exist_ok=True)
     click.echo(f"{directory}/README.md says what there is.")
 
 

@@ -67,6 +67,7 @@ def installs(command: str, checkout: Path) -> None:
     assert "kind: Job" in rendered
     run("pman examples copied", checkout, PATH=path)
     assert (checkout / "copied/sites/README.md").read_bytes() == (ROOT / "examples/sites/README.md").read_bytes()
+    assert not (checkout / "copied/__pycache__").exists()
 
 
 def serves(command: str, checkout: Path) -> None:

@@ -34,5 +34,6 @@ def test_nothing_is_copied_over_what_is_there(tmp_path: Path) -> None:
 
 def test_every_file_is_listed() -> None:
     listed = (ROOT / "examples" / "README.md").read_text()
-    files = [path for path in (ROOT / "examples").rglob("*.json") if "sites" not in path.parts]
+    there = (ROOT / "examples").rglob("*.*")
+    files = [path for path in there if path.suffix in (".json", ".py") and "sites" not in path.parts]
     assert [path.name for path in files if f"| {path.relative_to(ROOT / 'examples')} |" not in listed] == []
