@@ -129,6 +129,7 @@ ELSEWHERE = {
     ),
     "scripts/dev": ("tests/live/test_dev.py", "scripts/dev"),
     "scripts/dev --on slurm": ("tests/live/test_dev.py", '"--on", name'),
+    "scripts/chaos local --minutes 1": ("tests/live/test_chaos.py", '"chaos"), backend, "--minutes"'),
     "scripts/smoke http://127.0.0.1:5010": ("tests/live/test_dev.py", "scripts/smoke"),
 }
 FOUND = [(page.name, command) for page in PAGES for command in commands(page)]
@@ -181,6 +182,8 @@ INLINE = {
     "scripts/engines/podman up": ("scripts/test", 'scripts/engines/"$name" up'),
     "python -m tests.scripts.test_docs": ("tests/test_new_backend.py", '"-m", "tests.scripts.test_docs"'),
     "pman list --watch": ("tests/cli/test_client.py", '"list", "--watch"'),
+    "pman templates diff": ("docs/templates.md", "$ pman templates diff --templates site"),
+    "pman templates upgrade-check": ("docs/templates.md", "$ pman templates upgrade-check old"),
     "pman images list": ("tests/cli/test_images.py", '"list", "--directory"'),
     "pman check --live site": ("tests/live/test_check_live.py", '"--live"'),
     "pman templates new site --for slurm --from-cluster": (
