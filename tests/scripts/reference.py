@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]  # nothing else of the tests: `script
 DIRECTORY = ROOT / "docs" / "reference"
 # What the keys of a backend's STATES are.
 KEYS = {
-    "cromwell": "status of the workflow, and of its call (`any`: whichever)",
+    "cromwell": "status of the workflow, and of its call",
     "kubernetes": "condition, or counter above 0, of the Job; the first row that holds counts",
-    "local": "the job was begun, a process of it lives, its result is written",
+    "local": "whether the job has begun, whether a process of it lives, whether its result is written",
     "slurm": "state of the SLURM job",
     "swarm": "state of the task",
     "docker": "state of the container",
@@ -69,17 +69,17 @@ def _chains() -> Iterator[tuple[str, str, list[Template]]]:
 def blocks_page() -> str:
     filters = Renderer(settings.load({}), TARGETS).filters
     text = (
-        "A target is a language that jobs are rendered into. `pman templates show NAME` prints a template, which\n"
-        "begins with a comment on its variables and its blocks. [templates.md](../templates.md) says how a site\n"
-        "overrides a block.\n"
+        "A target is a language that jobs are rendered into. [templates.md](../templates.md) says how a site\n"
+        "overrides a block. `pman templates show NAME` prints a template. It begins with a comment on its\n"
+        "variables and blocks.\n"
     )
     for target in TARGETS.values():
         text += f"\n## {target.name}\n\n"
         text += f"Storage: {', '.join(f'`{kind}`' for kind in target.storage_types)}. "
         text += f"Quoting filters: {', '.join(f'`{name}`' for name in filters[target.language])}.\n"
         if target.need_super:
-            kept = ", ".join(f"`{name}`" for name in target.need_super)
-            text += f"Where a site overrides {kept}, `{{{{ super() }}}}` must keep the shipped lines.\n"
+            kept = " or ".join(f"`{name}`" for name in target.need_super)
+            text += f"When you override {kept}, keep the shipped lines with `{{{{ super() }}}}`.\n"
         for _, name, chain in (each for each in _chains() if each[0] == target.name):
             blocks = dict.fromkeys(block for template in reversed(chain) for block in template.blocks)
             text += f"\nBlocks of `{name}`: {', '.join(f'`{block}`' for block in blocks)}\n"
@@ -107,8 +107,9 @@ def filters_page() -> str:
             languages = [f"`.{lang}.j2`" for lang, said in sorted(meanings.items()) if said == meaning]
             rows.append(row(f"`{name}`", ", ".join(languages), meaning))
     return (
-        "What `{{ value }}` prints is quoted for the template's language. A filter quotes for another place, such\n"
-        "as a line that a second program reads. [templates.md](../templates.md#quoting) says when one is needed.\n\n"
+        "`{{ value }}` writes a value that is quoted for the language of the template. Use a filter where the\n"
+        "text is in another language, such as a line that a second program reads.\n"
+        "[templates.md](../templates.md#quoting) says when you need one.\n\n"
         + table(("filter", "templates", "writes"), rows)
     )
 
@@ -160,8 +161,8 @@ def _note(comment: str) -> str:
 def states_page() -> str:
     text = (
         "A job has one of five states: `notstarted`, `started`, `finishedSuccessfully`, `finishedWithError` and\n"
-        "`undefined`. The two that begin with `finished` are final: nothing writes output any more. A state of a\n"
-        "scheduler that is not in its table is `undefined`.\n"
+        "`undefined`. The two that begin with `finished` are final, and nothing writes output any more. If a\n"
+        "scheduler names a state that is not in its table, the job is `undefined`.\n"
     )
     places: dict[str, list[str]] = {}
     for name in BACKENDS:
@@ -181,9 +182,9 @@ def metrics_page() -> str:
             name = described.name + ("_total" if described.type == "counter" else "")
             rows.append(row(f"`{name}`", described.type, labels, described.documentation))
     return (
-        "`/metrics` answers in Prometheus' text format. Each process counts for itself; Prometheus makes the sum over\n"
-        "replicas. Times are in seconds. Beside these there are the metrics of the process and of Python itself.\n\n"
-        + table(("metric", "type", "labels", "meaning"), rows)
+        "`/metrics` answers in the text format of Prometheus. Each process counts for itself, so add up the\n"
+        "replicas in Prometheus. Times are in seconds. There are also the usual metrics of the process and of\n"
+        "Python.\n\n" + table(("metric", "type", "labels", "meaning"), rows)
     )
 
 
@@ -220,9 +221,9 @@ def errors_page() -> str:
         if re.search("[A-Za-z]{3}", raised[1].replace("…", ""))
     }
     text = (
-        "`message` of an answer that is no success is one of these sentences, or what a scheduler itself said, with\n"
-        "something particular in place of `…`. A sentence about a wrong field of a request begins with the field's\n"
-        "name. A service that does not start says the same, and so do the `pman` commands.\n"
+        "When a request fails, `message` in the answer is one of these sentences, or the words of a scheduler.\n"
+        "`…` stands for what differs from case to case. A sentence about a wrong field of a request begins with\n"
+        "the name of the field. The service says the same when it does not start, and so do the `pman` commands.\n"
     )
     for kind in sorted({kind for kind, _ in found}, key=lambda kind: (kind.http_status, kind.__name__)):
         text += f"\n## {kind.http_status}: {kind.__name__}\n\n{' '.join((kind.__doc__ or '').split())}\n\n"
@@ -281,8 +282,8 @@ def licences() -> dict[str, dict[str, str]]:
 
 def licences_page() -> str:
     text = (
-        "pman is under the MIT licence. These are the distributions that pip installs with it, each with the\n"
-        "licence that its own metadata names. `constraints.txt` has the versions that pman is tested with.\n"
+        "pman has the MIT licence. pip installs these distributions with it. The licence of each is the one that\n"
+        "its own metadata names. `constraints.txt` has the versions that pman is tested with.\n"
     )
     for group, names in licences().items():
         head = "Always" if group == "pman" else f"With the extra `{group}`"
@@ -292,17 +293,17 @@ def licences_page() -> str:
 
 PAGES = {  # file -> its heading, what its reader will have done, and what makes the rest
     "settings.md": ("Settings", "found the environment variable that you need, with its default", settings_page),
-    "blocks.md": ("Templates and blocks", "found the block that a change of your site belongs into", blocks_page),
-    "filters.md": ("Filters that quote", "chosen the filter for a value in a template", filters_page),
-    "exit-codes.md": ("Exit codes", "understood how a `pman` command ended", exit_codes_page),
-    "states.md": ("States", "seen which state of your scheduler is which state of a job", states_page),
-    "metrics.md": ("Metrics", "found the figures to watch pman by", metrics_page),
-    "licences.md": ("Licences", "seen under which licences pman and its dependencies are", licences_page),
+    "blocks.md": ("Templates and blocks", "found the block to override for a change of your site", blocks_page),
+    "filters.md": ("Filters that quote", "chosen the right filter for a value in a template", filters_page),
+    "exit-codes.md": ("Exit codes", "found out how a `pman` command ended", exit_codes_page),
+    "states.md": ("States", "found out which state of a job each state of your scheduler becomes", states_page),
+    "metrics.md": ("Metrics", "found the figures by which to watch pman", metrics_page),
+    "licences.md": ("Licences", "found the licences of pman and of its dependencies", licences_page),
 }
 
 
 BUILT = {
-    "errors.md": ("Error sentences", "found which HTTP status an error sentence comes with", errors_page),
+    "errors.md": ("Error sentences", "found the HTTP status of an error sentence", errors_page),
     "comments.md": ("What each block holds", "read what a block holds before you override it", comments_page),
 }
 
