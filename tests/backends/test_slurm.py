@@ -382,6 +382,28 @@ def test_refused_because_an_earlier_sbatch_got_through(engine: Fake, retry: str)
     assert (made.directory / "slurm_id").read_text() == "77"
 
 
+@pytest.mark.parametrize("said", ["10", "10;cluster", "Welcome.\n10\nThis job is charged to nobody."])
+def test_the_number_among_what_sbatch_says(engine: Fake, said: str) -> None:
+    """A federated cluster adds its name, and a site's plug-ins and wrappers what they like."""
+    engine.say("sbatch", f"echo x >> submitted; echo '{said}'")
+    assert read_number(engine.submit()) == "10"
+    assert engine.submitted() == 1
+
+
+def test_a_wrapper_that_takes_no_parsable(engine: Fake) -> None:
+    """Its words are no number that can be relied on: the job is looked for by its name, and not submitted again."""
+    engine.say("sbatch", "echo x >> submitted; echo Submitted batch job 10")
+    with pytest.raises(Unreachable, match="did not say the number"):
+        engine.submit()
+    engine.say("squeue", engine.row(10, "RUNNING", directories.find(engine.root, "chris-jid-1")))
+    assert read_number(engine.submit()) == "10"
+    assert engine.submitted() == 1
+
+
+def read_number(record: directories.Record) -> str:
+    return (record.directory / "slurm_id").read_text()
+
+
 def test_refused_for_good(engine: Fake) -> None:
     engine.say("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
     with pytest.raises(BadRequest, match="invalid partition"):
