@@ -143,6 +143,13 @@ class Engine:
         """The decoded JSON of a GET. What is cut off or garbled is asked for again at once, which costs little."""
         return self.get_dated(path, **params)[0]
 
+    def find(self, path: str) -> Any:
+        """As `get`; None where there is no such thing."""
+        try:
+            return self.get(path)
+        except NotFound:
+            return None
+
     def get_dated(self, path: str, **params: Any) -> tuple[Any, datetime]:
         """As `get`, with the time of the engine's clock."""
         for _ in range(READS - 1):
@@ -160,13 +167,11 @@ class Engine:
     def out_of_memory(self, container_id: str) -> bool | None:
         """Whether a container that has ended ran out of memory, by the engine's word; None where it has none."""
         if container_id not in self._out_of_memory:
-            try:
-                state = self.get(f"/containers/{container_id}/json")["State"]
-            except NotFound:
+            if (container := self.find(f"/containers/{container_id}/json")) is None:
                 return None
             if len(self._out_of_memory) >= KEPT_ENDINGS:
                 self._out_of_memory.clear()
-            self._out_of_memory[container_id] = bool(state.get("OOMKilled"))
+            self._out_of_memory[container_id] = bool(container["State"].get("OOMKilled"))
         return self._out_of_memory[container_id]
 
     def is_podman(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pman.backends import documents, line_named
 from pman.backends.engine.api import Engine
-from pman.errors import NotFound, PmanError
+from pman.errors import PmanError
 from pman.settings import Settings
 from pman.targets.record import Problem
 from pman.templating.render import Spec
@@ -22,14 +22,10 @@ def live(settings: Settings, spec: Spec) -> Iterator[Problem]:
     networks = [str(network["Target"]) for network in task.get("Networks") or []]
     networks.append(str((body.get("HostConfig") or {}).get("NetworkMode") or ""))
     for name in networks:
-        if name not in _NO_NETWORK and not name.startswith("container:"):
-            try:
-                engine.get(f"/networks/{name}")
-            except NotFound:
-                yield Problem(f"the engine has no network {name}", line_named(spec.text, name), rule="live")
-    try:
-        engine.get(f"/images/{image}/json")
-    except NotFound:
+        asked = name not in _NO_NETWORK and not name.startswith("container:")
+        if asked and engine.find(f"/networks/{name}") is None:
+            yield Problem(f"the engine has no network {name}", line_named(spec.text, name), rule="live")
+    if engine.find(f"/images/{image}/json") is None:
         yield from _in_registry(engine, image, spec)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from pman.backends.engine.api import Engine, Json
-from pman.errors import BadRequest, Misconfigured, NotFound, Unreachable
+from pman.errors import BadRequest, Misconfigured, Unreachable
 from pman.job import Job
 from pman.settings import Settings
 
@@ -90,10 +90,9 @@ class Store:
         version = self._engine.version()
         if not self._engine.is_podman() and version >= SUBPATH_API and self._nodes_mount_parts():
             return name, ""
-        try:
-            volume = self._engine.get(f"/volumes/{name}")
-        except NotFound:
-            raise Unreachable(f"The engine has no volume {name} yet.") from None
+        volume = self._engine.find(f"/volumes/{name}")
+        if volume is None:
+            raise Unreachable(f"The engine has no volume {name} yet.")
         if volume["Driver"] == "local" and not volume.get("Options"):
             return "", str(volume["Mountpoint"])
         raise Misconfigured(

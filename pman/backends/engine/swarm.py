@@ -156,10 +156,7 @@ class SwarmBackend:
 
     def _taken(self, job: Job) -> PmanError:
         """Why a service with the job's name could not be made although pman's job is not there."""
-        try:
-            service = self._engine.get(f"/services/{job.name}")
-        except NotFound:
-            service = None
+        service = self._engine.find(f"/services/{job.name}")
         if service and (_labels(service).get(engine.JID) != job.jid or engine.DIGEST not in _labels(service)):
             return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
         return Unreachable(f"The job {job.jid} is just being deleted.")
@@ -181,12 +178,10 @@ class SwarmBackend:
 
     def _named(self, name: str) -> Json | None:
         try:
-            service: Json = self._engine.get(f"/services/{name}")
-        except NotFound:
-            return None
+            service: Json | None = self._engine.find(f"/services/{name}")
         except BackendError as error:
             raise self._explained(error) from error
-        return service if service["Spec"]["Name"] == name else None
+        return service if service and service["Spec"]["Name"] == name else None
 
     def _former(self, jid: str, service: Json | None = None, look: bool = True) -> Json | None:
         """The service that pman 4 to 6 made for the jid. look: whether the engine is to be asked for it."""
@@ -341,11 +336,7 @@ class SwarmBackend:
         log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
 
     def _is_there(self, service_id: str) -> bool:
-        try:
-            self._engine.get(f"/services/{service_id}")
-        except NotFound:
-            return False
-        return True
+        return self._engine.find(f"/services/{service_id}") is not None
 
     def _living(self, jid: str = "") -> list[Json]:
         """Tasks whose containers may still write, also those of a service that is gone; of this jid, or all of them."""
@@ -353,10 +344,8 @@ class SwarmBackend:
         return [task for task in tasks if task["Status"]["State"] not in OVER]
 
     def _is_up(self, task: Json) -> bool:
-        try:
-            return bool(self._engine.get(f"/nodes/{task.get('NodeID', '-')}")["Status"]["State"] == "ready")
-        except NotFound:
-            return False
+        node = self._engine.find(f"/nodes/{task.get('NodeID', '-')}")
+        return node is not None and node["Status"]["State"] == "ready"
 
     @engine.understood
     def jobs(self, limit: int) -> list[JobStatus]:
