@@ -287,6 +287,7 @@ class DockerBackend:
     def overview(self) -> Overview:
         return overview(self._engine, is_swarm=False)
 
+    @engine.understood
     def ping(self) -> None:
         self._engine.call("GET", "/_ping")
         self._store.check()

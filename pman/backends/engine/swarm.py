@@ -369,6 +369,7 @@ class SwarmBackend:
     def overview(self) -> Overview:
         return overview(self._engine, is_swarm=True, gpu=self._gpu)
 
+    @engine.understood
     def ping(self) -> None:
         swarm = self._engine.get("/info")["Swarm"]
         if not swarm.get("ControlAvailable"):
