@@ -221,17 +221,15 @@ def load(overrides: Mapping[str, str] | None = None) -> Settings:
     Names are read in any case, and an empty value counts as none. Raises Misconfigured with a sentence for every variable that does not hold what it should.
     """
     given = {name.lower(): value for name, value in (overrides or {}).items() if value}
-    unknown = sorted(set(given) - set(Settings.model_fields))
+    known = Settings.model_fields
+    unknown = sorted(set(given) - set(known))
     if unknown:
         raise Misconfigured("; ".join(f"{name.upper()} is no setting of pman{_did_you_mean(name)}" for name in unknown))
     try:
-        return Settings.model_validate({**_of_environment(), **given})
+        around = {name.lower(): value for name, value in os.environ.items() if value and name.lower() in known}
+        return Settings.model_validate({**around, **given})
     except ValidationError as error:
         raise Misconfigured("; ".join(_sentence(item) for item in error.errors())) from None
-
-
-def _of_environment() -> dict[str, str]:
-    return {name.lower(): text for name, text in os.environ.items() if text and name.lower() in Settings.model_fields}
 
 
 def read_file(path: Path) -> dict[str, str]:

@@ -54,7 +54,8 @@ def pull(wanted: tuple[str, ...], directory: str | None, program: str | None, mi
     """
     config = settings.load()
     names = [name for word in wanted for name in _names(word, config)]
-    place, tool = directory or _place(config), program or _program(config)
+    usual = "singularity" if config.slurm_runtime == "singularity" else "apptainer"
+    place, tool = directory or _place(config), program or usual
     failed = 0
     for name in dict.fromkeys(names):
         click.echo(f"pulling {name}", err=True)
@@ -106,10 +107,6 @@ def _place(config: Settings) -> str:
     if not config.slurm_state_dir:
         raise Misconfigured("Name the image directory with --directory, or set SLURM_IMAGE_DIR.")
     return f"{config.slurm_state_dir}/.images"
-
-
-def _program(config: Settings) -> str:
-    return "singularity" if config.slurm_runtime == "singularity" else "apptainer"
 
 
 def _run(config: Settings, script: str, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:

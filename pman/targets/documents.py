@@ -55,10 +55,6 @@ def line(text: str, error: Any) -> int:
     return int((keys[0] if keys else node).start_mark.line) + 1
 
 
-def _line_at(text: str, path: Iterable[str | int]) -> int:
-    return int(_node(text, path).start_mark.line) + 1
-
-
 def _node(text: str, path: Iterable[str | int]) -> Any:
     """The YAML node at the path, or as far along it as there are nodes."""
     node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -93,7 +89,7 @@ class Identity:
     def flaws(self, job: Job, document: Any, text: str) -> Iterator[Flaw]:
         """What the document, read from `text`, lacks of the job's identity."""
         if found := self.lacks(job, document):
-            yield Flaw("identity", found[1], _line_at(text, found[0]))
+            yield Flaw("identity", found[1], int(_node(text, found[0]).start_mark.line) + 1)
 
 
 def json_problems(text: str) -> Iterator[Problem]:
