@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,49 @@ services:
       - remote
 networks:
   remote:
+"""
+# The service pman of https://github.com/FNNDSC/miniChRIS-docker/blob/c80da96/docker-compose.yml, but for its image, and
+# what it needs of pfcon's.
+MINICHRIS = """
+services:
+  pfcon:
+    image: JOBS
+    command: sleep 600
+    volumes:
+      - chris_files:/var/local/storeBase
+    labels:
+      org.chrisproject.role: "pfcon"
+  pman:
+    image: IMAGE
+    container_name: pman
+    environment:
+      CONTAINER_ENV: docker
+      CONTAINER_USER: "1001:"
+      ENABLE_HOME_WORKAROUND: "yes"
+      JOB_LABELS: "org.chrisproject.miniChRIS=plugininstance"
+      SECRET_KEY: secret
+      REMOVE_JOBS: "yes"
+    volumes:
+      - /var/run/docker.sock:/var/run/docker.sock:rw
+    depends_on:
+      - pfcon
+    ports:
+      - "5010:5010"
+    networks:
+      remote:
+    userns_mode: "host"
+    labels:
+      org.chrisproject.role: "pman"
+networks:
+  remote:
+volumes:
+  chris_files:
+    name: minichris-files
+"""
+# Of the container pman in https://github.com/FNNDSC/miniChRIS-podman/blob/091f4b2/podman/pfcon-podman.yml
+MINICHRIS_PODMAN = """
+CONTAINER_ENV=docker STORAGE_TYPE=docker_local_volume VOLUME_NAME=minichris-cube-files STOREBASE= SECRET_KEY=secret
+REMOVE_JOBS=no SHM_SIZE=1024
 """
 # `docker compose` where Compose is installed as the program docker-compose only.
 PLUGIN = """#!/bin/sh
@@ -119,6 +164,7 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
     ]
     environment = [word for setting in settings for word in ("--env", setting)]
     locked = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"]
+    locked += ["--cap-add=SETUID", "--cap-add=SETGID"]  # as every image needs them that starts as root
     container = out([*docker, "run", "--detach", *locked, *environment, image]).strip()
     try:
 
@@ -130,8 +176,7 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         wait_for(lambda: state()["Health"]["Status"] == "healthy", 60, "the container to be healthy", every=0.5)
         rendered = out([*docker, "exec", container, "pman", "render", "--help"])
         assert "REQUEST" in rendered
-        user = out([*docker, "exec", container, "python3", "-c", "import os; print(os.getuid())"]).strip()
-        assert user == "10001"
+        assert runs_as(docker, container) == ("10001", "")
         for code in (3, 4):  # what a job leaves becomes a child of process 1, pman
             words = ["pman", "run", "localhost/x:1", "--", "sh", "-c", f"exit {code}"]
             ended = subprocess.run([*docker, "exec", container, *words], capture_output=True, text=True, check=False)
@@ -139,6 +184,13 @@ def test_image_runs_locked_down(docker: list[str], image: str) -> None:
         assert state()["Health"]["Status"] == "healthy"
     finally:
         out([*docker, "rm", "--force", container])
+
+
+def runs_as(docker: list[str], container: str) -> tuple[str, str]:
+    """User and further groups of the container's first process."""
+    status = out([*docker, "exec", container, "cat", "/proc/1/status"])
+    user, groups = (re.findall(rf"^{field}:\t(.*?) ?$", status, re.M)[0] for field in ("Uid", "Groups"))
+    return user.split()[0], groups
 
 
 # --------------------------------------------------------------------------------------------------- Compose, Swarm
@@ -202,6 +254,7 @@ def project(environment: dict[str, str]) -> dict[str, str]:
 
 def test_compose_up(docker: list[str], image: str, project: dict[str, str], tmp_path: Path) -> None:
     with up(docker, "deploy/compose.yml", project, tmp_path / "log") as container:
+        assert runs_as(docker, container)[0] == "0"  # it sees the store
         smoke(docker, container)
 
 
@@ -273,49 +326,77 @@ def test_stack(docker: list[str], image: str, environment: dict[str, str]) -> No
         wait_for(lambda: not running(docker, label), 60, "its end")
 
 
-def run_as_pfcon(docker: list[str], container: str, store: Path) -> None:
+def run_as_pfcon(docker: list[str], container: str, store: Path, port: int = 5010) -> None:
     """One job of a pman that does not see the store, whose directories pfcon has made."""
     rig = Rig({}, store, development("swarm")["PMAN_TEST_IMAGE"], store)
     call = "import sys, urllib.request as r; print(r.urlopen(r.Request(*sys.argv[1:2], sys.stdin.buffer.read() or None,"
     call += "{'Content-Type': 'application/json'})).read().decode())"
 
     def ask(jid: str, body: str = "") -> Any:
-        url = f"http://127.0.0.1:30010/api/v1/{jid}"
+        url = f"http://127.0.0.1:{port}/api/v1/{jid}"
         return json.loads(out([*docker, "exec", "-i", container, "python3", "-c", call, url], input=body))
 
-    assert ask("", json.dumps(rig.request("of-pfcon", COUNTED)))["jid"] == "of-pfcon"
+    request = rig.request("of-pfcon", COUNTED)
+    rig.outgoing("of-pfcon").chmod(0o777)
+    assert ask("", json.dumps(request))["jid"] == "of-pfcon"
     wait_for(lambda: ask("of-pfcon/")["status"] == "finishedSuccessfully", 60, "the end of the job", every=0.5)
     assert rig.executions("of-pfcon") == 1
-    out([*docker, "service", "rm", "of-pfcon"])
 
 
 def test_stack_of_pman_6(docker: list[str], image: str, environment: dict[str, str], tmp_path: Path) -> None:
-    """With the image swapped pman starts, and says what is missing: a user who may open the socket; then jobs run."""
-    socket, file, label = environment["DOCKER_SOCKET"], tmp_path / "compose.yml", "com.docker.stack.namespace=former"
-    assert stat.filemode(Path(socket).stat().st_mode) == "srw-rw----"
+    """The image is swapped and nothing else: pman may open the socket, whose group is docker, and jobs run."""
+    socket, label = Path(environment["DOCKER_SOCKET"]), "com.docker.stack.namespace=former"
+    assert stat.filemode(socket.stat().st_mode) == "srw-rw----"
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/.pman.env").write_text("SECRET_KEY=secret\n")
-    text = UPSTREAM.replace("IMAGE", image).replace("/var/run/docker.sock:", f"{socket}:", 1)
-    deploy = [*docker, "stack", "deploy", "--resolve-image", "never", "-c", str(file), "former"]
+    file = tmp_path / "compose.yml"
+    file.write_text(UPSTREAM.replace("IMAGE", image).replace("/var/run/docker.sock:", f"{socket}:", 1))
     try:
-        file.write_text(text)
-        out(deploy, env=environment)
-        refused = healthy(docker, label)
-        ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:30010/readyz')"
-        assert (
-            "503"
-            in subprocess.run(
-                [*docker, "exec", refused, "python3", "-c", ask], capture_output=True, text=True, check=False
-            ).stderr
-        )
-        wait_for(lambda: "permission denied. pman runs as user 10001" in logged(docker, refused), 30, "the reason")
-        file.write_text(text.replace("    image:", '    user: "0:0"\n    image:'))
-        out(deploy, env=environment)
-        wait_for(lambda: refused not in running(docker, label), 60, "the other one's end")
-        run_as_pfcon(docker, healthy(docker, label), Path(environment["STOREBASE"]))
+        out([*docker, "stack", "deploy", "--resolve-image", "never", "-c", str(file), "former"], env=environment)
+        container = healthy(docker, label)
+        assert runs_as(docker, container) == ("10001", str(socket.stat().st_gid))
+        run_as_pfcon(docker, container, Path(environment["STOREBASE"]), 30010)
+        out([*docker, "service", "rm", "of-pfcon"])
     finally:
         out([*docker, "stack", "rm", "former"])
         wait_for(lambda: not running(docker, label), 60, "its end")
+
+
+def test_compose_file_of_minichris(docker: list[str], image: str, project: dict[str, str], tmp_path: Path) -> None:
+    """The image is swapped and nothing else."""
+    socket, file = Path(project["DOCKER_SOCKET"]), tmp_path / "docker-compose.yml"
+    text = MINICHRIS.replace("IMAGE", image).replace("JOBS", development("swarm")["PMAN_TEST_IMAGE"])
+    file.write_text(text.replace("/var/run/docker.sock:", f"{socket}:", 1))
+    compose = ["docker", "compose", "-f", str(file)]
+    try:
+        out([*compose, "up", "--detach"], env=project)
+        container = healthy(docker, "com.docker.compose.service=pman")
+        assert runs_as(docker, container) == ("10001", str(socket.stat().st_gid))
+        volume = json.loads(out([*docker, "volume", "inspect", "minichris-files"]))[0]
+        run_as_pfcon(docker, container, Path(volume["Mountpoint"]))
+        out([*docker, "rm", "of-pfcon"])
+    finally:
+        out([*compose, "down", "--volumes"], env=project)
+
+
+def test_environment_of_minichris_for_pods(
+    docker: list[str], image: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is swapped and nothing else, over a Podman of its own, whose socket is as systemd makes it."""
+    monkeypatch.setenv("PMAN_DEV_HOME", tempfile.mkdtemp(prefix="pman-"))  # a short path, which a socket's must be
+    try:
+        socket = Path(development.__wrapped__("podman")["PODMAN_DOCKER_HOST"].removeprefix("unix://"))
+        socket.chmod(0o660)
+        podman = ["docker", "--host", f"unix://{socket}"]
+        out(["bash", "-c", f"{shlex.join([*docker, 'save', image])} | {shlex.join([*podman, 'load'])}"])
+        volume = out([*podman, "volume", "create", "minichris-cube-files"]).strip()
+        store = json.loads(out([*podman, "volume", "inspect", volume]))[0]["Mountpoint"]
+        env = [word for setting in MINICHRIS_PODMAN.split() for word in ("--env", setting)]
+        out([*podman, "run", "--detach", "--name=pman", f"--volume={socket}:/var/run/docker.sock", *env, image])
+        assert runs_as(podman, "pman") == ("10001", "0")
+        run_as_pfcon(podman, "pman", Path(store))
+    finally:
+        out([str(ROOT / "scripts/engines/podman"), "down"])
 
 
 @pytest.mark.parametrize("option", ["", "--existing"])
