@@ -18,6 +18,7 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from pman.backends import documents, logs, retry
@@ -74,6 +75,7 @@ ENDS = {"shutdown": Reason.PREEMPTED, "orphaned": Reason.NODE, "rejected": Reaso
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
 LACKING = "insufficient resources"
+KILL_SECONDS = 5.0  # for one container, which the engine waits for
 DELETE_SECONDS = 25.0  # for a busy node to end a job, by SIGKILL; pfcon waits 100 s
 SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the node (moby/moby#47711)
 # Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
@@ -310,30 +312,45 @@ class SwarmBackend:
 
     @engine.understood
     def delete(self, jid: str) -> None:
+        label = jid
         try:
-            ids = {self._find(jid)["ID"]}
+            service = self._find(jid)
+            ids = {service["ID"]}
+            label = _labels(service).get(engine.JID, "")
         except NotFound:  # but what a DELETE left that was cut short, or another one is at, is waited for
             ids = {task["ServiceID"] for task in self._living(jid)}
             if not ids:
                 raise
-        retry.call_last(self._end, jid, ids)  # since a second look would no longer find the job
+        retry.call_last(self._end, jid, label, ids)  # since a second look would no longer find the job
 
-    def _end(self, jid: str, service_ids: set[str]) -> None:
-        for service_id in service_ids:
-            with contextlib.suppress(NotFound):
-                self._engine.call("DELETE", f"/services/{service_id}")
+    def _end(self, jid: str, label: str, service_ids: set[str]) -> None:
+        """Remove the services, and wait for their tasks, which carry this label; "" for those of pman 6, with none."""
 
         def living() -> list[Json]:
-            return [task for task in self._living() if task["ServiceID"] in service_ids]
+            return [task for task in self._living(label) if task["ServiceID"] in service_ids]
 
         def is_over() -> bool:
             return not living() and not any(self._is_there(service_id) for service_id in service_ids)
 
+        self._kill(filter(None, map(_container, living())))
+        for service_id in service_ids:
+            with contextlib.suppress(NotFound):
+                self._engine.call("DELETE", f"/services/{service_id}")
         if retry.wait_until(is_over, DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
             return
         if any(self._is_there(one) for one in service_ids) or any(self._is_up(task) for task in living()):
             raise Unreachable(f"The job {jid} has not ended within {DELETE_SECONDS:.0f} s; delete it again.")
         log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
+
+    def _kill(self, containers: Iterable[str]) -> None:
+        """End those of this engine. Swarm takes a second before it begins to end those of a removed service (20.10)."""
+
+        def kill(container: str) -> None:
+            with contextlib.suppress(PmanError):  # another node's, or gone; Swarm ends it all the same
+                self._engine.call("POST", f"/containers/{container}/kill", signal="KILL", timeout_seconds=KILL_SECONDS)
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(kill, containers))
 
     def _is_there(self, service_id: str) -> bool:
         return self._engine.find(f"/services/{service_id}") is not None
