@@ -273,6 +273,16 @@ class EngineCases(Contract):
         assert missing in answer.json()["message"]
         assert server.get(jid).status_code == 404
 
+    @pytest.mark.parametrize("image", ["dir:tmp", "docker-archive:x.tar", "a" * 64])
+    def test_image_that_is_read_in_another_way(self, server: Server, rig: Rig, jid: str, image: str) -> None:
+        """As a directory or an archive of the engine's machine, or as an id: there is no such image."""
+        answer = server.post(rig.request(jid, "true", image=image))
+        if answer.status_code == 201:
+            job = server.wait_final(jid, rig.job_seconds)
+            assert (job["status"], image in job["message"]) == ("finishedWithError", True), job
+            return
+        assert (answer.status_code, f"The image {image} cannot be had" in answer.json()["message"]) == (400, True)
+
     def test_image_of_the_sites_mirror(
         self, rig: Rig, tmp_path: Path, jid: str, api: docker.APIClient, registry: str
     ) -> None:

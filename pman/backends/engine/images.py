@@ -14,7 +14,7 @@ import docker.utils
 import urllib3
 
 from pman.backends.engine.api import Engine
-from pman.errors import BadRequest, NotFound, PmanError, Unreachable
+from pman.errors import BackendError, BadRequest, NotFound, PmanError, Unreachable
 from pman.settings import PullPolicy
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 75.0  # pfcon gives up on a POST after 100
 SILENCE_SECONDS = 300.0  # a registry that sends nothing for so long is given up
 PROGRESS_SECONDS = 5.0  # between two lines of the log about one pull
+# How Podman refuses, with 500, a reference that it reads as a place of images on its machine (dir:x) or as an id.
+_ODD_NAME = "The container engine says: normalizing image"
 
 
 class Images:
@@ -50,6 +52,10 @@ class Images:
                 raise BadRequest(str(error), detail=error.detail) from error
             if self._policy == "never":
                 raise BadRequest(f"The engine does not have the image {image}, and PULL_POLICY=never.") from error
+        except BackendError as error:
+            if not str(error).startswith(_ODD_NAME):
+                raise
+            raise BadRequest(f"The image {image} cannot be had: {error}", detail=error.detail) from error
         self._pull(image)
         return create()
 
