@@ -35,23 +35,24 @@ class Store:
         self._nodes_mount_parts = nodes_mount_parts
         self._quoted = quoted
 
-    def check(self) -> None:
-        """Raises Misconfigured where jobs would get other directories than their own, Unreachable where none yet."""
+    def check(self) -> tuple[str, str]:
+        """The volume's name where parts of it can be mounted, or else its directory on the machine, if it is a volume.
+
+        Raises Misconfigured where jobs would get other directories than their own, Unreachable where none yet.
+        """
         if self._settings.storage_type == "nfs" and self._engine.is_podman():
             raise Misconfigured(
                 "STORAGE_TYPE=nfs does not work with Podman, whose API for Docker's clients ignores what a volume is "
                 "made of: mount the export on the machine, and set STORAGE_TYPE=host and STOREBASE to that directory."
             )
-        if self._settings.storage_type == "docker_local_volume":
-            self._volume()
+        return self._volume() if self._settings.storage_type == "docker_local_volume" else ("", "")
 
     def place(self, job: Job, mounts: list[Json]) -> None:
         """Make each mount of a part of the volume one that the engine has. Raises BadRequest, and what check() does."""
-        self.check()
+        name, directory = self.check()
         self._refuse_missing(job)
         if self._settings.storage_type != "docker_local_volume":
             return
-        name, directory = self._volume()
         for mount in mounts:
             part = (mount.get("VolumeOptions") or {}).get("Subpath")
             if not part or mount.get("Source") not in (None, self._settings.volume_name):
@@ -83,7 +84,6 @@ class Store:
             raise BadRequest(wrong)
 
     def _volume(self) -> tuple[str, str]:
-        """The volume's name where parts of it can be mounted, or else its directory on the machine."""
         name, directory = (self._settings.volume_name, "") if self._settings.volume_name else self._of_pfcon()
         if not name:
             return "", directory
