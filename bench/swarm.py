@@ -2,9 +2,9 @@
 
     DOCKER_HOST=unix:///... PMAN_TEST_IMAGE=... python bench/swarm.py [JOBS] [swarm|docker ...]
 
-`eval "$(scripts/engines/swarm env)"` sets both. Alternates within one run; prints medians in ms and GETs a second of 32
-clients over one pman. A call of /healthz, which asks no engine, is what HTTP
-between this script's client and pman costs: it is part of every difference.
+`eval "$(scripts/engines/swarm env)"` sets both. Alternates within one run; prints medians in ms, the quartiles of the
+differences of pairs, and GETs a second of 32 clients over one pman. A call of /healthz, which asks no engine, is what
+HTTP between this script's client and pman costs: it is part of every difference.
 """
 
 from __future__ import annotations
@@ -47,10 +47,15 @@ def main(jobs: int, names: list[str]) -> None:
                 "DOCKER_HOST": os.environ["DOCKER_HOST"],
                 "LOG_LEVEL": "WARNING",
             }
-            spent = latencies(name, config, jobs)
-            for operation in ("POST", "GET", "DELETE"):
-                ours, theirs = (statistics.median(spent[key]) for key in (operation, f"{operation} by the SDK"))
-                print(f"{name}: {operation} {ours:7.2f} ms, by the SDK {theirs:7.2f} ms, {ours - theirs:+.2f} ms")
+            spent = latencies(name, config, jobs) | deletions(name, config, max(2, jobs // 5))
+            for operation in ("POST", "GET", "DELETE", "DELETE of a running job"):
+                both = spent[operation], spent[f"{operation} by the SDK"]
+                ours, theirs = map(statistics.median, both)
+                low, middle, high = statistics.quantiles([a - b for a, b in zip(*both, strict=True)], n=4)
+                print(
+                    f"{name}: {operation} {ours:7.2f} ms, by the SDK {theirs:7.2f} ms; pairs differ by "
+                    f"{middle:+.2f} ms ({low:+.2f} to {high:+.2f})"
+                )
             print(f"{name}: /healthz {statistics.median(spent['healthz']):.2f} ms")
             rate = throughput(config, min(SECONDS, jobs))
             print(f"{name}: {rate:.0f} GETs a second, {CLIENTS} clients")
@@ -109,6 +114,29 @@ def latencies(name: str, config: dict[str, str], jobs: int) -> Timed:
     return spent
 
 
+def deletions(name: str, config: dict[str, str], jobs: int) -> Timed:
+    """Milliseconds until nothing of a running job that obeys no SIGTERM writes any more, in turns as above."""
+    spent: Timed = {}
+    client = docker.APIClient(base_url=config["DOCKER_HOST"])
+    theirs: Any = (Swarm if name == "swarm" else Container)(client)
+    with served(config) as url:
+        for number in range(2 * jobs):
+            jid = f"bench-run-{number}"
+            body = request(jid, Path(config["STOREBASE"])) | {
+                "entrypoint": ["sleep", "600"],
+                "append_directories": False,
+            }
+            requests.post(url, json=body, timeout=60).raise_for_status()
+            while requests.get(f"{url}{jid}/", timeout=60).json()["status"] != "started":
+                time.sleep(0.05)
+            time.sleep(0.5)
+            if number % 2:
+                timed(spent, "DELETE of a running job", lambda jid=jid: requests.delete(f"{url}{jid}/", timeout=60))  # type: ignore[misc]
+            else:
+                timed(spent, "DELETE of a running job by the SDK", lambda jid=jid: theirs.end(jid))  # type: ignore[misc]
+    return spent
+
+
 def timed(spent: Timed, name: str, call: Callable[[], object]) -> None:
     began = time.perf_counter()
     call()
@@ -150,6 +178,12 @@ class Swarm:
         self.client.remove_service(service["ID"])
         self.client.tasks(filters={"label": f"org.chrisproject.pman.name={name}"})
 
+    def end(self, name: str) -> None:
+        self.client.remove_service(name)
+        label = {"label": f"org.chrisproject.pman.name={name}"}
+        while any(task["Status"]["State"] in ("starting", "running") for task in self.client.tasks(filters=label)):
+            time.sleep(0.005)
+
 
 class Container(Swarm):
     def post(self, name: str, spec: dict[str, Any]) -> None:
@@ -170,6 +204,9 @@ class Container(Swarm):
         found = self.client.containers(all=True, filters={"label": f"org.chrisproject.pman.name={name}"})
         self.client.remove_container(found[0]["Id"], force=True, v=True)
         self.client.containers(all=True, filters={"label": f"org.chrisproject.pman.name={name}"})
+
+    def end(self, name: str) -> None:
+        self.client.remove_container(name, force=True, v=True)
 
 
 def throughput(config: dict[str, str], seconds: float) -> float:
