@@ -26,6 +26,7 @@ TELLING = (
     "test_no_value_becomes_an_option", "test_no_list_of_values_becomes_an_option", "test_out_of_memory",
     "test_out_of_memory_of_a_child", "test_what_the_engine_says_of_a_job_that_does_not_start", "test_missing_image",
     "test_logs_while_it_runs", "test_one_line_of_forty_megabytes", "test_nfs", "test_local_volume",
+    "test_missing_input_in_a_volume",
     "test_jobs_of_pman_6", "test_what_is_nearly_a_job_of_pman_6", "test_cut_connection",
 )  # fmt: skip
 

@@ -112,7 +112,7 @@ class Engine:
         self._slow_tails: set[str] = set()  # paths of logs whose last lines take the engine too long
 
     def call(  # noqa: PLR0913 - one method in place of the SDK's hundred
-        self, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None,
+        self, method: str, path: str, /, *, body: object = None, headers: Mapping[str, str] | None = None,
         stream: bool = False, timeout_seconds: float | None = None, **params: Any,
     ) -> urllib3.BaseHTTPResponse:  # fmt: skip
         """One request; `params` that are mappings are sent as JSON. Raises pman's error unless it was done.

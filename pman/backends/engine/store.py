@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 
 from pman.backends.engine.api import Engine, Json
-from pman.errors import BadRequest, Misconfigured, Unreachable
-from pman.job import Job
+from pman.errors import BadRequest, Misconfigured, NotFound, Unreachable
+from pman.job import INCOMING, Job
 from pman.settings import Settings
 
 SUBPATH_API = (1, 45)  # the first version of the API whose volume mounts have a Subpath; older ones ignore it
@@ -50,7 +50,7 @@ class Store:
     def place(self, job: Job, mounts: list[Json]) -> None:
         """Make each mount of a part of the volume one that the engine has. Raises BadRequest, and what check() does."""
         name, directory = self.check()
-        self._refuse_missing(job)
+        self._refuse_missing(job, directory or self._settings.storebase or "")
         if self._settings.storage_type != "docker_local_volume":
             return
         for mount in mounts:
@@ -72,16 +72,36 @@ class Store:
         name, directory = (self._settings.volume_name, "") if self._settings.volume_name else self._of_pfcon()
         return directory or str(self._engine.get(f"/volumes/{name}").get("Mountpoint") or "")
 
-    def _refuse_missing(self, job: Job) -> None:
-        """Podman makes missing directories of mounts, as root; Docker refuses them. Only where pman sees the store."""
-        base = self._settings.storebase
-        if base is None or not os.path.isdir(base) or not self._engine.is_podman():
+    def _refuse_missing(self, job: Job, store: str) -> None:
+        """Podman makes missing directories of mounts, as root; Docker refuses them. store: on the engine's machine.
+
+        Where pman does not see the store, an input that the job reads is looked for in a container that does.
+        """
+        if not self._engine.is_podman():
             return
-        missing = "does not exist in the store; it must be a directory there."
-        fields = {"input_dir": job.input_dir, "output_dir": job.output_dir}
-        wrong = {name: missing for name, path in fields.items() if not os.path.isdir(os.path.join(base, path))}
+        base, fields = self._settings.storebase, {"input_dir": job.input_dir, "output_dir": job.output_dir}
+        if base is not None and os.path.isdir(base):
+            wrong = [name for name, path in fields.items() if not os.path.isdir(os.path.join(base, path))]
+        else:
+            reads = job.kind != "fs" or INCOMING in job.argv
+            wrong = ["input_dir"] if reads and self._is_missing(store, job.input_dir) else []
         if wrong:
-            raise BadRequest(wrong)
+            raise BadRequest(dict.fromkeys(wrong, "does not exist in the store; it must be a directory there."))
+
+    def _is_missing(self, store: str, path: str) -> bool:
+        """Whether a running container that has the store mounted, such as pfcon's, lacks the path there."""
+        for container in self._engine.get("/containers/json"):
+            for mount in container.get("Mounts") or []:
+                if mount.get("Source") != store:
+                    continue
+                try:
+                    inside = f"{mount['Destination']}/{path}"
+                    self._engine.call("GET", f"/containers/{container['Id']}/archive", stream=True, path=inside).close()
+                    return False
+                except NotFound:
+                    if self._engine.find(f"/containers/{container['Id']}/json"):  # it is not the container that is gone
+                        return True
+        return False
 
     def _volume(self) -> tuple[str, str]:
         name, directory = (self._settings.volume_name, "") if self._settings.volume_name else self._of_pfcon()
