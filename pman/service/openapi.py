@@ -50,7 +50,7 @@ EXAMPLE = {
 }  # fmt: skip
 BACKEND: dict[str, Any] = {
     "backend": "slurm", "server_version": __version__, "asked_at": "2026-11-30T12:00:00+00:00", "ready": True,
-    "message": "", "version": "slurm 24.11.5",
+    "message": "", "version": "SLURM 24.11.5",
     "places": [
         {
             "name": "main", "kind": "partition", "state": "UP", "cpus": 64, "memory_mib": 256000, "gpus": 0,

@@ -177,9 +177,9 @@ def partitions(seen: Overview) -> dict[str, Place]:
 
 def test_the_page_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     idle = "main|1/3/0/4\nbigmem|2/0/1/3\n"
-    slurm(tmp_path, monkeypatch, {**_SAYS, "sinfo --version": "Welcome\nslurm 22.05.8\n", "sinfo %F": idle})
+    slurm(tmp_path, monkeypatch, {**_SAYS, "sinfo --version": "Welcome\nslurm-wlm 22.05.8\n", "sinfo %F": idle})
     seen = slurm_discovery.overview(Commands([str(tmp_path / "prefix")], 20))
-    assert (seen.version, seen.unasked) == ("slurm 22.05.8", [])
+    assert (seen.version, seen.unasked) == ("SLURM 22.05.8", [])
     found = partitions(seen)
     assert found["main"] == Place("main", "partition", "UP", 8, 16_000, 0, None, "the default; 3 of 4 nodes are idle")
     assert found["gpu"] == Place("gpu", "partition", "UP", 16, 200_000, 8, 90, "types of GPUs: a100")

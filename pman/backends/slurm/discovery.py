@@ -54,7 +54,8 @@ def overview(commands: Commands) -> Overview:
     """Partitions with the largest node of each, and how many of their nodes are idle."""
     seen = Overview()
     said = seen.ask("its version", lambda: commands.run("sinfo", "--version")) or ""
-    seen.version = next((line for line in said.splitlines() if line.startswith("slurm ")), "")
+    found = re.search(r"(?m)^slurm\S* (\d\S*)$", said)  # `slurm-wlm` is Debian's word
+    seen.version = f"SLURM {found[1]}" if found else ""
     words = ("sinfo", "--all", "--noheader", "--format=%R|%F")  # man sinfo: allocated/idle/other/total
     rows = re.findall(r"(?m)^(.+)\|\d+/(\d+)/\d+/(\d+)$", seen.ask("idle nodes", lambda: commands.run(*words)) or "")
     idle = {name: f"{free} of {total} nodes are idle" for name, free, total in rows}
