@@ -132,13 +132,13 @@ def read(jid: str) -> JobStatus:
 @blueprint.get("/<jid>/spec")
 def spec(jid: str) -> tuple[dict[str, Any], int]:
     """What was submitted. `?environment=1` asks for the values of the job's environment, too."""
-    parts, values = submitted(jid)
+    _, parts, values = submitted(jid)
     target = BACKENDS[service().settings.container_env].target
     return {"jid": jid, "target": target, "parts": parts, "environment": values}, 200
 
 
-def submitted(jid: str) -> tuple[dict[str, str], bool]:
-    """Name -> text of what was submitted, and whether the query asks for the environment's values, which it then has.
+def submitted(jid: str) -> tuple[JobStatus, dict[str, str], bool]:
+    """The job, name -> text of what was submitted, and whether that has the environment's values, as the query may ask.
 
     Those are secrets as a rule: nobody gets them from a pman that does not know its users.
     """
@@ -148,7 +148,7 @@ def submitted(jid: str) -> tuple[dict[str, str], bool]:
             "The environment's values are shown to users alone: set AUTH_USERS_FILE, and ask with a password."
         )
     status = read(jid)
-    return metrics.ask("spec", lambda: s.backend.spec(status, values)), values
+    return status, metrics.ask("spec", lambda: s.backend.spec(status, values)), values
 
 
 @blueprint.get("/<jid>/logs")

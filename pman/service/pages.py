@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -21,7 +22,7 @@ from pman import __version__
 from pman.backends import BACKENDS
 from pman.errors import BadRequest, Misconfigured, PmanError, Unreachable
 from pman.job import parse_request
-from pman.service import jobs, metrics, overview
+from pman.service import jobs, metrics, origins, overview
 from pman.service.api import number, service
 from pman.service.proxies import root
 from pman.status import Details, to_resource
@@ -33,6 +34,7 @@ blueprint = flask.Blueprint(
     "pages", __name__, template_folder="html", static_folder="static", static_url_path="/static"
 )
 EXAMPLE = {**SAMPLE, "args": ["--prefix", "it's $(here)"]}
+MAX_LINK = 100_000  # characters of a link to the playground
 COLUMNS = {
     "jid": "jid", "state": "state", "user": "user", "posted_at": "posted", "finished_at": "ended", "image": "image",
     "message": "message",
@@ -89,9 +91,17 @@ def _plain(text: str) -> str:
 
 @blueprint.get("/jobs/<jid>/spec")
 def spec(jid: str) -> flask.Response:
-    """What was submitted for a job, as the API shows it."""
-    parts, values = jobs.submitted(jid)
-    return _page("spec.html", jid=jid, parts=parts, values=values, users=service().users is not None)
+    """What was submitted for a job, as the API shows it, with the blocks and rules that its parts come from."""
+    (status, parts, values), s = jobs.submitted(jid), service()
+    request, named = None, list[tuple[str, str]]()
+    target = BACKENDS[s.settings.container_env].target
+    with suppress(Unreachable):  # then it is shown without them
+        request = origins.request_of(status, metrics.ask_once("details", lambda: s.backend.details(status)))
+    if request:
+        named = origins.origins(s.renderer, target, request, parts["spec"])
+    again = urlencode({"target": target, "request": json.dumps(request, indent=2)}) if request else ""
+    again = again if len(again) <= MAX_LINK else ""
+    return _page("spec.html", jid=jid, parts=parts, values=values, users=s.users is not None, named=named, again=again)
 
 
 def problem(error: PmanError) -> flask.Response:

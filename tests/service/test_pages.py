@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import statistics
 import threading
@@ -119,6 +120,17 @@ def test_a_backend_that_is_away(tmp_path: Path) -> None:
         assert 'id="problem" data-live>' in page(server, "/jobs/a/", 503)
 
 
+def test_what_was_submitted_is_shown_with_the_names_of_its_blocks(server: Server) -> None:
+    text = page(server, "/jobs/a/spec")
+    assert 'class="tag">claim<' in text
+    shown = re.sub(
+        r"<[^>]*>", "", re.sub(r'<span class="tag">[^<]*</span>', "", text.partition('<pre id="part-1">')[2])
+    )
+    submitted = server.call("GET", "jobs/a/spec").json()["parts"]["spec"]
+    assert html.unescape(shown).startswith(submitted)
+    assert "/render#target=local&amp;request=" in text
+
+
 def test_the_page_of_the_backend(server: Server) -> None:
     text = page(server, "/backend")
     for words in ("The local backend can take jobs.", "image is not used", "What is not known", "the newest 5000"):
@@ -138,7 +150,11 @@ class SlowBackend:
         return "Accounts are not kept."
 
     def overview(self) -> Overview:
-        return Overview("slurm 22.05.8", [Place("main", "partition", "UP", 8, 16_000, 0)])
+        places = [
+            Place("main", "partition", "UP", 8, 16_000, 0),
+            Place("gpu", "partition", "DOWN", gpus=4, note="a100"),
+        ]
+        return Overview("slurm 22.05.8", places=places)
 
 
 @pytest.fixture
@@ -155,6 +171,9 @@ def test_pages_that_poll_do_not_load_the_backend(slow: tuple[FlaskClient, SlowBa
         assert "Accounts are not kept." in client.get("/backend").text
     assert backend.asked == 1
     assert (found["version"], found["places"][0]["name"]) == ("slurm 22.05.8", "main")
+    rows = re.findall(r"(?s)<tr>(.*?)</tr>", client.get("/backend").text)
+    cells = [re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"(?s)<td>(.*?)</td>", rows[2])]
+    assert cells == ["gpu", "DOWN", "CPUs not known", "memory not known", "GPUs 4", "time limit none", "a100"]
 
 
 def test_a_backend_that_hangs_holds_no_page_up(

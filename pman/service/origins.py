@@ -1,0 +1,76 @@
+"""Where the lines of what was submitted come from: the blocks and rules that make the same lines today."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from pman.errors import PmanError
+from pman.job import validate
+from pman.status import Details, JobStatus, to_resource
+from pman.templating.explain import Line, explain
+from pman.templating.render import Renderer
+
+MAX_LINES = 3000  # of what was submitted; comparing more takes too long
+ALIKE = 0.5  # the least part of the lines that must be the same, or else the templates have changed too much
+
+
+def request_of(status: JobStatus, details: Details) -> dict[str, Any] | None:
+    """A request that is rendered as the job was, but for its environment; None where too little is known of it."""
+    known = to_resource(status, details)
+    limits = known["resources"]
+    if not known["argv"]:
+        return None
+    program, *args = known["argv"]
+    request = {
+        "jid": known["jid"], "type": known["kind"] or "fs", "auid": known["user"] or "unknown", "image": known["image"],
+        "entrypoint": [program], "args": args, "append_directories": False,
+        "number_of_workers": max(1, len(known["workers"])), "cpu_limit": limits["cpu_millicores"] or 1000,
+        "memory_limit": limits["memory_mib"] or 1024, "gpu_limit": limits["gpu_count"] or 0,
+        "time_limit_minutes": known["time_limit_minutes"], "partition": known["partition"],
+    }  # fmt: skip
+    return {name: value for name, value in request.items() if value is not None}
+
+
+def origins(renderer: Renderer, target: str, request: dict[str, Any], text: str) -> list[tuple[str, str]]:
+    """(block and rules, text) for each part of `text`; [] where the templates no longer make anything like it."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) > MAX_LINES:
+        return []
+    # What a rule may have set is left out first: a rule that finds its value there already changes nothing.
+    bare = {name: value for name, value in request.items() if name not in ("partition", "time_limit_minutes")}
+    matcher, made = max(
+        (_matched(renderer, target, each, lines) for each in (bare, request)), key=lambda m: m[0].ratio()
+    )
+    if not made or matcher.ratio() < ALIKE:
+        return []
+    parts = zip(_names(matcher, made), lines, strict=True)
+    return [(name, "".join(line for _, line in group)) for name, group in groupby(parts, key=lambda part: part[0])]
+
+
+def _matched(
+    renderer: Renderer, target: str, request: dict[str, Any], lines: list[str]
+) -> tuple[difflib.SequenceMatcher[str], tuple[Line, ...]]:
+    """What the request is rendered to, and how it compares with `lines`."""
+    try:
+        made = explain(renderer, validate(request), target).lines
+    except PmanError:
+        made = ()
+    texts = [line.text for line in made]
+    return difflib.SequenceMatcher(None, texts, [line.rstrip("\n") for line in lines], autojunk=False), made
+
+
+def _names(matcher: difflib.SequenceMatcher[str], made: tuple[Line, ...]) -> Iterator[str]:
+    """For each line of the second text. What is not the same, as a hidden value, is named if all it replaces is."""
+    for tag, low, high, begin, end in matcher.get_opcodes():
+        if tag == "equal":
+            yield from map(_name, made[low:high])
+        else:
+            around = {_name(line) for line in made[max(0, low - (low == high)) : high + (low == high)]}
+            yield from [around.pop() if len(around) == 1 else ""] * (end - begin)
+
+
+def _name(line: Line) -> str:
+    return " ".join([line.block, *(f"[{rule}]" for rule in line.rules)]).strip()
