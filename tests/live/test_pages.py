@@ -6,6 +6,8 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,15 +19,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from tests.backends.test_local import local_rig
-from tests.rig import Rig, Server, running, wait_for
+from tests.browser import chromium, resize
+from tests.rig import ROOT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("chromium")
 WIDTHS = (1280, 400)
-# A browser that asks for nothing of its own; --no-sandbox since CI is root.
-OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +46,16 @@ def server(rig: Rig) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
         assert os.environ.get("CI") != "true", "Debian's packages chromium and chromium-driver are missing"
         pytest.skip("chromium: Debian's packages chromium and chromium-driver are missing")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(option)
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
+    with chromium(tmp_path_factory.mktemp("profile")) as chrome:
         yield chrome
-    finally:
-        chrome.quit()
 
 
 def fits(browser: webdriver.Chrome, width: int, picture: Path) -> None:
     """At this width nothing sticks out sideways. Keeps a screenshot."""
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    )
+    resize(browser, width, 900)
     wide: int = browser.execute_script("return document.documentElement.scrollWidth")
     browser.save_screenshot(str(picture))
     assert wide <= width, f"the page is {wide} px wide on a screen of {width}"
@@ -214,6 +202,7 @@ def test_one_job(browser: webdriver.Chrome, server: Server, tmp_path: Path, widt
     no_barriers(browser)
     browser.find_element(By.LINK_TEXT, "show what was submitted").click()
     assert "not bold" in browser.find_element(By.TAG_NAME, "pre").text
+    assert browser.find_element(By.CSS_SELECTOR, "pre .tag").text == "claim"
     fits(browser, width, tmp_path / f"spec-{width}.png")
     no_barriers(browser)
     no_errors(browser)
@@ -373,6 +362,16 @@ def test_a_page_that_is_not_there(browser: webdriver.Chrome, server: Server, tmp
     browser.find_element(By.LINK_TEXT, "Jobs").click()
     assert "brain-7" in rows(browser)
     browser.get_log("browser")  # type: ignore[no-untyped-call] # the 404 is meant
+
+
+def test_the_pictures_of_the_documentation(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """The fixture says where there is no Chromium."""
+    command = [sys.executable, "scripts/screenshots.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {picture.name: picture.read_bytes() for picture in tmp_path.iterdir()}
+    assert made.keys() == {picture.name for picture in (ROOT / "docs/images").glob("*.png")}
+    assert all(picture.startswith(b"\x89PNG") and len(picture) > 20_000 for picture in made.values())
 
 
 def test_nothing_can_be_forged(server: Server, rig: Rig) -> None:

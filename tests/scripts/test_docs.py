@@ -62,6 +62,16 @@ def test_links(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_pictures_are_small_and_shown() -> None:
+    """`scripts/screenshots` makes them again; tests/live/test_pages.py runs it."""
+    pictures = list((ROOT / "docs/images").glob("*.png"))
+    shown = {
+        name for page in PAGES for name in re.findall(r"!\[[^\]]+\]\([^)]*images/([\w-]+\.png)\)", page.read_text())
+    }
+    assert shown == {picture.name for picture in pictures} != set()
+    assert sum(picture.stat().st_size for picture in pictures) < 1_000_000
+
+
 @pytest.mark.slow
 def test_every_example_of_the_usage_page(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
