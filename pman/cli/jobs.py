@@ -187,10 +187,11 @@ def run(
     request: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
     request |= {"jid": jid, "image": image, "entrypoint": list(command), "args": [], "auid": _user()}
     request |= {"type": "ds" if incoming else "fs", "env": list(fields["env"])}
-    with _watching(jid):
+    with _watching():
         service = Service()
         service.call("GET")  # a pman that is not there is noticed before anything is copied
         results = Results.prepare(jid, incoming, outgoing, request)
+    with _watching(jid):
         request["append_directories"] = results is not None and not bare
         _post(service, request, results)
         job = _follow(service, jid, print_logs=not as_json)
@@ -355,7 +356,7 @@ def _state_line(job: dict[str, str]) -> None:
 
 @contextmanager
 def _watching(*jids: str) -> Iterator[None]:
-    """What ends the watching (Ctrl-C, SIGTERM, an error) does not end the job. Errors are pman's, so they exit 125."""
+    """What ends the watching (Ctrl-C, SIGTERM, an error) does not end the jobs. Errors are pman's, so they exit 125."""
 
     def what_goes_on() -> str:
         words = " ".join(jids)
@@ -372,11 +373,11 @@ def _watching(*jids: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        click.echo(f"\n{what_goes_on()}", err=True)
+        click.echo(f"\n{what_goes_on()}" if jids else "", err=True)
         sys.exit(TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED)
     except click.ClickException as error:
         error.show()
-        if isinstance(error, NoAnswer):
+        if jids and isinstance(error, NoAnswer):
             click.echo(what_goes_on(), err=True)
         sys.exit(UNKNOWN)
     finally:
@@ -483,20 +484,29 @@ def _show(job: dict[str, str], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("jid", callback=_jid)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
-@click.option("-n", "--tail", type=click.IntRange(0), help="At most so many lines.")
-def logs(jid: str, follow: bool, tail: int | None) -> None:
-    """Print the end of a job's output; with -f, follow it. Says so where earlier output is left out."""
-    service, output = Service(), Output()
-    if not follow:
-        service.call("GET", _path(jid), params={"tail": 0})  # one try: an error is told at once
-        output.show(service, jid, over=True, tail=tail)
-        return
-    with _watching(jid):
-        while output.show(service, jid, over=False, tail=tail) not in _FINAL:
-            tail = None
+@JIDS
+@click.option("-f", "--follow", is_flag=True, help="Go on until the jobs have ended, one after another.")
+@click.option("-n", "--tail", type=click.IntRange(0), help="At most so many lines of each.")
+def logs(jids: tuple[str, ...], follow: bool, tail: int | None) -> None:
+    """Print the end of jobs' output; with -f, follow it. Says so where earlier output is left out."""
+    service = Service()
+
+    def show(jid: str) -> None:
+        if not follow:
+            service.call("GET", _path(jid), params={"tail": 0})  # one try: an error is told at once
+        if len(jids) > 1:
+            click.echo(f"==> {jid} <==")
+        output, lines = Output(), tail
+        while output.show(service, jid, over=not follow, tail=lines) not in _FINAL and follow:
+            lines = None
             time.sleep(POLL_SECONDS)
+
+    if not follow:
+        _each(jids, show)
+        return
+    with _watching(*jids):
+        for jid in jids:
+            show(jid)
 
 
 def _new_lines(old: list[str], new: list[str]) -> list[str]:

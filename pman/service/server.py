@@ -6,9 +6,11 @@ second, but takes nearly twice the memory (bench/README.md). Start more replicas
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -127,7 +129,9 @@ def _serve(application: flask.Flask, settings: Settings, listener: socket.socket
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
-    _say_where(listener)
+    url = _say_where(listener)
+    if sys.stderr.isatty() and not settings.dev:  # scripts/dev says it itself
+        print(_next_steps(url, settings), file=sys.stderr)
     server.run()  # until the signal, and 5 s more for the requests that are being served
     server.task_dispatcher.shutdown(timeout=DRAIN_SECONDS)
 
@@ -151,9 +155,26 @@ def _listener(settings: Settings) -> socket.socket:
         raise Misconfigured(f"LISTEN_ADDRESS={address} PORT={port} cannot be listened on: {error}.") from None
 
 
-def _say_where(listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+def _say_where(listener: socket.socket) -> str:
+    """Say in the log where pman listens, and return an address by which this machine reaches it."""
+    address, port = listener.getsockname()[:2]
+    host = f"[{address}]" if ":" in address else address
+    log.info("listening on http://%s:%d", host, port)
+    return f"http://{'localhost' if ipaddress.ip_address(address).is_unspecified else host}:{port}"
+
+
+def _next_steps(url: str, settings: Settings) -> str:
+    """What somebody who has started pman in a terminal may do next."""
+    store = f" STOREBASE={shlex.quote(settings.storebase)}" if settings.storebase else ""
+    bare = "The local backend runs commands on this machine itself and uses no image."
+    return f"""
+Jobs are shown at {url}/. Send a first one from another terminal:
+
+    export PMAN_URL={url}{store}
+    pman run docker.io/library/busybox -- echo hello
+    pman list --watch
+
+{bare if settings.container_env == "local" and settings.local_runtime == "none" else ""}"""
 
 
 def _serve_with_restart(settings: Settings, look: app.Look) -> None:

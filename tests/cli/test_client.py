@@ -189,11 +189,15 @@ def test_a_log_that_is_cut_says_so(pman: Pman, server: Server, rig: Rig) -> None
 
 def test_several_jobs_at_once(pman: Pman, server: Server, rig: Rig) -> None:
     for number, code in enumerate((0, 4, 5)):
-        server.post(rig.request(f"many-{number}", f"exit {code}"))
+        server.post(rig.request(f"many-{number}", f"echo {code}; exit {code}"))
     jids = [f"many-{number}" for number in range(3)]
     assert pman("wait", *jids).returncode == 4
     shown = pman("status", *jids, "no-such-job")
     assert (shown.returncode, shown.stdout.count("jid ")) == (1, 3)
+    for follow in ([], ["-f"]):
+        read = pman("logs", *jids[:2], *follow)
+        assert (read.returncode, read.stdout) == (0, "==> many-0 <==\n0\n==> many-1 <==\n4\n")
+    assert pman("logs", "no-such-job", jids[0]).stdout == "==> many-0 <==\n0\n"
     assert pman("delete", *jids).returncode == 0
 
 
@@ -274,6 +278,25 @@ def test_a_table_that_lives(pman: Pman, rig: Rig, signum: int, code: int) -> Non
     assert ("\033[32m" in terminal.written) == (code == 0)
     frames = re.split(r"\033\[H|\033\[\?1049[hl]", terminal.written)
     assert all(len(click.unstyle(line)) <= 80 for frame in frames for line in frame.splitlines())
+
+
+def test_serve_in_a_terminal_says_what_to_do_next(rig: Rig, tmp_path: Path) -> None:
+    terminal = Terminal()
+    own = {"PATH": "/usr/bin:/bin", "PORT": "0", "SECRET_KEY": "a secret key for tests", "STOREBASE": str(tmp_path)}
+    command = [sys.executable, "-m", "pman", "serve"]
+    with subprocess.Popen(command, env=rig.env | own, cwd=ROOT, stderr=terminal.there) as process:
+        os.close(terminal.there)
+        wait_for(lambda: "uses no image" in terminal.written, 20, "the next steps")
+        process.terminate()
+        assert process.wait(20) == 0
+    url = re.findall(r"listening on (http://127[\d.:]+)", terminal.written)[0]
+    words = (
+        f"Jobs are shown at {url}/",
+        f"export PMAN_URL={url} STOREBASE={tmp_path}",
+        "pman run ",
+        "pman list --watch",
+    )
+    assert all(each in terminal.written for each in words)
 
 
 def test_a_long_table_leaves_the_screen_its_size() -> None:
@@ -415,6 +438,11 @@ def test_errors_are_sentences(pman: Pman) -> None:
     assert "\n  args: is required" in bad.stderr  # a line for each field
     one = pman("list", "--state", "ended")
     assert (one.returncode, "'ended' is not one of 'notstarted', 'started'" in one.stderr) == (2, True)
+    alone = pman("run", "localhost/x:1", "--", "true", PMAN_URL="http://127.0.0.1:9")
+    assert (alone.returncode, alone.stdout) == (125, "")
+    assert (
+        alone.stderr == "Error: no pman answers at PMAN_URL=http://127.0.0.1:9/api/v1.\n"
+    )  # there is no job to delete
     nobody = pman("list", PMAN_URL="http://user:hunter2@127.0.0.1:9")
     assert nobody.returncode == 1
     assert "no pman answers" in nobody.stderr

@@ -56,6 +56,7 @@ def test_dev_and_smoke(name: str, tmp_path: Path) -> None:
         command = [str(ROOT / "scripts/smoke"), url, image]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
         assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
+        assert f"export PMAN_URL={url} STOREBASE={store}" in (tmp_path / "log").read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

@@ -77,7 +77,8 @@ def test_run_examples() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finishedSuccessfully") == 3
-    for words in ("version 1.0", "#!/bin/bash", "SHA256SUMS", "worker 3 of 4", "arguments.txt"):
+    ends = ("`local` backend uses no image", "scripts/dev ", "pman run docker.io", "5010/ shows all")
+    for words in ("version 1.0", "#!/bin/bash", "SHA256SUMS", "worker 3 of 4", "arguments.txt", *ends):
         assert words in done.stdout
 
 
