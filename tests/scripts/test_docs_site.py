@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -71,6 +72,16 @@ def test_pages_that_are_made_with_the_site_are_those_of_the_code(site: Path) -> 
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     assert [found for page in site.rglob("*.html") for found in LOADED.findall(page.read_text())] == []
     assert "url(http" not in "".join(style.read_text() for style in site.rglob("*.css"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["way-of-a-job.svg", "who-owns-which-state.svg"])
+def test_a_drawing_is_shown_and_loads_nothing(site: Path, name: str) -> None:
+    assert f'src="images/{name}"' in (site / "how-it-works.html").read_text()
+    drawing = ElementTree.parse(site / "images" / name).getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    values = [value for element in drawing.iter() for value in (*element.attrib.values(), element.text or "")]
+    assert not any("//" in value for value in values)
 
 
 @pytest.mark.slow
