@@ -1,12 +1,20 @@
 """Each backend with 10 to 20,000 jobs, polled as ChRIS polls: times, processor time, memory, calls of the backend.
 
     python bench/scale.py [--backend NAME]... [--jobs N]... [--replicas N]... [--seconds S] [--quick] [--page FILE]
+    python bench/scale.py --day SHARE [--seconds S] [--page FILE]
+    python bench/scale.py --page FILE --chaos REPORT...
 
 ChRIS asks for every job every 10 s; MOST GETs a second are made at most, so that beyond 1,000 jobs each is asked for
 more seldom, and LEAST at least. Then, for half of the time, POSTS new jobs are posted a second besides. Jobs do not
 change meanwhile. The local backend is the real one. `slurm` has commands that answer after the time that real ones
 take; `slurm-lab` is a real SLURM, which the script brings up and takes down. The others are tests/fakes/crowd.py.
 Prints a table in Markdown; `--page` puts it into a file between the lines `<!-- scale -->` and `<!-- end of scale -->`.
+
+Then, or with `--day` alone, it runs a part of CLUSTERS Kubernetes clusters that get JOBS_A_DAY jobs between them, a
+pman each, for some seconds in the midst of such a day: each job lives for JOB_SECONDS, is polled, and is deleted at its
+end. Whoever posts chooses the cluster. `--page` puts this between `<!-- day -->` and `<!-- end of day -->`.
+
+`--chaos` measures nothing: it puts reports of scripts/chaos between `<!-- chaos -->` and `<!-- end of chaos -->`.
 """
 
 from __future__ import annotations
@@ -27,11 +35,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +59,7 @@ LAB_MOST = 5000  # jobs; a SLURM takes 10,000 where nobody has set MaxJobCount
 POLL_SECONDS = 10.0
 LEAST, MOST, POSTS = 10.0, 100.0, 4.0  # calls a second
 CLIENTS = 16
+CLUSTERS, JOBS_A_DAY, JOB_SECONDS = 100, 1_000_000, 600.0
 LISTINGS = 3
 # What SLURM's commands took on a real SLURM (bench/README.md): squeue 6 ms and 5 us for each job, sbatch 4 ms.
 COMMANDS = {
@@ -208,6 +219,24 @@ def _is_whole(received: bytes) -> bool:
     return bool(end and length and len(body) >= int(length[1]))
 
 
+def paced(calls: Iterable[tuple[float, Callable[[], None]]]) -> None:
+    """Make the calls, each when it is due: so many seconds after the begin. CLIENTS of them at most run at once."""
+    left, lock, begin = iter(calls), threading.Lock(), time.perf_counter()
+
+    def work() -> None:
+        while True:
+            with lock:
+                due, make = next(left, (0.0, None))
+            if make is None:
+                return
+            time.sleep(max(0.0, begin + due - time.perf_counter()))
+            make()
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(work) for _ in range(CLIENTS)]:
+            done.result()
+
+
 @dataclass
 class Load:
     """GETs of all jobs in turn and POSTs of new ones, at fixed rates. Times in seconds."""
@@ -226,23 +255,15 @@ class Load:
         bodies = (json.dumps(request | {"jid": f"post-{n}"}).encode() for n in itertools.count())
         calls = [(n / rate, "GET", f"/api/v1/{jid_of(order[n % self.jobs])}/") for n in range(int(rate * seconds))]
         calls += [(n / posts, "POST", "/api/v1/") for n in range(int(posts * seconds))]
-        numbered, begin = iter(enumerate(sorted(calls))), time.perf_counter()
 
-        def work() -> None:
-            while True:
-                with self.lock:
-                    number, (due, method, path) = next(numbered, (0, (0.0, "", "")))
-                    body = next(bodies) if method == "POST" else b""
-                if not method:
-                    return
-                time.sleep(max(0.0, begin + due - time.perf_counter()))
-                seconds, status, said = call(method, self.servers[number % len(self.servers)].url, path, body)
-                assert status in (200, 201), (method, path, status, said)
-                (self.gets if method == "GET" else self.posts).append(seconds)
+        def ask(number: int, method: str, path: str) -> None:
+            with self.lock:
+                body = next(bodies) if method == "POST" else b""
+            seconds, status, said = call(method, self.servers[number % len(self.servers)].url, path, body)
+            assert status in (200, 201), (method, path, status, said)
+            (self.gets if method == "GET" else self.posts).append(seconds)
 
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            for done in [pool.submit(work) for _ in range(CLIENTS)]:
-                done.result()
+        paced((due, partial(ask, number, *what)) for number, (due, *what) in enumerate(sorted(calls)))
 
     def _partition(self) -> str | None:
         return "down" if self.world.rig.prefix else None
@@ -278,6 +299,78 @@ def measured(backend: str, jobs: int, replicas: int, seconds: float) -> list[str
         finally:
             if backend == "local":
                 servers[0].delete(FIRST)
+
+
+@dataclass
+class Cluster:
+    """One of the clusters of a day. live: the jids of its jobs, in the order in which they are polled."""
+
+    world: World
+    server: Server
+    live: deque[str]
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: set[str] = field(default_factory=set)
+
+    def ask(self, method: str, times: dict[str, list[float]]) -> None:
+        """Post a new job, poll the next one, or end and delete the oldest."""
+        with self.lock:
+            jid, body = self.live[0], b""
+            if method == "POST":
+                jid = f"post-{next(self.numbers)}"
+                body = json.dumps(self.world.rig.request("post", "true") | {"jid": jid}).encode()
+            elif method == "DELETE":
+                jid = min(self.live)
+                self.live.remove(jid)
+                self.ended.add(jid)
+            self.live.rotate(-1)
+        seconds, status, said = call(method, self.server.url, f"/api/v1/{jid}/" if not body else "/api/v1/", body)
+        gone = method == "GET" and status == 404 and jid in self.ended
+        assert gone or status == {"GET": 200, "POST": 201, "DELETE": 204}[method], (method, jid, status, said)
+        times[method].append(seconds)
+        if method == "POST":
+            self.live.append(jid)
+
+
+def day(share: float, seconds: float) -> list[str]:
+    """Lines of a table about some of the clusters."""
+    rate = JOBS_A_DAY / 86400 / CLUSTERS  # new jobs a second, of one cluster
+    live, count = round(rate * JOB_SECONDS), max(1, round(CLUSTERS * share))
+    with tempfile.TemporaryDirectory(prefix="pman-scale-") as directory, ExitStack() as stack:
+        clusters = []
+        for number in range(count):
+            place = Path(directory, str(number))
+            place.mkdir()
+            found = stack.enter_context(world("kubernetes", live, place))
+            server = found.rig.start()
+            assert server.post(found.rig.request(FIRST, "sleep 600")).status_code == 201
+            clusters.append(Cluster(found, server, deque(map(jid_of, range(live)))))
+        times: dict[str, list[float]] = {"GET": [], "POST": [], "DELETE": []}
+        rates = {"GET": live / POLL_SECONDS, "POST": rate, "DELETE": rate}
+        due = [
+            ((n + shift) / each, partial(cluster.ask, method, times))
+            for shift, cluster in zip(itertools.count(0, 1 / count), clusters, strict=False)
+            for method, each in rates.items()
+            for n in range(round(each * seconds))
+        ]
+        processes = [pman_of(cluster.server) for cluster in clusters]
+        made, cpu, began = sum(c.world.calls()[0] for c in clusters), cpu_seconds(processes), time.perf_counter()
+        paced(sorted(due, key=lambda one: one[0]))
+        took, used = time.perf_counter() - began, cpu_seconds(processes) - cpu
+        made, memory = sum(c.world.calls()[0] for c in clusters) - made, peak_mib(processes)
+    of_a_job = used / len(times["POST"])
+    rows = {
+        "clusters that ran, each with a pman": f"{count} of {CLUSTERS}, for {took:.0f} s",
+        "jobs under way in each": str(live),
+        "a second, in all: GETs, POSTs, DELETEs": ", ".join(f"{len(values) / took:.1f}" for values in times.values()),
+        **{f"{method}, ms: median, p99": spread(values) for method, values in times.items()},
+        "calls of a cluster's API a second": f"{made / took / count:.1f}",
+        "processor time of pman a job, s": f"{of_a_job:.2f}",
+        f"cores for {JOBS_A_DAY:,} jobs a day": f"{of_a_job * JOBS_A_DAY / 86400:.1f}",
+        "memory of a pman, MiB": f"{memory:.0f}",
+        f"memory of {CLUSTERS} pmans, GiB": f"{memory * CLUSTERS / 1024:.1f}",
+    }
+    return ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
 def pman_of(server: Server) -> psutil.Process:
@@ -316,31 +409,58 @@ def put_into(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
+def chaos(reports: Iterable[Path]) -> list[str]:
+    """Lines of a table about runs of scripts/chaos."""
+    heads = "backend, seed, minutes, date (UTC), load, jobs, runs of workers, what was done to it, answers, findings"
+    lines = ["| " + heads.replace(", ", " | ") + " |", "|---" * (heads.count(", ") + 1) + "|"]
+    for told in (json.loads(report.read_text()) for report in reports):
+        counted = (sorted(told[key].items()) for key in ("events", "answers"))
+        events, answers = (", ".join(f"{name} {number}" for name, number in items) for items in counted)
+        cells = [*(told[name] for name in ("backend", "seed", "minutes", "date", "load", "jobs", "executions"))]
+        lines.append("| " + " | ".join(map(str, [*cells, events, answers, len(told["findings"])])) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     backends = ["local", "slurm", "slurm-lab", *KINDS]
     parser.add_argument("--backend", action="append", choices=backends, help="default: all but slurm-lab")
     parser.add_argument("--jobs", action="append", type=int, help=f"default: {', '.join(map(str, SIZES))}")
     parser.add_argument("--replicas", action="append", type=int, help="default: 1 and 4")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each row")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each row, or of the day")
+    parser.add_argument("--day", type=float, metavar="SHARE", help="run this part of many clusters, and no table")
     parser.add_argument("--quick", action="store_true", help="100 jobs, one replica, 2 s of each backend")
     parser.add_argument("--page", type=Path, help="a file with the two lines between which the table is put")
+    parser.add_argument("--chaos", type=Path, nargs="+", metavar="REPORT", help="put these reports into the page")
     given = parser.parse_args()
+    if given.chaos:
+        assert given.page, "--chaos needs --page"
+        put_into(given.page, "chaos", "\n".join([*chaos(given.chaos), ""]))
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
     sizes, replicas, seconds = given.jobs or SIZES, given.replicas or [1, 4], given.seconds
     if given.quick:
         sizes, replicas, seconds = [100], [1], 2.0
+    chosen = given.backend or [one for one in backends if one != "slurm-lab"]
+    parts = {"scale": lambda: table(chosen, sizes, replicas, seconds), "day": lambda: day(given.day or 0.1, seconds)}
+    for name in ["day"] if given.day else ["scale"] if given.quick or given.backend else parts:
+        said = f"`{' '.join(['python', 'bench/scale.py', *sys.argv[1:]])}`, begun {machine()}:"
+        print(said, flush=True)
+        lines = parts[name]()
+        if given.page:
+            put_into(given.page, name, "\n".join([said, "", *lines, ""]))
+        print(*(lines if name == "day" else ()), f"ended {machine()}", sep="\n", flush=True)
+
+
+def table(backends: Iterable[str], sizes: Iterable[int], replicas: Iterable[int], seconds: float) -> list[str]:
+    """Lines of the table, which are printed as they come."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    said = f"`{' '.join(['python', 'bench/scale.py', *sys.argv[1:]])}`, begun {machine()}:"
-    print(said, *lines, sep="\n", flush=True)
-    for backend in given.backend or [name for name in backends if name != "slurm-lab"]:
-        for jobs, count in itertools.product(sizes, replicas):
-            if backend != "slurm-lab" or jobs <= LAB_MOST:
-                lines.append("| " + " | ".join(measured(backend, jobs, count, seconds)) + " |")
-                print(lines[-1], flush=True)
-    if given.page:
-        put_into(given.page, "scale", "\n".join([said, "", *lines, ""]))
-    print(f"ended {machine()}")
+    print(*lines, sep="\n", flush=True)
+    for backend, jobs, count in itertools.product(backends, sizes, replicas):
+        if backend != "slurm-lab" or jobs <= LAB_MOST:
+            lines.append("| " + " | ".join(measured(backend, jobs, count, seconds)) + " |")
+            print(lines[-1], flush=True)
+    return lines
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Crowd:
         self.size = jobs
         self.first = ""  # what was posted of the job FIRST, as text
         self.posted: dict[str, str] = {}  # jid -> what was posted of it
+        self.deleted: set[str] = set()
         self.made: dict[tuple[str, int], str] = {}  # documents of FIRST by kind and stage
 
     def document(self, kind: str, jid: str) -> str:
@@ -73,6 +74,8 @@ class Crowd:
 
     def text(self, jid: str) -> str:
         """What was posted of a job; "" where there is none."""
+        if jid in self.deleted:
+            return ""
         number = jid.removeprefix("crowd-")
         copied = self.first and number.isdecimal() and int(number) < self.size and jid == jid_of(int(number))
         return self.first.replace(FIRST, jid) if copied else self.posted.get(jid, "")
@@ -88,7 +91,8 @@ class Crowd:
         return True
 
     def jids(self) -> list[str]:
-        return [*map(jid_of, range(self.size if self.first else 0)), *self.posted]
+        every = [*map(jid_of, range(self.size if self.first else 0)), *self.posted]
+        return [jid for jid in every if jid not in self.deleted]
 
     def answer(self, method: str, path: str, query: Query, body: bytes) -> Answer:
         raise NotImplementedError
@@ -107,6 +111,9 @@ class Kubernetes(Crowd):
         *_, kind, name = ["", *path.split("/")]
         if method == "POST":
             return self.post(kind, query, body)
+        if method == "DELETE":
+            self.deleted.add(name)
+            return 200, {}
         if path.endswith("/log"):
             return 200, LINES
         if kind == "jobs":
