@@ -126,7 +126,7 @@ def about(record: Record) -> dict[str, Any]:
     Nothing where an older pman has made the directory, and where a power cut has emptied the file.
     """
     with contextlib.suppress(FileNotFoundError, ValueError):
-        found = json.loads((record.directory / "about.json").read_bytes())
+        found = json.loads(content(record.directory, "about.json"))
         return found if isinstance(found, dict) else {}
     return {}
 
@@ -166,6 +166,12 @@ def spec(status: JobStatus, environment: bool) -> dict[str, str]:
     return {"spec": text if environment else hiding.in_script(text, about(record).get("env"), names)}
 
 
+def content(directory: Path, name: str) -> str:
+    """A small file, without what pathlib and text files take: a listing reads thousands. Raises FileNotFoundError."""
+    with open(f"{directory}/{name}", "rb", buffering=0) as file:
+        return file.read().decode(errors="replace")
+
+
 def _write(path: Path, text: str) -> None:
     """On the disk before the rename is: a power cut must not leave an empty file in a job's directory."""
     with path.open("w", encoding="utf-8") as file:
@@ -185,7 +191,7 @@ def find(root: Path, jid: str) -> Record:
 def read(directory: Path) -> Record | None:
     """The job in this directory; None where there is none. Raises BackendError where its record is damaged."""
     try:
-        return Record(directory, **json.loads((directory / "job.json").read_text()))
+        return Record(directory, **json.loads(content(directory, "job.json")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError) as error:
@@ -193,12 +199,21 @@ def read(directory: Path) -> Record | None:
 
 
 def newest(root: Path, limit: int) -> list[Record]:
-    """The jobs that were submitted last, the last one first; without those whose record is damaged."""
-    entries = [(mtime(entry), entry.parent) for entry in root.glob("[!.]*/job.json")]
-    records = []
-    for _, directory in sorted(entries, reverse=True)[:limit]:
+    """The jobs that were submitted last, the last one first; without those whose record is damaged.
+
+    Raises Unreachable where there is no such directory.
+    """
+    entries, records = [], []
+    try:
+        names = [name for name in os.listdir(root) if not name.startswith(".")]
+    except OSError as error:
+        raise Unreachable(f"The state directory {root} cannot be read: {error.strerror}.") from error
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            entries.append((os.stat(f"{root}/{name}/job.json").st_mtime_ns, name))
+    for _, name in sorted(entries, reverse=True)[:limit]:
         try:
-            records.append(read(directory))
+            records.append(read(root / name))
         except BackendError as error:
             log.error("%s", error)
     return [record for record in records if record]
@@ -228,7 +243,7 @@ def result(directory: Path) -> tuple[int, str, datetime] | None:
     """Exit code, reason (of a failure a `Why`) and time of the job's end; None before."""
     path = directory / "rc"
     try:
-        text, _, reason = path.read_text(errors="replace").rstrip("\n").partition(" ")
+        text, _, reason = content(directory, "rc").rstrip("\n").partition(" ")
         code = int(text)
         return code, why(directory, reason, code) if reason else explain_exit(code), mtime(path)
     except FileNotFoundError:
@@ -244,14 +259,14 @@ def why(directory: Path, reason: str, code: int | None = None) -> Why:
     """
     word = Reason.UNKNOWN
     with contextlib.suppress(FileNotFoundError, ValueError):
-        word = Reason((directory / "why").read_text(errors="replace").strip())
+        word = Reason(content(directory, "why").strip())
     return Why(reason, word, code if word is Reason.SIGNAL else None)
 
 
 def pulled_image(directory: Path) -> str:
     """The image that the job's script is pulling; "" when it is not."""
     try:
-        return (directory / "pulling").read_text(errors="replace").strip()[:1000]
+        return content(directory, "pulling").strip()[:1000]
     except FileNotFoundError:
         return ""
 

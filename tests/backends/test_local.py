@@ -23,7 +23,7 @@ import pytest
 
 from pman.backends.directories import Record
 from pman.backends.local import LocalBackend
-from pman.errors import NotFound
+from pman.errors import NotFound, Unreachable
 from pman.job import Job
 from pman.settings import LocalRuntime, load
 from pman.targets import TARGETS
@@ -240,6 +240,15 @@ class TestLocal(Contract):
         subprocess.run(["bash", "-c", command], cwd=directory, stdin=subprocess.DEVNULL, check=True, timeout=30)
         assert (trash / "claim").exists()
         assert (rig.outgoing(jid) / "runs").read_text() == "run\n"
+
+    def test_a_state_directory_that_is_gone_is_no_empty_listing(self, tmp_path: Path) -> None:
+        backend = LocalBackend(tmp_path / "state", 1024)
+        (tmp_path / "state" / "notes").mkdir()
+        assert backend.jobs(10) == []
+        (tmp_path / "state" / "notes").rmdir()
+        (tmp_path / "state").rmdir()
+        with pytest.raises(Unreachable, match="cannot be read: No such file or directory"):
+            backend.jobs(10)
 
     @pytest.mark.slow
     def test_a_look_at_a_job_whose_place_another_has_taken(self, rig: Rig, jid: str) -> None:

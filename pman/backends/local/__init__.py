@@ -106,7 +106,8 @@ class LocalBackend:
         claim = _claim(record.directory)
         if _runs_elsewhere(claim, record):
             return directories.make_status(record, JobState.UNDEFINED, f"The job belongs to the machine {claim.host}.")
-        alive = claim is not None and not _has_ended(record) and is_alive(claim, record.token)
+        has_ended = _has_ended(record)
+        alive = claim is not None and not has_ended and is_alive(claim, record.token)
         # read after `alive`: the script writes it before it ends; without a claim then, it was not begun then
         result = directories.result(record.directory) if claim else None
         if claim and alive and result:
@@ -114,7 +115,8 @@ class LocalBackend:
         state = STATES[(claim is not None, alive, result is not None)]
         message, finished_at = "", None
         if state.final:
-            _note_end(record)
+            if not has_ended:
+                _note_end(record)
             code, message, finished_at = result or (None, WITHOUT_RESULT, directories.mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
         elif image := directories.pulled_image(record.directory):
@@ -205,7 +207,7 @@ def _start(record: Record) -> None:
 def _claim(directory: Path) -> Claim | None:
     """Who runs the job; None before it was started, and when it never will be. A damaged claim names nobody."""
     try:
-        words = (directory / "claim").read_text(errors="replace").split()
+        words = directories.content(directory, "claim").split()
         return None if words == ["deleted"] else Claim(int(words[0]), int(words[1]), int(words[2]), words[3], words[4])
     except FileNotFoundError:
         return None
@@ -227,7 +229,7 @@ def _claim_as_deleted(directory: Path) -> bool:
 
 def _is_deleted(directory: Path) -> bool:
     try:
-        return (directory / "claim").read_text(errors="replace") == "deleted\n"
+        return directories.content(directory, "claim") == "deleted\n"
     except FileNotFoundError:
         return False
 

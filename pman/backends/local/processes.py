@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from pman.backends.directories import content
 
 TOKEN = "PMAN_JOB_TOKEN"  # noqa: S105 - environment variable of a job's processes, by which one that left is found
 
@@ -78,6 +81,7 @@ def _members(claim: Claim, token: str) -> Iterator[int]:
             yield pid
 
 
+@functools.cache
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
@@ -85,7 +89,7 @@ def _boot() -> str:
 def _process(pid: int) -> _Process | None:
     """State, session and start of a process: fields 3, 6 and 22 of /proc/PID/stat, proc_pid_stat(5)."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = content(Path("/proc"), f"{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()

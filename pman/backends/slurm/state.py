@@ -143,7 +143,7 @@ def read_files(record: Record) -> Files:
     directory = record.directory
     try:
         names = os.listdir(directory)  # opens it, so that an NFS client looks again
-        slurm_id = (directory / "slurm_id").read_text(errors="replace").strip() if "slurm_id" in names else None
+        slurm_id = directories.content(directory, "slurm_id").strip() if "slurm_id" in names else None
     except FileNotFoundError:
         raise NotFound("There is no such job any more.") from None
     claim = next((name.removeprefix("claim.") for name in names if name.startswith("claim.")), None)
@@ -156,7 +156,7 @@ def read_files(record: Record) -> Files:
 def may_begin_again(record: Record) -> bool:
     """Whether the job's script allows SLURM to requeue it, so that a result may be that of an earlier start."""
     with contextlib.suppress(OSError):
-        return bool(_REQUEUE.search((record.directory / "job.sh").read_text(errors="replace")))
+        return bool(_REQUEUE.search(directories.content(record.directory, "job.sh")))
     return False
 
 
