@@ -60,7 +60,7 @@ POLL_SECONDS = 10.0
 LEAST, MOST, POSTS = 10.0, 100.0, 4.0  # calls a second
 CLIENTS = 16
 CLUSTERS, JOBS_A_DAY, JOB_SECONDS = 100, 1_000_000, 600.0
-LISTINGS = 3
+LISTINGS = 1
 # What SLURM's commands took on a real SLURM (bench/README.md): squeue 6 ms and 5 us for each job, sbatch 4 ms.
 COMMANDS = {
     "squeue": 'echo x >> "$here/calls"; sleep $(cat "$here/seconds"); case "$*" in '

@@ -20,10 +20,9 @@ from flask.testing import FlaskClient
 from pydantic import SecretStr
 
 from pman import backends, settings
-from pman.backends import Backend, kubernetes, retry
+from pman.backends import Backend, kubernetes, retry, shared
 from pman.backends.directories import Record
 from pman.backends.kubernetes.api import Api, Endpoint
-from pman.backends.slurm import commands, sources
 from pman.service.app import create_app
 from tests.backends.test_engines import IDENTITY, REQUEST, load, task
 from tests.backends.test_engines import service as swarm_service
@@ -257,8 +256,7 @@ def test_every_call_of_a_delete_is_cut(
     name: str, state: str, when: str, times: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "_BACKOFF", tenacity.wait_none())
-    for module in (commands, sources):
-        monkeypatch.setattr(module, "QUEUE_AGE_SECONDS", 0.01)
+    monkeypatch.setattr(shared, "AGE_SECONDS", 0.01)
     with PLACES[name](tmp_path, state) as place:
         for number in range(20):
             jid = place.begin()

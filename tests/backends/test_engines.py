@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -94,6 +95,49 @@ def service(engine: FakeEngine, *tasks: dict[str, Any], **labels: str) -> None:
     }
     engine.routes["GET /services/chris-jid-1"] = {"ID": "s1", "Spec": spec, "CreatedAt": TIME}
     engine.routes["GET /tasks"] = list(tasks)
+
+
+def test_jobs_that_wait_for_room_are_listed_by_three_calls(engine: FakeEngine) -> None:
+    """The nodes are looked at once for all of them."""
+    backend, _ = load("swarm", engine)
+    service(engine)
+    first = engine.routes["GET /services/chris-jid-1"]
+    engine.routes["GET /services"] = [first | {"ID": f"s{number}"} for number in range(20)]
+    waiting = task("pending", error="no suitable node (insufficient resources on 1 node)")
+    engine.routes["GET /tasks"] = [waiting | {"ServiceID": f"s{number}"} for number in range(20)]
+    engine.routes["GET /nodes"] = [{"ID": "node-1", "Description": {"Resources": {"NanoCPUs": 4_000_000_000}}}]
+    listed = backend.jobs(100)
+    assert {status.message for status in listed} == {
+        "no suitable node (insufficient resources on 1 node). The job starts when a node has room for it."
+    }
+    assert [call.path for call in engine.calls][-3:] == ["/services", "/tasks", "/nodes"]
+
+
+@pytest.mark.parametrize("name", ["swarm", "docker"])
+def test_a_listing_keeps_little_of_each_job(name: str, engine: FakeEngine) -> None:
+    """Variables and mounts of thousands of jobs took hundreds of MiB."""
+    backend, _ = load(name, engine)
+    much, jids = [f"NAME{number}={'x' * 900}" for number in range(20)], [f"job-{number}" for number in range(200)]
+    service(engine)
+    one = engine.routes["GET /services/chris-jid-1"]
+    one["Spec"]["TaskTemplate"]["ContainerSpec"] |= {"Env": much, "Mounts": much}
+    engine.routes["GET /services"] = [one | {"ID": jid} for jid in jids]
+    engine.routes["GET /tasks"] = [task("running") | {"ServiceID": jid, "Spec": one["Spec"]} for jid in jids]
+    engine.routes["GET /containers/json"] = [
+        {
+            "Id": jid, "Names": [f"/{jid}"], "Image": IMAGE, "Created": 1, "Command": "echo", "State": "running",
+            "Status": "Up", "Labels": IDENTITY | {"org.chrisproject.pman.name": jid}, "Mounts": much,
+        }
+        for jid in jids
+    ]  # fmt: skip
+    tracemalloc.start()
+    try:
+        listed = backend.jobs(1000)
+        kept_kib = tracemalloc.get_traced_memory()[0] / 1024
+    finally:
+        tracemalloc.stop()
+    assert len(listed) == 200
+    assert kept_kib < 200 * 8
 
 
 def task(state: str, slot: int = 1, created: str = TIME, error: str = "", code: int = 0) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -502,6 +503,35 @@ def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.Kubern
     running = listed("e", 3, {"active": 1, "ready": 1, "startTime": STARTED_AT})
     script.answers = [page([running])]
     assert [status.jid for status in backend.jobs(3)] == ["e"]
+
+
+def test_jobs_that_wait_for_a_queue_share_what_is_asked_for(
+    script: Script, backend: kubernetes.KubernetesBackend
+) -> None:
+    """Kueue's words about all of them are one list, and a suspended job without a counter has no pods."""
+    job, spec = job_and_spec()
+    suspended = {"conditions": [{"type": "Suspended", "status": "True"}], "uncountedTerminatedPods": {}, "ready": 0}
+    held = created(job, spec, labels={"kueue.x-k8s.io/queue-name": "imaging"}) | {"status": suspended}
+    script.answers = [(200, {}, held), (200, {}, {"items": []}), (200, {}, held), (200, {}, held)]
+    for _ in range(3):
+        status = backend.status("ok2")
+        assert (status.state, "queue imaging" in status.message) == (JobState.NOT_STARTED, True)
+    assert [path.rpartition("/")[2][:6] for _, path, _ in script.asked] == ["ok2", "events", "ok2", "ok2"]
+
+
+def test_a_listing_keeps_little_of_each_job(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Volumes, variables and managedFields of thousands of jobs took hundreds of MiB."""
+    job, spec = job_and_spec(env=[f"NAME{number}={'x' * 900}" for number in range(20)])
+    running = created(job, spec, managedFields=["x" * 900] * 20) | {"status": {"ready": 1, "startTime": STARTED_AT}}
+    script.answers = [(200, {}, {"metadata": {}, "items": [running] * 200})]
+    tracemalloc.start()
+    try:
+        listed = backend.jobs(1000)
+        kept_kib = tracemalloc.get_traced_memory()[0] / 1024
+    finally:
+        tracemalloc.stop()
+    assert len(listed) == 200
+    assert kept_kib < 200 * 10
 
 
 def test_jobs_of_pman_6_are_listed(script: Script, backend: kubernetes.KubernetesBackend) -> None:

@@ -545,11 +545,9 @@ def test_a_queue_of_kueue() -> None:
         event("Pending", said, 3, 2) | {"involvedObject": {"kind": "Workload", "name": "job-chris-jid-1-ab12c"}},
         event("Pending", "another", 1, 1) | {"involvedObject": {"kind": "Workload", "name": "job-chris-jid-10-ab12c"}},
     ]
-    assert (
-        starts.suspended(job, lambda _: seen) == f"The job waits until Kueue admits it from the queue imaging: {said}."
-    )
+    assert starts.suspended(job, lambda: seen) == f"The job waits until Kueue admits it from the queue imaging: {said}."
     untold = "The job waits until Kueue admits it from the queue imaging."
-    assert starts.suspended(job, lambda _: []) == starts.suspended(job, lambda _: None) == untold
+    assert starts.suspended(job, lambda: []) == starts.suspended(job, lambda: None) == untold
 
 
 def test_what_is_said_without_events() -> None:

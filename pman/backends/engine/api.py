@@ -18,7 +18,7 @@ import re
 import ssl
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
@@ -140,7 +140,10 @@ class Engine:
         raise Unreachable(f"The container engine at {self.host} has another version now.", detail=error.detail)
 
     def get(self, path: str, **params: Any) -> Any:
-        """The decoded JSON of a GET. What is cut off or garbled is asked for again at once, which costs little."""
+        """The decoded JSON of a GET. What is cut off or garbled is asked for again at once, which costs little.
+
+        without: names of what is not kept of a list, wherever they stand; thousands of jobs take much memory.
+        """
         return self.get_dated(path, **params)[0]
 
     def find(self, path: str) -> Any:
@@ -157,9 +160,9 @@ class Engine:
                 return self._get(path, **params)
         return self._get(path, **params)
 
-    def _get(self, path: str, **params: Any) -> tuple[Any, datetime]:
+    def _get(self, path: str, *, without: Collection[str] = (), **params: Any) -> tuple[Any, datetime]:
         answer = self.call("GET", path, **params)
-        document = decoded(answer)
+        document = decoded(answer, without)
         if isinstance(document, list) != (path in LISTS) or (not document and document != []):
             raise CutOff("The container engine's answer does not fit its API; a proxy may have given it.")
         return document, _date(answer)
@@ -309,10 +312,14 @@ def _date(answer: urllib3.BaseHTTPResponse) -> datetime:
         return datetime.now(UTC)
 
 
-def decoded(answer: urllib3.BaseHTTPResponse) -> Any:
+def decoded(answer: urllib3.BaseHTTPResponse, without: Collection[str] = ()) -> Any:
     """The JSON of an answer. Raises CutOff for what is none, as a proxy's page."""
+
+    def kept(found: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if name not in without}
+
     try:
-        return answer.json()
+        return json.loads(answer.data, object_hook=kept if without else None)
     except (ValueError, RecursionError) as error:
         words = answer.data[:200].decode(errors="replace")
         raise CutOff("The container engine's answer was cut off, or a proxy gave it.", detail=words) from error

@@ -34,6 +34,7 @@ NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is st
 STARTS_AT_ONCE = 8
 POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
+UNLISTED = frozenset({"Mounts", "NetworkSettings", "HostConfig", "Ports"})
 
 
 class Foreign(Conflict):
@@ -189,7 +190,7 @@ def _containers(api: Engine, jid: str) -> list[Json]:
 def listed(api: Engine, jid: str = "") -> list[Json]:
     """What the engine lists of pman's jobs, or of one: what has both of its labels, and the name that they go with."""
     labels = [f"{engine.JID}={jid}" if jid else engine.JID, engine.DIGEST]
-    found = api.get("/containers/json", all=1, filters={"label": labels})
+    found = api.get("/containers/json", all=1, filters={"label": labels}, without=UNLISTED)
     return [container for container in found if _is_named(container, backend_name(container["Labels"][engine.JID]))]
 
 

@@ -30,6 +30,7 @@ from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.overview import overview
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
+from pman.backends.shared import Shared
 from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
@@ -81,6 +82,7 @@ SUBPATH_ENGINE = (26, 1)  # 26.0 knows Subpath, and drops it on the way to the n
 # Of https://docs.docker.com/reference/api/engine/version/v1.45/#tag/System/operation/SystemInfo, Swarm.LocalNodeState:
 # engines that may be a manager again. `inactive`, or `active` without control, is none.
 UNSETTLED = frozenset({"pending", "locked", "error"})
+UNLISTED = frozenset({"Env", "Mounts", "Endpoint", "PreviousSpec", "NetworksAttachments", "Volumes"})
 # How an engine that rejects a task says that it has no image (moby, daemon/images and daemon/containerd).
 _NO_IMAGE = re.compile(r"no such image|pull access denied|manifest (for .* )?(not found|unknown)", re.IGNORECASE)
 
@@ -121,6 +123,7 @@ class SwarmBackend:
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
         self._gpu = settings.gpu_resource_name or "NVIDIA-GPU"
+        self._nodes: Shared[list[Json]] = Shared(lambda: self._engine.get("/nodes"))
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -226,7 +229,7 @@ class SwarmBackend:
         found = status.kept(_Found)
         task = found.service["Spec"]["TaskTemplate"].get("Resources") or {}
         limits, reserved = task.get("Limits") or {}, _resources(task.get("Reservations"))
-        names = {node["ID"]: node["Description"].get("Hostname") for node in self._engine.get("/nodes")}
+        names = {node["ID"]: node["Description"].get("Hostname") for node in self._nodes.get()}
         at = [names.get(one.get("NodeID")) for one in found.slots]
         ends = [engine.time_of(one["Status"].get("Timestamp")) for one in found.slots]
         workers = [
@@ -267,7 +270,7 @@ class SwarmBackend:
     def _lacks(self, service: Json) -> str:
         """Whether a job for which no node has room may run later."""
         wanted = _resources(service["Spec"]["TaskTemplate"].get("Resources", {}).get("Reservations"))
-        for node in self._engine.get("/nodes"):
+        for node in self._nodes.get():
             has = _resources(node["Description"].get("Resources"))
             if all(has.get(kind, 0) >= amount for kind, amount in wanted.items()):
                 return " The job starts when a node has room for it."
@@ -367,9 +370,9 @@ class SwarmBackend:
     @engine.understood
     def jobs(self, limit: int) -> list[JobStatus]:
         mine = {"label": [engine.JID, engine.DIGEST]}
-        services = self._engine.get("/services", filters=mine)
+        services = self._engine.get("/services", filters=mine, without=UNLISTED)
         tasks: dict[str, list[Json]] = {}
-        for task in self._engine.get("/tasks", filters=mine):
+        for task in self._engine.get("/tasks", filters=mine, without={"Spec", *UNLISTED}):
             tasks.setdefault(task["ServiceID"], []).append(task)
         services.sort(key=lambda service: service["CreatedAt"], reverse=True)
         return [self._status(service, tasks.get(service["ID"], [])) for service in services[:limit]]

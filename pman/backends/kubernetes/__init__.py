@@ -19,9 +19,9 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from pman.backends import documents, line_named, logs, retry
 from pman.backends.discovery import Overview
@@ -32,6 +32,7 @@ from pman.backends.kubernetes.discovery import GPU, overview
 from pman.backends.kubernetes.discovery import discover as discover
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
+from pman.backends.shared import Shared
 from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
@@ -102,6 +103,7 @@ class KubernetesBackend:
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._reader = Reader(api, f"{self._core}/pods")
         self._gpu = settings.gpu_resource_name or GPU
+        self._held_back = Shared(lambda: self._events(starts.HELD_BACK))
         self._said: set[str] = set()  # what is missing or old, and is logged once
         self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
         self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
@@ -155,7 +157,7 @@ class KubernetesBackend:
         raise no_such_job(jid)
 
     def _status(self, job: Object) -> JobStatus:
-        pods = self._pods(job)
+        pods = self._pods(job) if _counters(job["status"]) else ()  # none is made before the first of them is set
         state = job_state(job["status"])
         if state is not None and state.final:
             return _ended(job, state, pods, self._events_of)
@@ -172,7 +174,7 @@ class KubernetesBackend:
         """Why workers do not start, or "". A job that cannot run whole is ended when patience with that is over."""
         conditions = _held(job["status"])
         if "Suspended" in conditions:
-            return starts.suspended(job, self._events)
+            return starts.suspended(job, self._held_back.get)
         if conditions or not job["status"].get("startTime"):  # ending already; not looked at yet
             return ""
         ahead = [pod for pod in pods if not _begun(pod) and "deletionTimestamp" not in pod["metadata"]]
@@ -273,18 +275,16 @@ class KubernetesBackend:
         return retry.call_last(attempt)  # since a second look could find the Job ending, and call it NotFound
 
     def jobs(self, limit: int) -> list[JobStatus]:
-        ours: list[Object] = []
+        ours: list[_Packed] = []
         for page in self._pages(self._jobs):
-            more = [job for job in page if _jid(job) and "deletionTimestamp" not in job["metadata"]]
-            ours = heapq.nlargest(limit, ours + more, key=lambda job: str(job["metadata"]["creationTimestamp"]))
-        waiting = (JobState.NOT_STARTED, JobState.STARTED)
-        unclear = (job["metadata"]["uid"] for job in ours if job_state(job["status"]) not in waiting)
-        pods: dict[str, list[Object]] = {uid: [] for uid in unclear}
+            more = [_Packed.of(job) for job in page if _jid(job) and "deletionTimestamp" not in job["metadata"]]
+            ours = heapq.nlargest(limit, ours + more, key=lambda job: job.created)
+        pods: dict[str, list[bytes]] = {job.uid: [] for job in ours if job.needs_pods}
         for page in self._pages(f"{self._core}/pods", labelSelector=OWNER) if pods else ():
             for pod in page:
                 if (owner := pod["metadata"]["labels"][OWNER]) in pods:
-                    pods[owner].append(pod)
-        return [_listed(job, pods.get(job["metadata"]["uid"], [])) for job in ours]
+                    pods[owner].append(_packed(pod))
+        return [_listed(json.loads(job.text), [*map(json.loads, pods.get(job.uid, []))]) for job in ours]
 
     def _pages(self, path: str, **query: str) -> Iterator[list[Object]]:
         """All objects of a kind, by name, in pieces of bounded size."""
@@ -367,7 +367,7 @@ def create(settings: Settings) -> KubernetesBackend:
 def job_state(status: Mapping[str, Any]) -> JobState | None:
     """The state that a Job's status stands for by STATES; None where its pods have to be asked."""
     conditions = _held(status)
-    counters = {name for name in STATES.keys() - set(_CONDITIONS) if _counted(status.get(name))}
+    counters = _counters(status)
     if unknown := conditions - set(_CONDITIONS):
         log.warning("unknown conditions of a Job: %s", ", ".join(sorted(unknown)))
         if not conditions & set(_CONDITIONS) and not counters:
@@ -377,6 +377,10 @@ def job_state(status: Mapping[str, Any]) -> JobState | None:
 
 def _held(status: Mapping[str, Any]) -> set[str]:
     return {condition["type"] for condition in status.get("conditions", []) if condition["status"] == "True"}
+
+
+def _counters(status: Mapping[str, Any]) -> set[str]:
+    return {name for name in STATES.keys() - set(_CONDITIONS) if _counted(status.get(name))}
 
 
 def _lacks_pods(job: Object, pods: Sequence[Object]) -> bool:
@@ -463,10 +467,40 @@ def _status(job: Object, state: JobState, message: str = "", pods: Sequence[Obje
     )
 
 
+class _Packed(NamedTuple):
+    """A Job of a listing, as little as it can be while other pages are read."""
+
+    created: str
+    uid: str
+    needs_pods: bool
+    text: bytes
+
+    @classmethod
+    def of(cls, job: Object) -> _Packed:
+        metadata, state = job["metadata"], job_state(job["status"])
+        needs_pods = state not in (JobState.NOT_STARTED, JobState.STARTED)
+        return cls(str(metadata["creationTimestamp"]), metadata["uid"], needs_pods, _packed(job))
+
+
+def _packed(thing: Object) -> bytes:
+    """A Job or pod as JSON, without what no listing shows: thousands of them would take hundreds of MiB."""
+    thing["metadata"].pop("managedFields", None)
+    if template := thing["spec"].get("template"):
+        kept = template["spec"] = {name: template["spec"].get(name) for name in ("containers", "activeDeadlineSeconds")}
+        kept["containers"] = [{name: c[name] for name in _SHOWN if name in c} for c in kept["containers"]]
+    else:
+        thing["spec"] = {}
+    return json.dumps(thing).encode()
+
+
+_SHOWN = ("name", "image", "command", "args", "resources", "volumeMounts")  # of a container
+
+
 def _listed(job: Object, pods: list[Object]) -> JobStatus:
     state = job_state(job["status"])
     found = objects.in_order(pods, job)
-    return _ended(job, state, found) if state and state.final else _status(job, state or pods_state(job, found))
+    status = _ended(job, state, found) if state and state.final else _status(job, state or pods_state(job, found))
+    return replace(status, private=None)  # no listing needs it, and it is large
 
 
 def _version_notes(version: Object) -> list[str]:

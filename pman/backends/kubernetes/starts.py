@@ -66,6 +66,7 @@ _REFUSED = re.compile(
     r'^Error creating: (?:pods "[^"]*" is forbidden: |Pod "[^"]*" is invalid: |(?=admission webhook "[^"]*" denied ))'
 )
 _QUOTA = re.compile(r"exceeded quota: \S+ requested: (\S+), used: \S+, limited: (\S+)")
+HELD_BACK = "involvedObject.kind=Workload,reason=Pending"  # selects what Kueue says of the jobs that wait for it
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -242,8 +243,8 @@ def node_silent(pods: Iterable[Object]) -> str:
     return ""
 
 
-def suspended(job: Object, events: Events) -> str:
-    """Who holds back a suspended job. events: what a field selector finds in the namespace.
+def suspended(job: Object, events: Callable[[], Sequence[Object] | None]) -> str:
+    """Who holds back a suspended job. events: of the selector HELD_BACK, for all jobs of the namespace.
 
     Kueue (https://kueue.sigs.k8s.io) suspends a Job that names a queue, and says on its Workload why it does so.
     """
@@ -251,7 +252,7 @@ def suspended(job: Object, events: Events) -> str:
     if not queue:
         return "The job is suspended: it waits until somebody resumes it."
     workload = re.compile(rf"job-{re.escape(job['metadata']['name'])}-[0-9a-f]{{5}}")
-    said = events("involvedObject.kind=Workload,reason=Pending") or ()
+    said = events() or ()
     ours = [event for event in said if workload.fullmatch(event.get("involvedObject", {}).get("name", ""))]
     why = f": {_message(max(ours, key=_last_seen))}" if ours else ""
     return one_sentence(f"The job waits until Kueue admits it from the queue {queue}{why}")

@@ -10,21 +10,20 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from pman.backends.directories import TOKEN_DIGITS
+from pman.backends.shared import Shared
 from pman.backends.slurm import words
 from pman.backends.slurm.words import Fault
 from pman.errors import BackendError, BadRequest, TemplateError, Unreachable
 
 log = logging.getLogger(__name__)
 
-QUEUE_AGE_SECONDS = 1.0
 LIMIT_RETRY_SECONDS = 5.0  # SLURM's limits on jobs in the queue heal as jobs end
 # Variables that the commands get. pman's own environment holds secrets, and SBATCH_* would outweigh the template. Those
 # of COMMANDS_ONLY are not for the job: its script drops them before the command runs (templates/slurm/job.sh.j2).
@@ -144,8 +143,11 @@ class Commands:
 
     def squeue(self, *options: str) -> list[SlurmJob]:
         """Jobs in all partitions, also in those that are hidden from this user, and also those that have ended."""
-        text = self.run("squeue", "--all", "--noheader", "--states=all", *options, f"--format={_QUEUE_FIELDS}")
-        return list(parse_rows(text))
+        return list(parse_rows(self.squeue_rows(*options)))
+
+    def squeue_rows(self, *options: str) -> str:
+        """As `squeue`, one job a line."""
+        return self.run("squeue", "--all", "--noheader", "--states=all", *options, f"--format={_QUEUE_FIELDS}")
 
     def squeue_number(self, number: str) -> SlurmJob | None:
         """The job of that number; None where slurmctld says that it knows none of that number.
@@ -218,46 +220,26 @@ class Commands:
         return [*self._prefix, *line]
 
 
-class _Seen(NamedTuple):
-    """What one call of squeue said, or why it did not. begun_at: of time.monotonic(). jobs: by number and by token."""
-
-    begun_at: float
-    jobs: Mapping[str, Sequence[SlurmJob]] = MappingProxyType({})
-    error: str = ""
-
-
 class Queue:
-    """What squeue says of this user's jobs: one call for all threads that ask within QUEUE_AGE_SECONDS."""
+    """What squeue says of this user's jobs: one call for all threads that ask within a second."""
 
     def __init__(self, commands: Commands) -> None:
-        self._commands = commands
-        self._lock = threading.Lock()  # held while squeue runs; who waits for the next call does so without it
-        self._seen = _Seen(-QUEUE_AGE_SECONDS)
+        self._seen = Shared(lambda: _by_key(commands.squeue_rows("--me")))
 
-    def jobs(self, keys: Iterable[str], begun_after: float) -> list[SlurmJob]:
-        """The jobs of these numbers and tokens that squeue showed in a call begun after that time (monotonic)."""
-        while (seen := self._seen).begun_at < begun_after:
-            if (pause := seen.begun_at + QUEUE_AGE_SECONDS - time.monotonic()) > 0:
-                time.sleep(pause)
-                continue
-            with self._lock:
-                if self._seen is seen:
-                    self._seen = self._look()
-        if seen.error:
-            raise Unreachable(seen.error)
-        return list(dict.fromkeys(job for key in keys for job in seen.jobs.get(key, ())))
+    def jobs(self, keys: Iterable[str], *, fresh: bool = False) -> list[SlurmJob]:
+        """The jobs of these numbers and tokens that squeue showed; fresh: in a call that began after this one."""
+        seen, keys = self._seen.get(fresh=fresh), set(keys)
+        rows = parse_rows("\n".join(dict.fromkeys(row for key in keys for row in seen.get(key, ()))))
+        return [job for job in rows if {job.id, job.token} & keys]
 
-    def _look(self) -> _Seen:
-        begun_at = time.monotonic()
-        try:
-            found = self._commands.squeue("--me")
-        except (Unreachable, BackendError) as error:
-            return _Seen(begun_at, error=str(error))
-        jobs: dict[str, list[SlurmJob]] = {}
-        for job in found:
-            for key in {job.id, job.token}:
-                jobs.setdefault(key, []).append(job)
-        return _Seen(begun_at, jobs)
+
+def _by_key(text: str) -> dict[str, list[str]]:
+    """The rows by number and by token. Only those that are asked for are parsed: there may be thousands."""
+    rows: dict[str, list[str]] = {}
+    for row in text.splitlines():
+        for key in (row.partition("|")[0], *_TOKEN.findall(row)[-1:]):
+            rows.setdefault(key, []).append(row)
+    return rows
 
 
 def parse_rows(text: str) -> Iterator[SlurmJob]:

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pman.backends.directories import Record
-from pman.backends.slurm.commands import QUEUE_AGE_SECONDS, Commands, Queue, SlurmJob
+from pman.backends.slurm.commands import Commands, Queue, SlurmJob
 from pman.backends.slurm.state import Files, may_begin_again, slurm_name
 from pman.backends.slurm.verdict import ended, waits
 from pman.errors import Unreachable
@@ -66,9 +66,8 @@ class Sources:
         self._queue = Queue(commands)
 
     def listed(self, record: Record, files: Files, *, fresh: bool) -> list[SlurmJob]:
-        """The attempt's jobs in squeue's list: one up to QUEUE_AGE_SECONDS old, or a `fresh` one."""
-        now = time.monotonic()
-        return self._queue.jobs([*files.numbers, record.token], now if fresh else now - QUEUE_AGE_SECONDS)
+        """The attempt's jobs in squeue's list: one up to a second old, or a `fresh` one."""
+        return self._queue.jobs([*files.numbers, record.token], fresh=fresh)
 
     def look(self, asked: Sequence[tuple[Record, Files]]) -> dict[str, Seen]:
         """What SLURM says of each attempt, by its token. Raises Unreachable where squeue does not answer at all."""
@@ -143,7 +142,7 @@ class Sources:
 
     def ping(self) -> None:
         """Raises Unreachable where squeue does not answer."""
-        self._queue.jobs([], time.monotonic() - QUEUE_AGE_SECONDS)
+        self._queue.jobs([])
 
 
 _LATER = Seen(error="SLURM was not asked for this job, because too many others had to be asked for by their numbers.")
