@@ -358,7 +358,7 @@ def day(share: float, seconds: float) -> list[str]:
         paced(sorted(due, key=lambda one: one[0]))
         took, used = time.perf_counter() - began, cpu_seconds(processes) - cpu
         made, memory = sum(c.world.calls()[0] for c in clusters) - made, peak_mib(processes)
-    of_a_job = used / len(times["POST"])
+    of_a_job = used / (rate * took * count)
     rows = {
         "clusters that ran, each with a pman": f"{count} of {CLUSTERS}, for {took:.0f} s",
         "jobs under way in each": str(live),
