@@ -351,7 +351,7 @@ def day(share: float, seconds: float) -> list[str]:
             ((n + shift) / each, partial(cluster.ask, method, times))
             for shift, cluster in zip(itertools.count(0, 1 / count), clusters, strict=False)
             for method, each in rates.items()
-            for n in range(round(each * seconds))
+            for n in range(max(1, round(each * seconds)))
         ]
         processes = [pman_of(cluster.server) for cluster in clusters]
         made, cpu, began = sum(c.world.calls()[0] for c in clusters), cpu_seconds(processes), time.perf_counter()
