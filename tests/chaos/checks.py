@@ -14,19 +14,15 @@ ALLOWED = {"POST": {0, 201, 503}, "GET": {0, 200, 503}, "DELETE": {0, 204, 503}}
 
 
 def findings(run: Run) -> list[str]:
-    found = [
-        f"{life.errand.kind} {life.errand.name} life {life.number}: {text}"
-        for life in run.lives
-        for text in _of(life, run)
-    ]
+    named = ((f"{life.errand.kind} {life.errand.name}, life {life.number}", life) for life in run.lives)
+    found = [f"{name}: {text}" for name, life in named for text in _of(life, run)]
     found += [f"still there after all was deleted: {one}" for one in sorted(run.left)]
     if run.before != run.after:
         found.append(f"what is foreign was {run.before} and is {run.after}")
     for server in run.world.rig.servers:
         lines = [line for line in server.log.read_text(errors="replace").splitlines() if "unexpected error" in line]
         found += [f"{server.log.name}: {len(lines)} times: ... {lines[0][-700:]}"] if lines else []
-    if bad := set(run.listing_codes) - {200, 503}:
-        found.append(f"the listing of jobs was answered {bad}")
+    found += [f"the listing of jobs was {code}" for code in run.listing_codes if code not in (200, 503)]
     return found
 
 
@@ -38,23 +34,27 @@ def _of(life: Life, run: Run) -> Iterator[str]:
         return
     harmed = any(life.answers[0].at < end and begin < (life.over or run.clock()) for begin, end in run.harms)
     yield from _end(life, harmed)
-    yield from _output(life, harmed)
+    yield from _output(life, harmed, 2 if harmed and run.world.forgets else 1)
     yield from _listed(life, run)
 
 
 def _codes(life: Life) -> Iterator[str]:
-    """A GET is 404 after a DELETE and never before; a DELETE is 404 only where an earlier one was not answered."""
-    unanswered = False
+    """A GET is 404 after a DELETE and never before.
+
+    A DELETE is 404 only where an earlier one was not answered, or failed at another pman, which does not know of it.
+    """
+    tried = set[int]()  # pmans that may have deleted the job; 0 for one that did not answer
     wrong = Counter[str]()
     for answer in life.answers:
         allowed = ALLOWED[answer.call]
         if answer.call == "GET" and life.deleted and answer.at > life.deleted:
             allowed = {0, 404, 503}
-        if answer.call == "DELETE" and unanswered:
+        if answer.call == "DELETE" and tried - {answer.replica}:
             allowed = allowed | {404}
         if answer.code not in allowed:
             wrong[f"{answer.call} was {answer.code}: {answer.job.get('message')}"] += 1
-        unanswered |= answer.call == "DELETE" and answer.code == 0
+        if answer.call == "DELETE":
+            tried.add(answer.replica if answer.code else 0)
     yield from (f"{times} times: {what}" for what, times in wrong.items())
 
 
@@ -97,20 +97,19 @@ def _end(life: Life, harmed: bool) -> Iterator[str]:
         yield f"ended as {_word(end)}"
 
 
-def _output(life: Life, harmed: bool) -> Iterator[str]:
+def _output(life: Life, harmed: bool, most: int) -> Iterator[str]:
     """Each worker has begun once, and all that it writes is there when the end, or a 204, is told."""
     end = next((answer for answer in life.answers if answer.state in FINAL), None)
     workers = [str(number) for number in range(life.errand.workers)]
     runs = Counter({w: life.kept.get(f"runs.{w}", 0) // len("run\n") for w in workers})
-    done = life.kept and end and not harmed
     for worker in workers:
-        if runs[worker] > 1 or (done and runs[worker] != 1) or (end and _good(end) and runs[worker] != 1):
+        if runs[worker] > most or (end and runs[worker] < 1 and (_good(end) or not harmed)):
             calls = [(round(answer.at, 1), answer.call, answer.code) for answer in life.answers]
             yield f"worker {worker} has run {runs[worker]} times: {life.kept}; {calls[:8]}"
         if end and (_good(end) or "exit code 3" in end.job["message"]):
             beats = sum(len(f"{number}\n") for number in range(1, life.beats + 1))
             files = life.at_rest[0][1]
-            if (files.get(f"beats.{worker}", 0), f"last.{worker}" in files) != (beats, True):
+            if files.get(f"beats.{worker}", 0) < beats or f"last.{worker}" not in files:
                 yield f"is over and its output is incomplete: {files}"
     for since, files in life.at_rest:
         if files != life.kept:

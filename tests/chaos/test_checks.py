@@ -30,8 +30,9 @@ ENDED = [*STARTED, answer(3, "GET", 200, "finishedSuccessfully")]
 FAILED = answer(3, "GET", 200, "finishedWithError", message="The job ended with exit code 3.")
 
 
-def found(directory: Path, life: Life, harms: tuple[tuple[float, float], ...] = ()) -> list[str]:
+def found(directory: Path, life: Life, harms: tuple[tuple[float, float], ...] = (), forgets: bool = False) -> list[str]:
     world = World(ExitStack(), directory)
+    world.forgets = forgets
     world.rig = Rig({}, directory, "", directory)
     run = Run(world, plan.Plan(1, 1, (life.errand,), ()))
     run.lives, run.harms = [life], list(harms)
@@ -99,6 +100,15 @@ def test_a_job_that_ended_with_its_part_of_the_backend(tmp_path: Path) -> None:
     assert found(tmp_path, Life(errand("good"), 1, tmp_path, answers=[*STARTED, lost]), harms) == []
     life = Life(errand("good"), 1, tmp_path, answers=ENDED, at_rest=[("its end", {"runs.0": 4})])
     assert "incomplete" in " ".join(found(tmp_path, life, harms))
+
+
+@pytest.mark.parametrize(("runs", "forgets", "findings"), [(2, True, 0), (3, True, 1), (2, False, 1)])
+def test_an_engine_that_was_killed_in_the_moment_of_a_start(
+    tmp_path: Path, runs: int, forgets: bool, findings: int
+) -> None:
+    output = OUTPUT | {"runs.0": runs * len("run\n")}
+    life = Life(errand("good"), 1, tmp_path, answers=ENDED, kept=output, at_rest=[("its end", output)])
+    assert len(found(tmp_path, life, ((0.5, 2.5),), forgets)) == findings
 
 
 def test_what_is_left_or_foreign(tmp_path: Path) -> None:
