@@ -40,6 +40,7 @@ from pman.backends.slurm.state import (
 )
 from pman.backends.slurm.verdict import (
     HELD,
+    LAUNCHING,
     REQUEUED,
     by_absence,
     by_result,
@@ -227,6 +228,8 @@ class SlurmBackend:
         state, message = state_of(job)
         if state is JobState.UNDEFINED:
             log.warning("job %s is %s in SLURM", record.jid, job.state)
+        if state is JobState.STARTED and files.claim != job.id:
+            return make_status(record, JobState.NOT_STARTED, LAUNCHING)
         if not waits(job):
             image = pulled_image(record.directory)
             return make_status(record, state, message or (f"Pulling the image {image}." if image else ""))

@@ -47,6 +47,7 @@ STATES: dict[str, tuple[JobState, str]] = {
 }
 # A job of these states is held. One that has run cannot leave them again: its script would end with exit code 75.
 HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
+LAUNCHING = "SLURM is starting the job."  # a node may still fail to, and SLURM then puts the job back into its queue
 REQUEUED = "SLURM put the job back into its queue after it had begun."
 # The script writes its result as its last act. So long it may take until SLURM no longer calls the job RUNNING, and
 # until SLURM has ended what the script of a COMPLETING job left; the node's epilog comes later and may take minutes.
