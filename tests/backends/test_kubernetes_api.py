@@ -419,6 +419,24 @@ def test_a_login_page_is_no_answer(script: Script, backend: kubernetes.Kubernete
         backend.logs(backend.status("ok2"), 10)
 
 
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_an_answer_without_its_document_says_nothing(
+    script: Script, backend: kubernetes.KubernetesBackend, status: int
+) -> None:
+    """Not that the job is missing, nor that it is refused; a POST looks what has become of it."""
+    job, spec = job_and_spec()
+    empty: Answer = status, {}, b""
+    found: Answer = 200, {}, finished(job, spec)
+    script.answers = [empty, found, empty]
+    with pytest.raises(Unreachable, match="was cut off"):
+        backend.status("ok2")
+    with pytest.raises(Unreachable, match="was cut off"):
+        backend.status("ok2")
+    script.answers = [empty]
+    with pytest.raises(Unreachable, match="was cut off"):
+        backend.submit(job, spec)
+
+
 def test_a_list_that_took_too_long_is_begun_again(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec()
     page = {"items": [finished(job, spec)], "metadata": {"continue": "token"}}

@@ -22,7 +22,7 @@ def errand(kind: str) -> plan.Errand:
 
 
 def answer(at: float, call: str, code: int, state: str = "", **job: str) -> Answer:
-    return Answer(at, call, 0, code, {"status": state, "message": "", "timestamp": "", **job})
+    return Answer(at, call, 1, code, {"status": state, "message": "", "timestamp": "", **job})
 
 
 STARTED = [answer(1, "POST", 201, "notstarted"), answer(2, "GET", 200, "started")]

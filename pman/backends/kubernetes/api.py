@@ -79,10 +79,13 @@ class Api:
     ) -> tuple[int, Object]:
         """Status code and body of an answer below 300 or in `allow`; any other becomes one of pman's errors.
 
-        A redirection is one: it leads to the login page of a proxy before the API server.
+        A redirection is one: it leads to the login page of a proxy before the API server. So is an answer without its
+        document, which says nothing: not even that a job is missing.
         """
         response = self._send(method, path, query, body)
         data = _json(response.data)
+        if not response.data and (response.status < 300 or response.status in (403, 404, 409)):
+            raise Unreachable(f"Kubernetes' answer ({response.status}) was cut off, or a proxy gave it.")
         if response.status >= 300 and response.status not in allow:
             raise self._error(response, data)
         return response.status, data
