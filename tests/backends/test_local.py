@@ -21,14 +21,17 @@ from typing import get_args
 import psutil
 import pytest
 
+from pman.backends import directories
 from pman.backends.directories import Record
 from pman.backends.local import LocalBackend
 from pman.errors import NotFound, Unreachable
 from pman.job import Job
-from pman.settings import LocalRuntime, load
+from pman.settings import LocalRuntime, SlurmRuntime, load
+from pman.status import Why
 from pman.targets import TARGETS
 from pman.templating.render import Renderer, sample_job
 from tests.contract import Contract
+from tests.live import runtimes
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 
@@ -289,12 +292,12 @@ class TestLocal(Contract):
 RUNTIMES = [runtime for runtime in get_args(LocalRuntime) if runtime != "none"]
 
 
-def rendered(directory: Path, target: str, workers: int = 2, **config: str) -> tuple[Job, str]:
+def rendered(directory: Path, target: str, workers: int = 2, gpus: int = 0, **config: str) -> tuple[Job, str]:
     """A job whose directories exist, and its script."""
     for name in ("incoming", "outgoing"):
         (directory / f"key-chris-jid-1/{name}").mkdir(parents=True)
     loaded = load({"STOREBASE": str(directory), **config})
-    made = dataclasses.replace(sample_job(loaded), workers=workers)
+    made = dataclasses.replace(sample_job(loaded), workers=workers, gpu_count=gpus)
     return made, Renderer(loaded, TARGETS).render(made, target).text
 
 
@@ -324,6 +327,53 @@ def test_every_runtime_gets_the_command(tmp_path: Path, runtime: str) -> None:
     assert (tmp_path / "said.1").exists()
 
 
+# What a job of two GPUs asks of a runtime where SLURM has chosen GPU 1 and GPU 3, by the cell of docs/runtimes.md.
+ASKED = {
+    "`--nv`: all of the node, chosen by CUDA_VISIBLE_DEVICES": ["--nv", "CUDA_VISIBLE_DEVICES=1,3"],
+    "all of the node, chosen by CUDA_VISIBLE_DEVICES": ["--device", "nvidia.com/gpu=all", "--env=CUDA_VISIBLE_DEVICES"],
+    "as many as asked for": ["--gpus", "2"],
+}
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "podman", "docker"])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_every_runtime_is_asked_for_gpus(tmp_path: Path, runtime: str, gpus: int) -> None:
+    asked = ASKED[runtimes.table()[runtime]["GPUs"]]
+    _, text = rendered(tmp_path, "local", gpus=gpus, LOCAL_RUNTIME=runtime)
+    chosen = {"CUDA_VISIBLE_DEVICES": "1,3"} if gpus else {}
+    words = run_with_stub(tmp_path, text, runtime, "claim", "1", **chosen)
+    assert [word for word in asked if word in words] == (asked if gpus else []), words
+
+
+@pytest.mark.parametrize(
+    ("target", "runtime"),
+    [
+        *(("local", runtime) for runtime in RUNTIMES),
+        *(("slurm", runtime) for runtime in get_args(SlurmRuntime) if runtime != "none"),
+    ],
+)
+def test_a_runtime_that_is_not_installed(tmp_path: Path, target: str, runtime: str) -> None:
+    """Every other program of this machine is in PATH. The image's command, which is what 127 means, is not to blame."""
+    _, text = rendered(tmp_path, target, 1, 0, **{f"{target.upper()}_RUNTIME": runtime})
+    (tmp_path / "bin").mkdir()
+    for program in {path.name: path for place in os.get_exec_path() for path in Path(place).glob("*")}.values():
+        if program.name != runtime_program(runtime):
+            (tmp_path / "bin" / program.name).symlink_to(program)
+    (tmp_path / "job.sh").write_text(text)
+    (tmp_path / "attempt.0123456789abcdef").touch()
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x.0123456789abcdef"} if target == "slurm" else {}
+    # a job of SLURM begins with PATH of its own
+    text = text.replace("export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "export PATH=$PATH")
+    (tmp_path / "job.sh").write_text(text)
+    words = ["bash", "job.sh", *(["claim", "1"] if target == "local" else [])]
+    subprocess.run(words, cwd=tmp_path, env={"PATH": f"{tmp_path}/bin", **slurm}, check=False, timeout=20)
+    code, said, _ = directories.result(tmp_path) or (None, "", None)
+    name = os.uname().nodename
+    assert (code, said) == (126, f"no container runtime ({runtime_program(runtime)}) in the PATH of jobs on {name}")
+    assert isinstance(said, Why)
+    assert said.reason == "node"
+
+
 @pytest.mark.parametrize(
     ("image", "file"),
     [
@@ -340,6 +390,32 @@ def test_an_image_that_only_apptainer_knows(tmp_path: Path, image: str, file: st
     assert [word for word in words[: -len(job.argv)] if word.endswith(file)]
     pulled = tmp_path / "pull.said"
     assert (pulled.read_text() if pulled.exists() else "") == ("" if image == file else f"{image}\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 124", "within 30 min and the memory of the job; `pman images pull` pulls it beforehand"),
+        ("kill -KILL $$", "within 30 min and the memory of the job; `pman images pull` pulls it beforehand"),
+        ("echo FATAL: no space left on device >&2; exit 255", ": no space left on device"),
+        ("echo Segmentation fault >&2; exit 139", ": exit code 139"),
+    ],
+)
+def test_an_image_that_cannot_be_pulled(tmp_path: Path, script: str, said: str) -> None:
+    """timeout(1) around the pull ends so. The command is not run, and the failure has a word of its own."""
+    _, text = rendered(tmp_path, "local", 1, 0, LOCAL_RUNTIME="apptainer")
+    (tmp_path / "bin").mkdir()
+    for name, does in (("timeout", script), ("apptainer", "touch run")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "job.sh").write_text(text)
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    subprocess.run(["bash", "job.sh", "claim", "1"], cwd=tmp_path, env=environment, check=False, timeout=20)
+    code, why, _ = directories.result(tmp_path) or (None, "", None)
+    gap = "" if said.startswith(":") else " "
+    assert (code, why) == (126, f"the image docker.io/fnndsc/pl-simpledsapp:2.1.0 could not be pulled{gap}{said}")
+    assert isinstance(why, Why)
+    assert (why.reason, (tmp_path / "run").exists()) == ("image", False)
 
 
 @pytest.mark.parametrize(("restarts", "runs"), [([0], 1), ([1], 1), ([0, 1], 1), ([0, 0], 2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.apptainer_rig import IMAGE, Site, apptainer_site
-from tests.rig import ROOT
+from tests.rig import ROOT, wait_for
 
 REQUEST = json.loads((ROOT / "examples/copy-and-hash.json").read_text()) | {"image": IMAGE}
 
@@ -81,6 +82,41 @@ def test_behind_the_prefix_and_without_a_directory(site: Site, tmp_path: Path) -
     done = pman(site, "pull", IMAGE, SLURM_COMMAND_PREFIX=prefix, SLURM_IMAGE_DIR=str(tmp_path / "it's"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "it's/pman%busybox+1.sif").exists()
+
+
+@pytest.fixture
+def shared(site: Site) -> dict[str, str]:
+    """Settings with an image directory that everybody may write, and commands that run as an ordinary user."""
+    images = site.root / "images"
+    images.mkdir()
+    images.chmod(0o777)
+    user = "" if os.getuid() else "setpriv --reuid nobody --regid nogroup --clear-groups"
+    return {"SLURM_IMAGE_DIR": str(images), "SLURM_COMMAND_PREFIX": user}
+
+
+def test_a_puller_that_is_killed(site: Site, shared: dict[str, str], tmp_path: Path) -> None:
+    """What it began is waited for, since it writes into the same cache, and then thrown away."""
+    site.offer(IMAGE, root=tmp_path, pull_seconds=1.5)
+    words = [sys.executable, "-m", "pman", "images", "pull", IMAGE]
+    with subprocess.Popen(
+        words, cwd=ROOT, env=os.environ | shared | {"PATH": site.path}, start_new_session=True
+    ) as one:
+        wait_for(lambda: site.pulls, 20, "the pull to begin")
+        os.killpg(one.pid, signal.SIGKILL)
+    images = Path(shared["SLURM_IMAGE_DIR"])
+    (images / "pman%busybox+1.sif.part.7").write_text("half")  # of a puller on another node
+    done = pman(site, "pull", IMAGE, **shared)
+    assert done.returncode == 0, done.stderr
+    assert len(site.pulls) == 2
+    assert {path.name for path in images.iterdir()} == {".lock", "pman%busybox+1.sif"}
+    assert not (images / "pman%busybox+1.sif").read_bytes().startswith(b"half")
+
+
+def test_a_directory_that_cannot_be_written(site: Site, shared: dict[str, str]) -> None:
+    Path(shared["SLURM_IMAGE_DIR"]).chmod(0o555)
+    done = pman(site, "pull", IMAGE, **shared)
+    assert (done.returncode, site.pulls) == (1, [])
+    assert f"no image directory can be written: {shared['SLURM_IMAGE_DIR']}" in done.stderr
 
 
 def test_cromwell_has_the_same_functions() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.rig import OUT, ROOT, Rig, Server
@@ -29,6 +31,7 @@ def seen(server: Server, rig: Rig, jid: str) -> Mapping[str, str]:
     """The same rows, as a job of this server finds them."""
     device = min(set(os.listdir("/dev")) - _USUAL)
     with (
+        _gpu() as gpu,
         tempfile.NamedTemporaryFile(dir="/tmp") as tmp,
         tempfile.NamedTemporaryFile(dir=Path.home()) as home,
         tempfile.NamedTemporaryFile(dir="/dev/shm") as memory,
@@ -40,16 +43,36 @@ def seen(server: Server, rig: Rig, jid: str) -> Mapping[str, str]:
             "network": f'[ "$(readlink /proc/self/ns/net)" = {shlex.quote(os.readlink("/proc/self/ns/net"))} ]',
             "processes": f"[ -e /proc/{os.getpid()}/stat ]",
             "devices": f"[ -e /dev/{device} ]",
+            "GPUs": f"[ -c /dev/{gpu} ]",
             "shared memory": f"[ -e {memory.name} ]",
         }
         script = OUT + "".join(
             f'if {test}; then echo "the node\'s"; else echo own; fi >> "$out/seen"\n' for test in nodes.values()
         )
         script += 'if mkdir /probe 2>/dev/null; then rmdir /probe; echo yes; else echo no; fi >> "$out/seen"\n'
+        script += 'if touch "$1/probe" 2>/dev/null; then echo no; else echo yes; fi >> "$out/seen"\n'
         script += 'id -u >> "$out/seen"\n'
-        server.post(rig.request(jid, script))
+        server.post(rig.request(jid, script, type="ds"))
         job = server.wait_final(jid, rig.job_seconds)
     assert job["status"] == "finishedSuccessfully", job
-    *words, root, user = (rig.outgoing(jid) / "seen").read_text().splitlines()
+    *words, root, read_only, user = (rig.outgoing(jid) / "seen").read_text().splitlines()
     whose = "the submitter's" if int(user) == (os.getuid() or rig.uid) else user
-    return dict(zip(nodes, words, strict=True)) | {"root can be written": root, "user": whose}
+    found = dict(zip(nodes, words, strict=True))
+    found |= {"root can be written": root, "input is read-only": read_only, "user": whose}
+    if found["GPUs"] == "own":  # a runtime gives GPUs where it is asked to, which this job has not done
+        del found["GPUs"]
+    return found
+
+
+@contextmanager
+def _gpu() -> Iterator[str]:
+    """The name of a device node like that of a GPU, whose driver need not be there. Only root can make one."""
+    name = f"nvidia-pman-{os.getpid()}"
+    if os.getuid():
+        yield "null"
+        return
+    os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(195, 200))
+    try:
+        yield name
+    finally:
+        os.unlink(f"/dev/{name}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 import signal
@@ -188,4 +189,64 @@ class TestPodman(Contract):
         size = beats.stat().st_size
         server.post(rig.request(jid, "sleep 1"))
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
+        assert beats.stat().st_size == size
+
+
+@pytest.mark.live("swarm")
+class TestDocker:
+    """The engine that scripts/engines/swarm starts. `docker` is in the names of these tests: see tests/conftest.py."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+        engine = development("swarm")
+        directory = tmp_path_factory.mktemp('it\'s "$x"')
+        rig = local_rig(directory, LOCAL_RUNTIME="docker", DOCKER_HOST=engine["DOCKER_HOST"])
+        with running(replace(rig, image=engine["PMAN_TEST_IMAGE"], read_only_input=True)) as rig:
+            yield rig
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, rig: Rig) -> Server:
+        return rig.start()
+
+    def test_what_a_job_sees_in_docker(self, server: Server, rig: Rig) -> None:
+        assert runtimes.seen(server, rig, "seen").items() <= runtimes.table()["docker"].items()
+
+    def test_user_and_shared_memory_of_docker(self, rig: Rig) -> None:
+        server = rig.start(CONTAINER_USER="1234:5678", SHM_SIZE="7")
+        server.post(rig.request("user", "echo $(id -u) $(id -g) $(df -m /dev/shm | tail -n 1)"))
+        job = server.wait_final("user")
+        assert re.match(r"1234 5678 shm +7 ", job["logs"]), job
+
+    def test_files_arguments_and_environment_in_docker(self, server: Server, rig: Rig) -> None:
+        script = OUT + r"""printf '%s\0' "$@" > "$out/argv"; printf '%s' "$V" > "$out/env"; touch /share/incoming/x"""
+        server.post(rig.request("files", script, *HOSTILE, type="ds", env=[f"V={HOSTILE[4]}\n"]))
+        job = server.wait_final("files")
+        assert (job["status"], "Read-only" in job["logs"]) == ("finishedWithError", True), job
+        argv = (rig.outgoing("files") / "argv").read_bytes().split(b"\0")[:-1]
+        assert argv == [*(value.encode() for value in HOSTILE), b"/share/incoming", b"/share/outgoing"]
+        assert (rig.outgoing("files") / "env").read_text() == f"{HOSTILE[4]}\n"
+
+    def test_exit_codes_of_docker(self, server: Server, rig: Rig) -> None:
+        server.post(rig.request("code", 'echo "I am $PMAN_WORKER_INDEX"; exit 3', number_of_workers=2))
+        server.post(rig.request("program", "", entrypoint=["no-such-program"]))
+        server.post(rig.request("image", "true", image="localhost/missing:1"))
+        job = server.wait_final("code")
+        assert (job["message"], "I am 1\n" in job["logs"]) == ("The job ended with exit code 3.", True), job
+        job = server.wait_final("program")
+        assert (job["message"], "no-such-program" in job["logs"]) == ("The job ended with exit code 127.", True), job
+        job = server.wait_final("image")
+        assert (job["status"], "localhost/missing:1" in job["logs"]) == ("finishedWithError", True), job
+
+    def test_delete_in_docker(self, server: Server, rig: Rig) -> None:
+        server.post(
+            rig.request("deleted", OUT + 'trap "" TERM; while :; do echo beat >> "$out/beats"; sleep 0.1; done')
+        )
+        beats = rig.outgoing("deleted") / "beats"
+        wait_for(beats.exists, rig.job_seconds, "the first beat")
+        assert server.delete("deleted").status_code == 204
+        size = beats.stat().st_size
+        server.post(rig.request("deleted", "sleep 1"))
+        assert server.wait_final("deleted")["status"] == "finishedSuccessfully"
         assert beats.stat().st_size == size

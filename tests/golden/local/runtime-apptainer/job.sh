@@ -32,9 +32,19 @@ workers_started=()
 # What a container runtime puts its own in place of:
 prepare() { :; }             # before the workers start
 run_command() { exec "$@"; } # of a worker
-explain() { :; }             # EXIT_CODE: the reason of it
+explain() { # EXIT_CODE: pman's word for the reason of it, and the reason
+  local said
+  [ "$1" = 126 ] || return
+  said=$(sed -n 's/^pman: //p' stderr.* 2>/dev/null | tail -n 1)
+  case "$said" in "") ;; "a path "*) echo "refused $said" ;; *) echo "node $said" ;; esac
+}
 clean_up() { :; }            # after the workers have ended
 epilogue() { :; }            # the site's, after that, in a process of its own; its exit code counts
+
+cannot_run() { # SENTENCE: ends a worker that cannot have its container
+  echo "pman: $1" >&2
+  exit 126
+}
 
 start_epilogue() { # EXIT_CODE of the command
   set -m
@@ -106,7 +116,7 @@ watch() { # ends the job after its time limit, in which it was not suspended; en
 }
 
 supervise() {
-  local group code worst=0 directory running
+  local group code worst=0 directory running said
   for directory in "$incoming" "$outgoing"; do
     [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory" refused
   done
@@ -130,7 +140,8 @@ supervise() {
   clean_up
   start_epilogue "$worst"
   reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
-  finish "$worst" "$(explain "$worst")"
+  said=$(explain "$worst")
+  finish "$worst" "${said#* }" "${said%% *}"
 }
 
 # IMAGE: its name without docker.io/ and library/, with a tag or a digest. Apptainer refuses both at once.
@@ -227,7 +238,7 @@ remove_scratch() (
 # The image is pulled before the workers start and before the time limit begins. Where SLURM_IMAGE_DIR cannot be written,
 # it goes into the directory .images beside the directories of the jobs.
 prepare() {
-  local code seconds=1800 directories=("${PWD%/*}/.images")
+  local code said seconds=1800 directories=("${PWD%/*}/.images")
   command -v apptainer >/dev/null || finish 126 "no container runtime (apptainer) in the PATH of jobs on $(uname -n)" node
   if ! PMAN_IMAGE_FILE=$(find_image "$image" "${directories[@]}"); then
     echo "$image" >pulling
@@ -239,7 +250,7 @@ prepare() {
     case "$code" in
       0) ;;
       124 | 137) finish 126 "the image $image could not be pulled within $((seconds / 60)) min and the memory of the job; \`pman images pull\` pulls it beforehand" image ;;
-      *) finish 126 "the image $image could not be pulled: $(last_words stderr.0)" image ;;
+      *) said=$(last_words stderr.0); finish 126 "the image $image could not be pulled: ${said:-exit code $code}" image ;;
     esac
   fi
   export PMAN_IMAGE_FILE
@@ -251,7 +262,7 @@ run_command() { "$@"; exit; } # a function, which removes what the worker leaves
 explain() { # EXIT_CODE: 126 and 255 may be the runtime's own, which then says why
   local said
   case "$1" in 126 | 255) said=$(last_words stderr.*) ;; esac
-  [ -z "${said-}" ] || echo "the container could not be run: $said"
+  [ -z "${said-}" ] || echo "unknown the container could not be run: $said"
 }
 
 clean_up() { remove_scratch; }
@@ -267,6 +278,7 @@ run_worker() {
     if [ "${known[$name]-not ${!name}}" != "${!name}" ]; then handed+=("$name"); continue; fi
   done < <(compgen -e)
   set --
+  command -v apptainer >/dev/null || cannot_run "no container runtime (apptainer) in the PATH of jobs on $(uname -n)"
   set -- run_container apptainer "" --nv --mount "$(mount_words "$PWD" "$PWD")" --cwd "$PWD" \
     --mount "$(mount_words "$incoming" /share/incoming ro)" --mount "$(mount_words "$outgoing" /share/outgoing)"
   set -- "$@" "${PMAN_IMAGE_FILE-}" env PMAN_WORKER_INDEX="$PMAN_WORKER_INDEX" PMAN_WORKER_COUNT="$PMAN_WORKER_COUNT"

@@ -32,9 +32,19 @@ workers_started=()
 # What a container runtime puts its own in place of:
 prepare() { :; }             # before the workers start
 run_command() { exec "$@"; } # of a worker
-explain() { :; }             # EXIT_CODE: the reason of it
+explain() { # EXIT_CODE: pman's word for the reason of it, and the reason
+  local said
+  [ "$1" = 126 ] || return
+  said=$(sed -n 's/^pman: //p' stderr.* 2>/dev/null | tail -n 1)
+  case "$said" in "") ;; "a path "*) echo "refused $said" ;; *) echo "node $said" ;; esac
+}
 clean_up() { :; }            # after the workers have ended
 epilogue() { :; }            # the site's, after that, in a process of its own; its exit code counts
+
+cannot_run() { # SENTENCE: ends a worker that cannot have its container
+  echo "pman: $1" >&2
+  exit 126
+}
 
 start_epilogue() { # EXIT_CODE of the command
   set -m
@@ -106,7 +116,7 @@ watch() { # ends the job after its time limit, in which it was not suspended; en
 }
 
 supervise() {
-  local group code worst=0 directory running
+  local group code worst=0 directory running said
   for directory in "$incoming" "$outgoing"; do
     [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory" refused
   done
@@ -130,7 +140,8 @@ supervise() {
   clean_up
   start_epilogue "$worst"
   reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
-  finish "$worst" "$(explain "$worst")"
+  said=$(explain "$worst")
+  finish "$worst" "${said#* }" "${said%% *}"
 }
 
 clean_up() { # what KILL took the client of goes on in its engine
@@ -151,9 +162,9 @@ run_worker() {
     if [ "${known[$name]-not ${!name}}" != "${!name}" ]; then handed+=("$name"); continue; fi
   done < <(compgen -e)
   set --
+  command -v docker >/dev/null || cannot_run "no container runtime (docker) in the PATH of jobs on $(uname -n)"
   case "$incoming$outgoing" in *[:,]*)
-    echo "a path must not hold a colon or a comma for docker" >&2
-    exit 126 ;;
+    cannot_run "a path must not hold a colon or a comma for docker" ;;
   esac
   # in two steps, so that the values of the job's environment do not stand among a client's arguments while it runs
   set -- sh -c '"$@" >/dev/null && exec docker start --attach "$0"' chris-jid-7-"$PMAN_WORKER_INDEX" \

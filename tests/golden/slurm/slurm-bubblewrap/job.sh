@@ -47,9 +47,19 @@ workers_started=()
 # What a container runtime puts its own in place of:
 prepare() { :; }             # before the workers start
 run_command() { exec "$@"; } # of a worker
-explain() { :; }             # EXIT_CODE: the reason of it
+explain() { # EXIT_CODE: pman's word for the reason of it, and the reason
+  local said
+  [ "$1" = 126 ] || return
+  said=$(sed -n 's/^pman: //p' stderr.* 2>/dev/null | tail -n 1)
+  case "$said" in "") ;; "a path "*) echo "refused $said" ;; *) echo "node $said" ;; esac
+}
 clean_up() { :; }            # after the workers have ended
 epilogue() { :; }            # the site's, after that, in a process of its own; its exit code counts
+
+cannot_run() { # SENTENCE: ends a worker that cannot have its container
+  echo "pman: $1" >&2
+  exit 126
+}
 
 start_epilogue() { # EXIT_CODE of the command
   set -m
@@ -121,7 +131,7 @@ watch() { # ends the job after its time limit, in which it was not suspended; en
 }
 
 supervise() {
-  local group code worst=0 directory running
+  local group code worst=0 directory running said
   for directory in "$incoming" "$outgoing"; do
     [ -d "$directory" ] || finish 126 "no such directory on $(uname -n): $directory" refused
   done
@@ -145,7 +155,8 @@ supervise() {
   clean_up
   start_epilogue "$worst"
   reap "${workers_started[0]}" || { code=$?; [ "$worst" -ne 0 ] || finish "$code" "the site's epilogue failed with exit code $code"; }
-  finish "$worst" "$(explain "$worst")"
+  said=$(explain "$worst")
+  finish "$worst" "${said#* }" "${said%% *}"
 }
 
 
@@ -153,6 +164,7 @@ run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
+  command -v bwrap >/dev/null || cannot_run "no container runtime (bwrap) in the PATH of jobs on $(uname -n)"
   set -- bwrap
   local entry
   for entry in /*; do # not / as a whole: where it has no /share, only root could make one
