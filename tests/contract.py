@@ -310,6 +310,9 @@ class Contract:
         assert job["status"] == "finishedSuccessfully", job
         assert sorted(path.name for path in rig.outgoing(jid).iterdir()) == [f"worker-{i}" for i in range(4)]
         assert (rig.outgoing(jid) / "worker-0").read_text() == "4\n"
+        answers = [server.call("GET", f"jobs/{jid}/logs", params={"worker": worker}) for worker in (3, 4)]
+        assert [answer.status_code for answer in answers] == [200, 404]
+        assert f"The job {jid} has no worker 4" in answers[1].json()["message"]
         assert all(f"I am {i}\n" in job["logs"] for i in range(4))
 
     def test_one_bad_worker_fails_the_job(self, server: Server, rig: Rig, jid: str) -> None:

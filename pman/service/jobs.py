@@ -14,7 +14,7 @@ from typing import Any
 import flask
 
 from pman.backends import BACKENDS
-from pman.errors import BadRequest, Refused, Unreachable
+from pman.errors import BadRequest, NotFound, Refused, Unreachable
 from pman.service import following, metrics
 from pman.service.api import number, service
 from pman.service.openapi import SORTED
@@ -177,9 +177,21 @@ Look = tuple[JobState, str, str, bool]
 
 def _looks(jid: str, worker: int, cursor: str) -> Iterator[Look]:
     """One after another: the job's state, what is new of its output, the next cursor, whether some is left out."""
+    known = worker == 0
     while True:
         status = read(jid)  # before its output: what is final has written all of it
-        yield status.state, *news(status, worker, cursor)
+        found = news(status, worker, cursor)
+        if not known and not found[0] and status.state is not JobState.NOT_STARTED:
+            _require(worker, status)
+        known = True
+        yield status.state, *found
+
+
+def _require(worker: int, status: JobStatus) -> None:
+    """Raises NotFound where the job has fewer workers."""
+    count = len(metrics.ask("details", lambda: service().backend.details(status)).workers)
+    if 0 < count <= worker:
+        raise NotFound(f"The job {status.jid} has no worker {worker}: there are {count}, and the first one is 0.")
 
 
 def news(status: JobStatus, worker: int, cursor: str) -> tuple[str, str, bool]:
