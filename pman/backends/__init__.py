@@ -57,7 +57,11 @@ class Backend(Protocol):
         """
 
     def delete(self, jid: str) -> None:
-        """End the job and forget it: afterwards `status` raises NotFound and the jid may be submitted again."""
+        """End the job and forget it: afterwards `status` raises NotFound and the jid may be submitted again.
+
+        After an error, this or another replica repeats it, and NotFound would call that a failure. So the job is ended
+        and marked first, and found by its mark; when that is certain, what is left of it may stay behind.
+        """
 
     def jobs(self, limit: int) -> list[JobStatus]:
         """pman's jobs, newest first, at most `limit` of them.

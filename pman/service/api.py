@@ -10,7 +10,7 @@ import flask
 
 from pman import __version__
 from pman.backends import BACKENDS, Backend, logs
-from pman.errors import BadRequest, NotFound, PmanError, Unreachable
+from pman.errors import BadRequest, NotFound, PmanError
 from pman.job import parse_request
 from pman.service import metrics, openapi
 from pman.service.auth import Users
@@ -22,7 +22,6 @@ from pman.templating.render import Renderer
 
 blueprint = flask.Blueprint("api", __name__)
 Reply = tuple[dict[str, str], int]
-MAX_UNDECIDED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,6 @@ class Service:
     backend: Backend
     users: Users | None  # None: everybody may do everything
     followers: threading.Semaphore  # requests that may wait for output at once
-    undecided: set[str] = field(default_factory=set)  # jids whose DELETE failed, and may have been done all the same
     looks: Latest[Any] = field(default_factory=Latest)  # at the backend as a whole (overview.py)
 
 
@@ -109,28 +107,10 @@ def delete(jid: str) -> tuple[str, int]:
     s = service()
     flask.g.jid = jid
     if s.settings.remove_jobs:
-        _delete(s, jid)
+        metrics.ask("delete", lambda: s.backend.delete(jid))
     else:
         metrics.ask("status", lambda: s.backend.status(jid))
     return "", 204
-
-
-def _delete(s: Service, jid: str) -> None:
-    """Delete the job. One that is missing after an earlier DELETE that failed is no error.
-
-    The backend may have done that one all the same, and pfcon would take a 404 for a failure.
-    """
-    try:
-        metrics.ask("delete", lambda: s.backend.delete(jid))
-    except NotFound:
-        if jid not in s.undecided:
-            raise
-    except Unreachable:
-        if len(s.undecided) >= MAX_UNDECIDED:
-            s.undecided.clear()
-        s.undecided.add(jid)
-        raise
-    s.undecided.discard(jid)
 
 
 @blueprint.get("/api/v1/openapi.json")

@@ -93,8 +93,8 @@ def service(engine: FakeEngine, *tasks: dict[str, Any], **labels: str) -> None:
         "Mode": {"Replicated": {"Replicas": max(1, len(tasks))}},
         "TaskTemplate": {"ContainerSpec": {"Image": IMAGE, "Command": ["echo"]}},
     }
-    engine.routes["GET /services/chris-jid-1"] = {"ID": "s1", "Spec": spec, "CreatedAt": TIME}
-    engine.routes["GET /tasks"] = list(tasks)
+    engine.routes["GET /services/chris-jid-1"] = {"ID": "s1", "Version": {"Index": 7}, "Spec": spec, "CreatedAt": TIME}
+    engine.routes |= {"GET /tasks": list(tasks), "POST /services/s1/update": {"Warnings": None}}
 
 
 def test_jobs_that_wait_for_room_are_listed_by_three_calls(engine: FakeEngine) -> None:
@@ -455,21 +455,67 @@ def test_a_delete_whose_answer_is_lost_is_done_on_swarm(engine: FakeEngine) -> N
         metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
 
 
-def test_a_delete_that_is_cut_off_is_never_a_job_that_never_was(engine: FakeEngine) -> None:
-    """Its answer is lost, and after that every answer until its attempts are over."""
+def test_a_deleted_service_that_is_left(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swarm was silent when it was to be removed. There is no such job, and the next POST of the jid removes it."""
+    monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
+    backend, config = load("swarm", engine)
     service(engine)
+    engine.routes["DELETE /services/s1"] = lambda _: None
+    metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    service(engine, **{"pman.deleted": "yes"})
+    engine.routes["GET /services"] = [engine.routes["GET /services/chris-jid-1"]]
+    assert backend.jobs(9) == []
+    with pytest.raises(NotFound):
+        backend.status("chris-jid-1")
+
+    def remove(_: Call) -> Answer:
+        engine.routes["POST /services/create"] = {"ID": "s2"}
+        return 200, {}
+
+    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
+    engine.routes["DELETE /services/s1"] = remove
+    assert posted(backend, config).state is JobState.NOT_STARTED
+
+
+def test_a_task_that_misses_that_its_service_has_no_replicas(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm, "MARK_AGAIN_SECONDS", 0.05)
     backend = load("swarm", engine)[0]
-    unheard = [None] * (retry.ATTEMPTS - 1) * api.READS
+    service(engine, task("running"))
 
-    def cut(call: Call) -> Answer:
-        engine.routes["GET /services/chris-jid-1"] = lambda _: (404, {"message": "not found"})
-        engine.routes["GET /tasks"] = lambda _: unheard.pop() if unheard else (200, [])
-        return None
+    def update(_: Call) -> Answer:
+        if len([call for call in engine.calls if call.path.endswith("/update")]) == 2:
+            engine.routes["GET /tasks"] = []
+        return 200, {}
 
-    engine.routes["DELETE /services/s1"] = once(cut, lambda _: (404, {"message": "not found"}))
-    with pytest.raises(Unreachable):
-        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
-    assert not unheard
+    engine.routes |= {"POST /services/s1/update": update, "DELETE /services/s1": {}}
+    backend.delete("chris-jid-1")
+
+
+def test_a_deleted_container_that_is_left(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine was silent when it was to be removed. There is no such job, and a look at pman's health removes it."""
+    monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
+    backend = load("docker", engine)[0]
+    found = {"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited", "Labels": IDENTITY, "Created": 1}
+    other = {"Id": "c2", "Names": ["/pman.deleted.c1"], "State": "exited", "Labels": {}}
+
+    def rename(call: Call) -> Answer:
+        found["Names"] = [f"/{call.query['name']}"]
+        return 204, None
+
+    engine.routes |= {
+        "GET /containers/json": lambda call: (200, [found, *([other] if '"name"' in call.query["filters"] else [])]),
+        "POST /containers/c1/rename": rename,
+        "DELETE /containers/c1": lambda _: None,
+    }
+    metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    assert found["Names"] == ["/pman.deleted.c1"]
+    assert backend.jobs(9) == []
+    engine.calls.clear()
+    engine.routes["DELETE /containers/c1"] = {}
+    backend.ping()
+    assert [call.path for call in engine.calls if call.method == "DELETE"] == ["/containers/c1"]
 
 
 def test_a_delete_whose_answer_is_lost_is_done_on_docker(engine: FakeEngine) -> None:
@@ -495,6 +541,7 @@ def test_a_delete_is_done_when_nothing_writes_any_more(
 ) -> None:
     """Unless the node is away: then it ends the job when it is back."""
     monkeypatch.setattr(swarm, "DELETE_SECONDS", 0.1)
+    monkeypatch.setattr(swarm, "MARK_AGAIN_SECONDS", 0.05)
     service(engine, task("running"))
     backend = load("swarm", engine)[0]
     engine.routes["DELETE /services/s1"] = {}
@@ -507,20 +554,21 @@ def test_a_delete_is_done_when_nothing_writes_any_more(
 
 
 def test_a_delete_kills_what_its_engine_runs(engine: FakeEngine) -> None:
-    """Before the service is removed: Swarm itself took 1.1 s on Docker 20.10 after that until it sent the signal."""
+    """Swarm itself took 1.1 s on Docker 20.10 until it sent the signal."""
     service(engine, running := task("running"))
     backend = load("swarm", engine)[0]
     kill = f"POST /containers/{running['Status']['ContainerStatus']['ContainerID']}/kill"
 
-    def gone(call: Call) -> Answer:
+    def killed(call: Call) -> Answer:
         engine.routes["GET /tasks"] = [task("failed")]
-        return 200, {}
+        return 204, None
 
-    engine.routes |= {kill: lambda _: (204, None), "DELETE /services/s1": gone}
+    engine.routes |= {kill: killed, "DELETE /services/s1": {}}
     backend.delete("chris-jid-1")
     told = [call for call in engine.calls if call.method != "GET"]
-    assert [f"{call.method} {call.path}" for call in told] == [kill, "DELETE /services/s1"]
-    assert told[0].query["signal"] == "KILL"
+    asked = [f"{call.method} {call.path}" for call in told]
+    assert asked == ["POST /services/s1/update", kill, "DELETE /services/s1"]
+    assert told[1].query["signal"] == "KILL"
 
 
 def test_a_post_while_the_leader_changes(engine: FakeEngine) -> None:

@@ -229,10 +229,13 @@ FOREIGN_UID = {"kind": "Status", "code": 409, "message": "the UID in the precond
 
 
 def test_delete_ends_this_very_object_and_its_pods(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """It is marked before, and ends by its deadline where the removal does not come."""
     job, spec = job_and_spec()
-    script.answers = [(200, {}, created(job, spec)), (409, {}, FOREIGN_UID)]
+    script.answers = [(200, {}, created(job, spec)), (200, {}, {}), (409, {}, FOREIGN_UID)]
     backend.delete("ok2")
-    assert script.asked[1][2] == {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}
+    marked = {"metadata": {"uid": "u", "annotations": {"pman.deleted": "yes"}}, "spec": {"activeDeadlineSeconds": 1}}
+    assert script.asked[1][::2] == ("PATCH", marked)
+    assert script.asked[2][2] == {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}
 
 
 def finished(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
@@ -240,31 +243,26 @@ def finished(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
     return created(job, spec, **metadata) | {"status": states["job_indexed"][-1]["status"]}
 
 
-def test_delete_of_a_job_as_it_was_seen_is_one_call(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+def test_delete_of_a_job_that_was_seen_does_not_read_it(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     job, spec = job_and_spec()
-    script.answers = [(200, {}, finished(job, spec)), NO_PODS, (200, {}, created(job, spec))]
+    script.answers = [(200, {}, finished(job, spec)), NO_PODS, (200, {}, {}), (200, {}, created(job, spec))]
     backend.status("ok2")
     backend.delete("ok2")
-    assert [asked[0] for asked in script.asked] == ["GET", "GET", "DELETE"]
-    assert script.asked[2][2]["preconditions"] == {"uid": "u", "resourceVersion": "7"}
+    assert [asked[0] for asked in script.asked] == ["GET", "GET", "PATCH", "DELETE"]
 
 
-@pytest.mark.parametrize("code", [404, 409])
-def test_delete_of_a_job_that_has_changed_looks_again(
-    script: Script, backend: kubernetes.KubernetesBackend, code: int
+@pytest.mark.parametrize("code", [404, 409, 422])
+@pytest.mark.parametrize("metadata", [{"uid": "v"}, {"uid": "v", "deletionTimestamp": STARTED_AT}])
+def test_delete_of_a_job_that_is_another_one_looks_again(
+    script: Script, backend: kubernetes.KubernetesBackend, code: int, metadata: dict[str, str]
 ) -> None:
-    """Perhaps it runs now, perhaps another pman has begun to delete it, perhaps the jid is a new job's."""
+    """One that is ending already may do so by a DELETE that got no answer."""
     job, spec = job_and_spec()
-    seen: Answer = 200, {}, finished(job, spec)
-    changed: Answer = code, {}, FOREIGN_UID
-    script.answers = [seen, NO_PODS, changed, (200, {}, created(job, spec, uid="v")), (200, {}, created(job, spec))]
+    found: Answer = 200, {}, created(job, spec, **metadata)
+    script.answers = [(200, {}, finished(job, spec)), NO_PODS, (code, {}, FOREIGN_UID), found, (200, {}, {}), found]
     backend.status("ok2")
     backend.delete("ok2")
-    assert script.asked[4][2]["preconditions"] == {"uid": "v"}
-    script.answers = [seen, NO_PODS, changed, (200, {}, created(job, spec, deletionTimestamp=STARTED_AT))]
-    backend.status("ok2")
-    with pytest.raises(NotFound):
-        backend.delete("ok2")
+    assert script.asked[-1][2]["preconditions"] == {"uid": "v"}
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -274,7 +272,8 @@ def test_delete_whose_answer_is_lost(
 ) -> None:
     """It may have been done: then the Job is ending or gone, which is no reason to say that there is none."""
     job, spec = job_and_spec()
-    script.answers = [(200, {}, finished(job, spec)), *([NO_PODS] if seen else []), CUT, (again, {}, {})]
+    found: Answer = 200, {}, finished(job, spec)
+    script.answers = [found, *([NO_PODS] if seen else []), CUT, (200, {}, {}), CUT, (again, {}, {})]
     if seen:
         backend.status("ok2")
     retry.call(backend.delete, "ok2")
@@ -282,11 +281,43 @@ def test_delete_whose_answer_is_lost(
 
 
 def test_delete_that_is_never_answered(script: Script, backend: kubernetes.KubernetesBackend) -> None:
-    """503, and no second look: it could find the Job ending, and say 404."""
+    """503 while it is not certain that the Job is marked; from then on it is gone for pman."""
     job, spec = job_and_spec()
     script.answers = [(200, {}, created(job, spec)), *[CUT] * retry.ATTEMPTS]
     with pytest.raises(Unreachable):
         retry.call(backend.delete, "ok2")
+    script.answers = [(200, {}, created(job, spec)), (200, {}, {}), *[CUT] * retry.ATTEMPTS]
+    retry.call(backend.delete, "ok2")
+
+
+def test_a_deleted_job_that_is_left(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """There is no such job, and the next POST of the jid removes it."""
+    job, spec = job_and_spec()
+    left: Answer = 200, {}, created(job, spec)
+    left[2]["metadata"]["annotations"] |= {"pman.deleted": "yes"}
+    script.answers = [left]
+    with pytest.raises(NotFound):
+        backend.status("ok2")
+    script.answers = [recorded("create_duplicate_409"), left, (200, {}, {}), (201, {}, created(job, spec))]
+    assert backend.submit(job, spec).state is JobState.NOT_STARTED
+    assert [asked[0] for asked in script.asked[1:]] == ["POST", "GET", "DELETE", "POST"]
+
+
+def test_delete_without_the_right_to_patch(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    job, spec = job_and_spec()
+    forbidden: Answer = 403, {}, {"message": 'jobs.batch "ok2" is forbidden: User "u" cannot patch resource "jobs"'}
+    script.answers = [(200, {}, created(job, spec)), forbidden, (200, {}, {})]
+    backend.delete("ok2")
+    assert [asked[0] for asked in script.asked] == ["GET", "PATCH", "DELETE"]
+
+
+def test_delete_without_the_right_to_it(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """That the Job is marked does not make it a success."""
+    job, spec = job_and_spec()
+    forbidden: Answer = 403, {}, {"message": 'jobs.batch "ok2" is forbidden: User "u" cannot delete resource "jobs"'}
+    script.answers = [(200, {}, created(job, spec)), (200, {}, {}), *[forbidden] * retry.ATTEMPTS]
+    with pytest.raises(Unreachable, match="cannot delete"):
+        backend.delete("ok2")
 
 
 def test_what_a_finished_job_costs(script: Script, backend: kubernetes.KubernetesBackend) -> None:

@@ -120,7 +120,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(spoiled)
         self.close_connection = self.close_connection or spoiled != sent
 
-    do_GET = do_POST = do_DELETE = reply  # noqa: N815
+    do_GET = do_POST = do_PATCH = do_DELETE = reply  # noqa: N815
 
     def log_message(self, *_: Any) -> None:
         pass

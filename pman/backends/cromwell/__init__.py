@@ -291,6 +291,8 @@ class CromwellBackend:
         if found is None or found.dead:
             attempt = found.attempt + 1 if found else 1
             if not self._recently_posted(jid, attempt) and (len(jid) > LABEL_MAX or not self._is_taken(jid, attempt)):
+                if found:  # by a DELETE whose answer may have been lost
+                    return
                 raise no_such_job(jid)
             found = self._await_shown(jid, attempt, WINDOW_SECONDS)  # an abort before that would mix two workflows up
             if not found:

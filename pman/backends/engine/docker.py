@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-from pman.backends import documents, logs, retry
+from pman.backends import documents, logs
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
@@ -218,20 +218,12 @@ class DockerBackend:
     def delete(self, jid: str) -> None:
         if docker_start.remove_all(self._engine, jid):
             return
-        if not (found := self._former(jid)):
+        if not docker_start.remove_all(self._engine, jid, lambda: self._listed_former(jid)):
             raise no_such_job(jid)
-        retry.call_last(self._remove_former, jid, found["Id"])
 
-    def _remove_former(self, jid: str, container_id: str) -> None:
-        def is_gone() -> bool:
-            found = self._former(jid)
-            if found and found["Id"] == container_id:
-                docker_start.remove(self._engine, {"Id": container_id, "State": found["State"]["Status"]})
-                return False
-            return True
-
-        if not retry.wait_until(is_gone, docker_start.DELETE_SECONDS):
-            raise Unreachable(f"The engine does not remove the container of {jid}.")
+    def _listed_former(self, jid: str) -> list[Json]:
+        found = self._former(jid)
+        return [{"Id": found["Id"], "State": found["State"]["Status"]}] if found else []
 
     def _end_overdue(self, containers: Iterable[Json]) -> bool:
         """Stop those whose time is up, all at once; False when there were none."""
@@ -291,6 +283,7 @@ class DockerBackend:
     def ping(self) -> None:
         self._engine.call("GET", "/_ping")
         self._store.check()
+        docker_start.remove_nameless(self._engine)
         limited = self._engine.get("/containers/json", filters={"label": [engine.LIMIT, engine.JID]})
         now = datetime.now(UTC)
         old = [c for c in limited if now.timestamp() - c["Created"] > _limit(c["Labels"]).total_seconds()]

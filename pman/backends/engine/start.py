@@ -35,6 +35,7 @@ STARTS_AT_ONCE = 8
 POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
 UNLISTED = frozenset({"Mounts", "NetworkSettings", "HostConfig", "Ports"})
+DELETED = "pman.deleted"  # how the name of a container begins whose job is deleted; no job has a dot in its name
 
 
 class Foreign(Conflict):
@@ -151,31 +152,76 @@ def inspect_dated(api: Engine, name: str) -> tuple[Json, datetime]:
     return container, now
 
 
-def remove_all(api: Engine, jid: str) -> bool:
-    """Remove what is there of the job, and wait until it is gone; False when nothing was."""
-    if not _containers(api, jid):
+def remove_all(api: Engine, jid: str, find: Callable[[], list[Json]] | None = None) -> bool:
+    """Remove what is there of the job, and wait until it is gone; False when nothing was.
+
+    find: the job's containers, the one last that makes it a job. When all have ended, that one loses its name, by which
+    alone a job is known. From then on no error counts, for a DELETE that is repeated may find nothing.
+    """
+    find, nameless = find or (lambda: _containers(api, jid)), list[str]()
+    if not find():
         return False
-    retry.call_last(_remove_all, api, jid)  # since a second look might no longer find the job
+    try:
+        retry.call_last(_remove_all, api, jid, find, nameless)  # since a second look might no longer find the job
+    except Unreachable as error:
+        if not nameless:
+            raise
+        log.warning("a container of the deleted job %s is left until the next GET of /readyz: %s", jid, error)
     return True
 
 
-def _remove_all(api: Engine, jid: str) -> None:
+def _remove_all(api: Engine, jid: str, find: Callable[[], list[Json]], nameless: list[str]) -> None:
     deadline = time.monotonic() + DELETE_SECONDS
-    while found := _containers(api, jid):
+    while found := find():
         if time.monotonic() > deadline:
             raise Unreachable(f"The engine does not remove the containers of {jid}.")
-        for container in found:
-            remove(api, container)
+        for container in found[:-1]:
+            _kill(api, container)
+            _remove(api, container)
+        if _take_name(api, found[-1]):
+            nameless.append(found[-1]["Id"])
+        _remove(api, found[-1])
 
 
-def remove(api: Engine, container: Json) -> None:
-    """Remove a container by force, unless it is gone."""
+def remove_nameless(api: Engine) -> None:
+    """Remove what a DELETE has left that was cut off."""
+    for container in api.get("/containers/json", all=1, filters={"name": [DELETED]}):
+        if _is_nameless(container):
+            _remove(api, container)
+
+
+def _take_name(api: Engine, container: Json) -> bool:
+    """Whether the container has ended and has another name. Where it cannot have that, it can still be removed."""
     path = f"/containers/{container['Id']}"
+    _kill(api, container)
+    try:
+        if container["State"] == "running":
+            api.call("POST", f"{path}/wait", timeout_seconds=DELETE_SECONDS)
+        if not _is_nameless(container):
+            api.call("POST", f"{path}/rename", name=_nameless(container))
+    except (NotFound, Conflict, BackendError):
+        return False
+    return bool(container["State"] != "paused")
+
+
+def _nameless(container: Json) -> str:
+    return f"{DELETED}.{container['Id'][:32]}"
+
+
+def _is_nameless(container: Json) -> bool:
+    return f"/{_nameless(container)}" in container.get("Names", ())
+
+
+def _kill(api: Engine, container: Json) -> None:
     if container["State"] == "running":  # Podman, forced to remove it, would first wait for its grace period
         with contextlib.suppress(NotFound, Conflict, BackendError):
-            api.call("POST", f"{path}/kill", signal="KILL")
+            api.call("POST", f"/containers/{container['Id']}/kill", signal="KILL")
+
+
+def _remove(api: Engine, container: Json) -> None:
+    """Remove a container by force, unless it is gone."""
     try:
-        api.call("DELETE", path, force=1, v=1)
+        api.call("DELETE", f"/containers/{container['Id']}", force=1, v=1)
     except NotFound:
         pass
     except Conflict:  # another DELETE is at it
@@ -188,10 +234,13 @@ def _containers(api: Engine, jid: str) -> list[Json]:
 
 
 def listed(api: Engine, jid: str = "") -> list[Json]:
-    """What the engine lists of pman's jobs, or of one: what has both of its labels, and the name that they go with."""
+    """What the engine lists of pman's jobs, or of one: what has both of its labels, and the name that they go with.
+
+    Of one, also what has lost its name.
+    """
     labels = [f"{engine.JID}={jid}" if jid else engine.JID, engine.DIGEST]
     found = api.get("/containers/json", all=1, filters={"label": labels}, without=UNLISTED)
-    return [container for container in found if _is_named(container, backend_name(container["Labels"][engine.JID]))]
+    return [c for c in found if _is_named(c, backend_name(c["Labels"][engine.JID])) or (jid and _is_nameless(c))]
 
 
 def _is_named(container: Json, name: str) -> bool:

@@ -17,6 +17,7 @@ import itertools
 import logging
 import re
 import shlex
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -75,6 +76,8 @@ STATES: dict[str, JobState] = {
 ENDS = {"shutdown": Reason.PREEMPTED, "orphaned": Reason.NODE, "rejected": Reason.REFUSED, "failed": Reason.UNKNOWN}
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
+DELETED = "pman.deleted"  # label of a service that DELETE takes away, also of one that pman 6 has made
+MARK_AGAIN_SECONDS = 3.0  # a task that is just starting may miss that its service has no replicas (seen on 20.10)
 LACKING = "insufficient resources"
 KILL_SECONDS = 5.0  # for one container, which the engine waits for
 DELETE_SECONDS = 25.0  # for a busy node to end a job, by SIGKILL; pfcon waits 100 s
@@ -162,7 +165,9 @@ class SwarmBackend:
     def _taken(self, job: Job) -> PmanError:
         """Why a service with the job's name could not be made although pman's job is not there."""
         service = self._engine.find(f"/services/{job.name}")
-        if service and (_labels(service).get(engine.JID) != job.jid or engine.DIGEST not in _labels(service)):
+        if service and DELETED in _labels(service) and not self._living(job.jid):
+            self.delete(job.jid)
+        elif service and (_labels(service).get(engine.JID) != job.jid or engine.DIGEST not in _labels(service)):
             return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
         return Unreachable(f"The job {job.jid} is just being deleted.")
 
@@ -171,15 +176,18 @@ class SwarmBackend:
         service = self._find(jid)
         return self._status(service, self._tasks(service))
 
-    def _find(self, jid: str) -> Json:
-        """The service of exactly this jid; the engine would also take an id, or the beginning of one."""
+    def _find(self, jid: str, *, deleted: bool = False) -> Json:
+        """The service of exactly this jid; the engine would also take an id, or the beginning of one.
+
+        deleted: also one that a DELETE has marked.
+        """
         name = backend_name(jid)
         service = self._named(name)
-        if service and _labels(service).get(engine.JID) == jid and _labels(service).get(engine.DIGEST):
-            return service
-        if found := self._former(jid, service if name == jid else None, look=name != jid):
-            return found
-        raise no_such_job(jid)
+        if not service or _labels(service).get(engine.JID) != jid or engine.DIGEST not in _labels(service):
+            service = self._former(jid, service if name == jid else None, look=name != jid)
+        if not service or (DELETED in _labels(service) and not deleted):
+            raise no_such_job(jid)
+        return service
 
     def _named(self, name: str) -> Json | None:
         try:
@@ -315,38 +323,51 @@ class SwarmBackend:
 
     @engine.understood
     def delete(self, jid: str) -> None:
-        label = jid
+        """A service that is marked and whose tasks are over is gone for pman, whether or not it can be removed."""
+        service = retry.call_last(self._end, jid)
         try:
-            service = self._find(jid)
-            ids = {service["ID"]}
+            retry.call_last(self._remove, service)
+        except Unreachable as error:
+            log.warning("the service of the deleted job %s is left until its next POST or DELETE: %s", jid, error)
+
+    def _end(self, jid: str) -> Json:
+        """Mark the service, and wait until its tasks are over, which carry its label; one of pman 6 has none."""
+        deadline = time.monotonic() + DELETE_SECONDS
+
+        def left() -> list[Json]:
             label = _labels(service).get(engine.JID, "")
-        except NotFound:  # but what a DELETE left that was cut short, or another one is at, is waited for
-            ids = {task["ServiceID"] for task in self._living(jid)}
-            if not ids:
-                raise
-        retry.call_last(self._end, jid, label, ids)  # since a second look would no longer find the job
+            return [task for task in self._living(label) if task["ServiceID"] == service["ID"]]
 
-    def _end(self, jid: str, label: str, service_ids: set[str]) -> None:
-        """Remove the services, and wait for their tasks, which carry this label; "" for those of pman 6, with none."""
-
-        def living() -> list[Json]:
-            return [task for task in self._living(label) if task["ServiceID"] in service_ids]
-
-        def is_over() -> bool:
-            return not living() and not any(self._is_there(service_id) for service_id in service_ids)
-
-        self._kill(filter(None, map(_container, living())))
-        for service_id in service_ids:
-            with contextlib.suppress(NotFound):
-                self._engine.call("DELETE", f"/services/{service_id}")
-        if retry.wait_until(is_over, DELETE_SECONDS, first_pause=0.02, longest_pause=0.25):
-            return
-        if any(self._is_there(one) for one in service_ids) or any(self._is_up(task) for task in living()):
+        while True:
+            service = self._find(jid, deleted=True)
+            self._mark(service)
+            self._kill(filter(None, map(_container, left())))
+            if retry.wait_until(lambda: not left(), MARK_AGAIN_SECONDS, first_pause=0.02, longest_pause=0.25):
+                return service
+            if time.monotonic() > deadline:
+                break
+        if any(self._is_up(task) for task in left()):
             raise Unreachable(f"The job {jid} has not ended within {DELETE_SECONDS:.0f} s; delete it again.")
         log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
+        return service
+
+    def _mark(self, service: Json) -> None:
+        """Have Swarm end the tasks, and let it be seen that this was asked for."""
+        mark = {"Labels": _labels(service) | {DELETED: "yes"}, "Mode": {"Replicated": {"Replicas": 0}}}
+        path, version = f"/services/{service['ID']}/update", service["Version"]["Index"]
+        try:
+            self._engine.call("POST", path, body=service["Spec"] | mark, version=version)
+        except BackendError as error:
+            if "out of sequence" in str(error):  # another DELETE was first
+                raise Unreachable(f"The job {_jid(service)} is just being deleted.") from error
+            raise
+
+    def _remove(self, service: Json) -> None:
+        with contextlib.suppress(NotFound):
+            self._engine.call("DELETE", f"/services/{service['ID']}")
 
     def _kill(self, containers: Iterable[str]) -> None:
-        """End those of this engine. Swarm takes a second before it begins to end those of a removed service (20.10)."""
+        """End those of this engine. Swarm takes a second before it begins to end those of a service (20.10)."""
 
         def kill(container: str) -> None:
             with contextlib.suppress(PmanError):  # another node's, or gone; Swarm ends it all the same
@@ -354,9 +375,6 @@ class SwarmBackend:
 
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(kill, containers))
-
-    def _is_there(self, service_id: str) -> bool:
-        return self._engine.find(f"/services/{service_id}") is not None
 
     def _living(self, jid: str = "") -> list[Json]:
         """Tasks whose containers may still write, also those of a service that is gone; of this jid, or all of them."""
@@ -371,6 +389,7 @@ class SwarmBackend:
     def jobs(self, limit: int) -> list[JobStatus]:
         mine = {"label": [engine.JID, engine.DIGEST]}
         services = self._engine.get("/services", filters=mine, without=UNLISTED)
+        services = [service for service in services if DELETED not in _labels(service)]
         tasks: dict[str, list[Json]] = {}
         for task in self._engine.get("/tasks", filters=mine, without={"Spec", *UNLISTED}):
             tasks.setdefault(task["ServiceID"], []).append(task)

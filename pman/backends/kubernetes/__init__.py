@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
-import itertools
 import json
 import logging
 import re
@@ -33,7 +32,17 @@ from pman.backends.kubernetes.discovery import discover as discover
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
 from pman.backends.shared import Shared
-from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job
+from pman.errors import (
+    BackendError,
+    BadRequest,
+    Conflict,
+    PmanError,
+    Refused,
+    TooLarge,
+    Unreachable,
+    jid_taken,
+    no_such_job,
+)
 from pman.job import Job, backend_name
 from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus, with_memory
@@ -73,6 +82,7 @@ POD_STATES: Mapping[str, JobState] = {
 _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
 
 OWNER = "batch.kubernetes.io/controller-uid"  # label of a Job's pods
+DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
 # etcd refuses requests above 1.5 MiB, and says so misleadingly (422 "selector not auto-generated", measured).
@@ -106,7 +116,7 @@ class KubernetesBackend:
         self._held_back = Shared(lambda: self._events(starts.HELD_BACK))
         self._said: set[str] = set()  # what is missing or old, and is logged once
         self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
-        self._seen: dict[str, dict[str, str]] = {}  # jid -> what names its Job just as the last GET found it
+        self._seen: dict[str, tuple[str, str]] = {}  # jid -> name and uid of the Job that the last GET found
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         body = _body(job, spec)
@@ -118,9 +128,11 @@ class KubernetesBackend:
                 if code != 409:
                     return _status(created, JobState.NOT_STARTED)
                 existing = self._read(job.name)
-            if existing and "deletionTimestamp" not in existing["metadata"]:
+            if existing and not _is_deleted(existing):
                 _check_same(existing, job)
                 return self._status(existing)
+            if existing and "deletionTimestamp" not in existing["metadata"]:
+                self._remove(existing["metadata"]["name"], existing["metadata"]["uid"])
             if existing and time.monotonic() > deadline:
                 raise Conflict(f"The deleted job with jid {job.jid} is still there: {self._why_there(existing)}")
             time.sleep(POLL_SECONDS)
@@ -142,17 +154,18 @@ class KubernetesBackend:
         job = self._find(jid)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
-        self._seen[jid] = {name: job["metadata"][name] for name in ("name", "uid", "resourceVersion")}
+        self._seen[jid] = job["metadata"]["name"], job["metadata"]["uid"]
         return self._status(job)
 
     def _read(self, name: str) -> Object | None:
         code, job = self._api.call("GET", f"{self._jobs}/{name}", allow=(404,))
         return None if code == 404 else job
 
-    def _find(self, jid: str) -> Object:
+    def _find(self, jid: str, *, deleted: bool = False) -> Object:
+        """The Job of this jid; deleted: also one that a DELETE has marked, or that is just ending."""
         for name in dict.fromkeys([backend_name(jid), *([jid] if may_name(jid) else [])]):
             job = self._read(name)
-            if job and _jid(job) == jid and "deletionTimestamp" not in job["metadata"]:
+            if job and _jid(job) == jid and (deleted or not _is_deleted(job)):
                 return job
         raise no_such_job(jid)
 
@@ -251,33 +264,45 @@ class KubernetesBackend:
     def delete(self, jid: str) -> None:
         """Ends the pods too: Kubernetes keeps the Job until they are gone, so that a new one never runs beside them.
 
-        One call where the Job is still as the last GET found it, else it is read first: to touch no other, and to say
-        NotFound of one that is ending already.
+        It is marked before, so that a repeated DELETE finds it however this one ends. A Job that the last GET found is
+        not read again.
         """
         seen = self._seen.pop(jid, None)
-        if not (seen and self._end(**seen)):
-            found = self._find(jid)["metadata"]
-            self._end(found["name"], found["uid"])
+        if seen and self._end(*seen):
+            return
+        found = self._find(jid, deleted=True)["metadata"]
+        if not self._end(found["name"], found["uid"]):
+            retry.call_last(self._remove, found["name"], found["uid"])
 
-    def _end(self, name: str, uid: str, **preconditions: str) -> bool:
-        """Delete the Job that has this name, uid and preconditions. False where there is none.
+    def _end(self, name: str, uid: str) -> bool:
+        """False where the Job cannot be marked. A marked one is gone for pman, and its pods end by its deadline."""
+        if not retry.call_last(self._mark, name, uid):
+            return False
+        try:
+            retry.call_last(self._remove, name, uid)
+        except Denied:
+            raise
+        except Unreachable as error:
+            log.warning("the Job %s is deleted for pman, but may be left in Kubernetes: %s", name, error)
+        return True
 
-        When no answer comes, it may have been done: the repeated call asks for the name and uid alone.
-        """
-        each = itertools.chain([{"uid": uid, **preconditions}], itertools.repeat({"uid": uid}))
+    def _mark(self, name: str, uid: str) -> bool:
+        """False where there is no such Job, which is a 422 when the uid is another one, or where pman may not."""
+        patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": {"activeDeadlineSeconds": 1}}
+        try:
+            return self._api.call("PATCH", f"{self._jobs}/{name}", body=patch, allow=(404, 409, 422))[0] < 400
+        except Denied as error:
+            self._say_once(f"{error} A DELETE that is repeated after an error may be a 404.")
+            return False
 
-        def attempt() -> bool:
-            wanted = next(each)
-            options = {"propagationPolicy": "Foreground", "preconditions": wanted}
-            code, _ = self._api.call("DELETE", f"{self._jobs}/{name}", body=options, allow=(404, 409))
-            return code < 400 or "resourceVersion" not in wanted
-
-        return retry.call_last(attempt)  # since a second look could find the Job ending, and call it NotFound
+    def _remove(self, name: str, uid: str) -> None:
+        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+        self._api.call("DELETE", f"{self._jobs}/{name}", body=options, allow=(404, 409))
 
     def jobs(self, limit: int) -> list[JobStatus]:
         ours: list[_Packed] = []
         for page in self._pages(self._jobs):
-            more = [_Packed.of(job) for job in page if _jid(job) and "deletionTimestamp" not in job["metadata"]]
+            more = [_Packed.of(job) for job in page if _jid(job) and not _is_deleted(job)]
             ours = heapq.nlargest(limit, ours + more, key=lambda job: job.created)
         pods: dict[str, list[bytes]] = {job.uid: [] for job in ours if job.needs_pods}
         for page in self._pages(f"{self._core}/pods", labelSelector=OWNER) if pods else ():
@@ -425,6 +450,10 @@ def _body(job: Job, spec: Spec) -> bytes:
 def _jid(job: Object) -> str:
     """The jid of a Job that pman made, or pman 6; "" where it is somebody else's."""
     return _annotation(job, JID) or (str(job["metadata"]["name"]) if older.is_job(job) else "")
+
+
+def _is_deleted(job: Object) -> bool:
+    return "deletionTimestamp" in job["metadata"] or bool(_annotation(job, DELETED))
 
 
 def _check_same(existing: Object, job: Job) -> None:
