@@ -11,6 +11,8 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,26 @@ def container(engine: FakeEngine, **state: Any) -> None:
         "HostConfig": {"Memory": 64 << 20},
         "State": {"StartedAt": NO_TIME, "FinishedAt": NO_TIME, "ExitCode": 0} | state,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("ran_seconds", "state"), [(10, "started"), (310, "finishedWithError")])
+def test_a_time_limit_goes_by_the_engines_clock(engine: FakeEngine, ran_seconds: float, state: str) -> None:
+    """It is seven minutes behind pman's, which must not end a job that has just begun, and call it a success."""
+    now = datetime.now(UTC) - timedelta(minutes=7)
+    date = re.compile(rb"\r\nDate: [^\r]*")
+    engine.spoil = lambda _, sent: date.sub(f"\r\nDate: {format_datetime(now, usegmt=True)}".encode(), sent)
+    began = (now - timedelta(seconds=ran_seconds)).isoformat()
+    container(engine, Status="running", Running=True, StartedAt=began)
+
+    def end(_: Call) -> Answer:
+        container(engine, Status="exited", StartedAt=began, FinishedAt=now.isoformat())
+        return 204, None
+
+    engine.routes["POST /containers/c1/kill"] = engine.routes["POST /containers/c1/stop"] = end
+    engine.routes["POST /containers/c1/wait"] = {}
+    backend, _ = load("docker", engine)
+    assert backend.status("chris-jid-1").state.value == state
+    assert any(call.path.endswith("/kill") for call in engine.calls) == (state != "started")
 
 
 @pytest.mark.parametrize(

@@ -227,11 +227,10 @@ class DockerBackend:
 
     def _end_overdue(self, containers: Iterable[Json]) -> bool:
         """Stop those whose time is up, all at once; False when there were none."""
-        now = datetime.now(UTC)
         overdue = [
             container
             for container in containers
-            if _state(container) is JobState.STARTED and _overdue(container, now) and container["State"].get("Running")
+            if _state(container) is JobState.STARTED and _overdue(container) and container["State"].get("Running")
         ]
         if overdue:
             with ThreadPoolExecutor(min(16, len(overdue))) as pool:
@@ -385,11 +384,12 @@ def _startable(container: Json) -> bool:
     return _state(container) is JobState.NOT_STARTED
 
 
-def _overdue(container: Json, now: datetime) -> bool:
-    """Whether it runs, or ran, longer than its limit."""
+def _overdue(container: Json) -> bool:
+    """Whether it runs, or ran, longer than its limit, by the engine's clock where that is known."""
     began, ended = (engine.time_of(container["State"].get(key)) for key in ("StartedAt", "FinishedAt"))
+    now = container.get(docker_start.SEEN) or datetime.now(UTC)
     running = container["State"].get("Running")
-    return began is not None and ((now if running else ended) or now) - began >= _limit(_labels(container))
+    return began is not None and (now if running else ended or now) - began >= _limit(_labels(container))
 
 
 def _state(container: Json) -> JobState:
@@ -397,7 +397,7 @@ def _state(container: Json) -> JobState:
     state = STATES.get(name, JobState.UNDEFINED)
     if state is JobState.UNDEFINED:
         log.warning("the engine says %r of a container, which pman does not know", name)
-    if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container, datetime.now(UTC))):
+    if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container)):
         return JobState.FAILED
     return JobState.FAILED if _broken_off(container) else with_memory(state, container["State"].get("OOMKilled"))
 
@@ -413,7 +413,7 @@ def _words(container: Json | None) -> str:
     if error := _broken_off(container):
         began = engine.time_of(state["StartedAt"])
         return Why(engine.sentence(error), Reason.NODE if began else Reason.REFUSED)
-    if _overdue(container, datetime.now(UTC)):
+    if _overdue(container):
         return engine.overtime(labels)
     return _end(state, container.get("HostConfig", {}).get("Memory") or 0)
 

@@ -36,6 +36,7 @@ POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
 UNLISTED = frozenset({"Mounts", "NetworkSettings", "HostConfig", "Ports"})
 DELETED = "pman.deleted"  # how the name of a container begins whose job is deleted; no job has a dot in its name
+SEEN = "pman.seen"  # key of an inspect document: when the engine gave it, by its own clock
 
 
 class Foreign(Conflict):
@@ -145,6 +146,7 @@ def inspect(api: Engine, name: str) -> Json:
 def inspect_dated(api: Engine, name: str) -> tuple[Json, datetime]:
     """As `inspect`, with the time of the engine's clock."""
     container, now = api.get_dated(f"/containers/{name}/json")
+    container[SEEN] = now
     if container["Name"].lstrip("/") != name:
         raise NotFound(f"There is no container {name}.")
     if api.is_podman() and not container["State"].get("OOMKilled"):
