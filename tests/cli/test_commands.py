@@ -195,7 +195,7 @@ INLINE = {
         '"--watch", "--templates"',
     ),
     **dict.fromkeys(
-        re.findall(r"`(python bench/[^`]*)`", (ROOT / "bench/README.md").read_text()),
+        re.findall(r"`(python bench/[^`]*)`", "".join(page.read_text() for page in ALL_PAGES)),
         ("tests/live/test_bench.py", 'f"bench/{script}", *arguments'),
     ),
 }
