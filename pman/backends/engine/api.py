@@ -62,7 +62,7 @@ _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _TIMED_OUT = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 # What engines answer 500 to although the same call succeeds a moment later.
 _PASSING = re.compile(
-    r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down"
+    r"update out of sequence|does not have a leader|deadline exceeded|code = Unavailable|shutting down|context canceled"
     r"|raft: (failed to process|no elected|node is not)"  # a Swarm's leader changes
     r"|is being prepared|needs to be unlocked"  # the second as soon as somebody does it
     r"|(does not exist|found) in database|/cgroup: no such process"  # Podman, of a container on its way out
