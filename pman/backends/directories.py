@@ -38,7 +38,7 @@ from pman.backends import hiding
 from pman.errors import BackendError, Unreachable, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import Details, JobState, JobStatus, Reason, Why, explain_exit, workers_alike
+from pman.status import Details, JobState, JobStatus, Reason, Why, explain_exit, join_messages, workers_alike
 from pman.templating.render import Spec
 
 log = logging.getLogger(__name__)
@@ -245,11 +245,18 @@ def result(directory: Path) -> tuple[int, str, datetime] | None:
     try:
         text, _, reason = content(directory, "rc").rstrip("\n").partition(" ")
         code = int(text)
-        return code, why(directory, reason, code) if reason else explain_exit(code), mtime(path)
+        return code, why(directory, reason, code) if reason else _exits(directory, code), mtime(path)
     except FileNotFoundError:
         return None
     except ValueError:
         return 1, Why("The job wrote over its own result.", Reason.UNKNOWN), mtime(path)
+
+
+def _exits(directory: Path, code: int) -> str:
+    """What the exit codes of the job's workers say, where its script has written each; else what `code` says."""
+    path = directory / "exit_codes"
+    codes = path.read_text(errors="replace").split() if path.exists() else [code]
+    return join_messages([explain_exit(int(each)) for each in codes])
 
 
 def why(directory: Path, reason: str, code: int | None = None) -> Why:

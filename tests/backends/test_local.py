@@ -178,6 +178,10 @@ class TestLocal(Contract):
         assert job["logs"].count("mine\n") == 2
         assert {f"{state_of(rig, jid)}/work.{index}" for index in range(2)} <= set(job["logs"].splitlines())
 
+    def test_the_worker_that_fails_is_named(self, server: Server, rig: Rig, jid: str) -> None:
+        server.post(rig.request(jid, 'exit "$((PMAN_WORKER_INDEX * 3))"', number_of_workers=2))
+        assert server.wait_final(jid)["message"] == "worker 1: The job ended with exit code 3."
+
     def test_a_result_that_was_written_over(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(rig.request(jid, "true"))
         server.wait_final(jid)

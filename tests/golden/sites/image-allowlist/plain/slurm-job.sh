@@ -137,6 +137,7 @@ supervise() {
   trap stop_by_signal TERM INT HUP
   trap 'stop 124 "ended by its time limit of $((time_limit_s / 60)) min" time_limit' USR1
   prepare
+  true >exit_codes
   start_workers
   set +m # or else wait(1) would also end when a worker is suspended
   [ "$time_limit_s" -eq 0 ] || exec {alive}> >(watch) # after the workers: none of them holds the pipe
@@ -148,6 +149,7 @@ supervise() {
       kill -KILL -- "-$group" 2>/dev/null # what the command left behind, as the end of a container would
     fi
     [ "$code" -le "$worst" ] || worst=$code
+    echo "$code" >>exit_codes # in the workers' order
   done
   # SLURM ends a job by TERM to all its processes: the command may have ended with 0 before this script hears of it.
   if [ -n "$limit_is_near" ]; then sleep 2; elif [ -n "${SLURM_JOB_ID-}" ]; then sleep 0.5; fi
