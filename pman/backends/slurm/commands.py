@@ -88,19 +88,17 @@ class Commands:
     def run(self, *argv: str, text: str = "") -> str:
         """Standard output. Raises Unreachable when SLURM does not answer, Failed with other words."""
         # Not pipes: what a command leaves behind (an ssh with ControlPersist) may hold them open for minutes.
-        with open(os.memfd_create("stdout"), "w+b") as out, open(os.memfd_create("stderr"), "w+b") as err:
+        with _file("stdin") as given, _file("stdout") as out, _file("stderr") as err:
+            given.write(text.encode())
+            given.seek(0)
             try:
-                code = subprocess.run(
-                    self.line(argv), env=self._environment, input=text.encode(), stdout=out, stderr=err,
-                    timeout=self._timeout_seconds, check=False,
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired:
-                raise Unreachable(
-                    f"SLURM does not answer: {argv[0]} took longer than {self._timeout_seconds:g} s."
-                ) from None
+                process = subprocess.Popen(self.line(argv), env=self._environment, stdin=given, stdout=out, stderr=err)
             except OSError as error:
                 raise BackendError(f"{argv[0]} cannot be run: {error.strerror}.", detail=str(error.strerror)) from error
+            code = _wait(process, self._timeout_seconds)
             said, complaint = (_whole(file) for file in (out, err))
+        if code is None:
+            raise Unreachable(f"SLURM does not answer: {argv[0]} took longer than {self._timeout_seconds:g} s.")
         if code:
             raise self._failure(argv[0], complaint.strip(), code)
         return said
@@ -266,6 +264,32 @@ def hosts(text: str) -> Iterator[str]:
 
 def _time(seconds: str) -> datetime | None:
     return datetime.fromtimestamp(int(seconds), UTC) if seconds.isdigit() else None
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """The exit status; None where the process had to be killed after so many seconds.
+
+    Popen.wait(timeout) sleeps between its looks, up to as long as it has waited already: too long for short commands.
+    """
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        code = process.wait()
+    finally:
+        timer.cancel()
+    return None if late.is_set() else code
+
+
+def _file(name: str) -> BinaryIO:
+    """An empty file in memory."""
+    return open(os.memfd_create(name), "w+b")
 
 
 def _whole(file: BinaryIO) -> str:
