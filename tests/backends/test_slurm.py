@@ -207,7 +207,7 @@ def test_a_connection_of_ssh_that_fails(tmp_path: Path, said: str) -> None:
 
 def test_a_limit_of_jobs_is_tried_again_later(tmp_path: Path) -> None:
     prefix = fake(tmp_path, "prefix", "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1")
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(Unreachable, match="SLURM takes no more jobs of pman's user for now: AssocMax") as caught:
         slurm_commands.Commands([prefix], 5).sbatch("#!/bin/sh\n")
     assert caught.value.retry_after_seconds > 1
 

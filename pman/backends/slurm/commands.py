@@ -107,10 +107,11 @@ class Commands:
         """code < 0: ended by a signal. 255: ssh's own, and also sbatch's for an option that it does not know."""
         fault = words.fault_of(said)
         if code < 0 or fault is Fault.PASSING or (code == 255 and self._ssh and words.says_ssh(said) and not fault):
-            error = Unreachable(f"SLURM does not answer: {_short(said)}", detail=said)
-            if "Submit" in said:
-                error.retry_after_seconds = LIMIT_RETRY_SECONDS
-            return error
+            if "Submit" not in said:
+                return Unreachable(f"SLURM does not answer: {_short(said)}", detail=said)
+            full = Unreachable(f"SLURM takes no more jobs of pman's user for now: {_short(said)}", detail=said)
+            full.retry_after_seconds = LIMIT_RETRY_SECONDS
+            return full
         if code in (126, 127):  # of env, of a shell
             return BackendError(f"{name} cannot be run: {_short(said)}", detail=said)
         return Failed(name, said, code)
