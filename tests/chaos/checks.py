@@ -34,7 +34,9 @@ def _of(life: Life, run: Run) -> Iterator[str]:
         return
     harmed = any(life.answers[0].at < end and begin < (life.over or run.clock()) for begin, end in run.harms)
     yield from _end(life, harmed)
-    yield from _output(life, harmed, 2 if harmed and run.world.forgets else 1)
+    begun = next((answer.at for answer in life.answers if RANK.get(answer.state)), life.over or 0)
+    forgotten = run.world.forgets and any(life.errand.at <= kill <= begun for kill in run.kills)
+    yield from _output(life, harmed, 2 if forgotten else 1)
     yield from _listed(life, run)
 
 

@@ -96,6 +96,7 @@ class Run:
         self.listings: list[tuple[float, float, set[str]]] = []
         self.listing_codes: collections.Counter[int] = collections.Counter()
         self.harms: list[tuple[float, float]] = []  # when jobs may have been ended by an event
+        self.kills: list[float] = []  # when a part was killed
         self.done: collections.Counter[str] = collections.Counter()  # events
         self.failed_starts: list[str] = []
         self.replicas: list[Server | None] = [None] * REPLICAS
@@ -173,6 +174,8 @@ class Run:
 
     def _part(self, event: Event) -> None:
         began = self.clock()
+        if event.what.startswith("kill"):
+            self.kills.append(began)
         self.world.stop(event.what)
         self._wait(self.clock() + event.lasting)
         self.world.start(event.what)

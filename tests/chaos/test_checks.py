@@ -30,12 +30,14 @@ ENDED = [*STARTED, answer(3, "GET", 200, "finishedSuccessfully")]
 FAILED = answer(3, "GET", 200, "finishedWithError", message="The job ended with exit code 3.")
 
 
-def found(directory: Path, life: Life, harms: tuple[tuple[float, float], ...] = (), forgets: bool = False) -> list[str]:
+def found(
+    directory: Path, life: Life, harms: tuple[tuple[float, float], ...] = (), kills: tuple[float, ...] = ()
+) -> list[str]:
     world = World(ExitStack(), directory)
-    world.forgets = forgets
+    world.forgets = bool(kills)
     world.rig = Rig({}, directory, "", directory)
     run = Run(world, plan.Plan(1, 1, (life.errand,), ()))
-    run.lives, run.harms = [life], list(harms)
+    run.lives, run.harms, run.kills = [life], list(harms), list(kills)
     life.accepted, life.over = 1, 3
     life.kept = life.kept or OUTPUT
     life.at_rest = life.at_rest or [("its end", OUTPUT)]
@@ -102,13 +104,14 @@ def test_a_job_that_ended_with_its_part_of_the_backend(tmp_path: Path) -> None:
     assert "incomplete" in " ".join(found(tmp_path, life, harms))
 
 
-@pytest.mark.parametrize(("runs", "forgets", "findings"), [(2, True, 0), (3, True, 1), (2, False, 1)])
+@pytest.mark.parametrize(("runs", "kills", "findings"), [(2, (1.5,), 0), (3, (1.5,), 1), (2, (2.5,), 1), (2, (), 1)])
 def test_an_engine_that_was_killed_in_the_moment_of_a_start(
-    tmp_path: Path, runs: int, forgets: bool, findings: int
+    tmp_path: Path, runs: int, kills: tuple[float, ...], findings: int
 ) -> None:
+    """Only before the job was seen to run."""
     output = OUTPUT | {"runs.0": runs * len("run\n")}
     life = Life(errand("good"), 1, tmp_path, answers=ENDED, kept=output, at_rest=[("its end", output)])
-    assert len(found(tmp_path, life, ((0.5, 2.5),), forgets)) == findings
+    assert len(found(tmp_path, life, ((0.5, 3),), kills)) == findings
 
 
 def test_what_is_left_or_foreign(tmp_path: Path) -> None:
