@@ -27,7 +27,7 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 # Linux takes no longer single argument or NAME=value: MAX_ARG_STRLEN, 32 pages, the final NUL included (execve(2)).
 MAX_ARG_BYTES = 131_071
 MAX_NAME_BYTES = 255  # of a file or directory; NAME_MAX of limits.h
-RESERVED_JIDS = frozenset({".", "..", "jobs", "openapi.json"})
+RESERVED_JIDS = frozenset({".", "..", "jobs", "openapi.json", "backend.json"})
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

@@ -43,7 +43,7 @@ _DIRECTORIES: list[Any] = [
 VALUES: dict[str, list[Any]] = {
     "jid": [
         "", "/", "a/b", "a?b", "a#b", "a%b", "a b", "a\n", "\u2003", "\x7f", "a" * 201, None, 7, [], ".", "..", "jobs",
-        "openapi.json", "a\0b", "\ud800",
+        "openapi.json", "backend.json", "a\0b", "\ud800",
     ],
     "args": [None, "abc", {}, [1], [None], [["a"]], ["a\0b"], ["\udfff"], ["x" * 131_072]],
     "args_path_flags": [None, "abc", [1], ["\0"]],

@@ -19,6 +19,7 @@ from pman.cli.jobs import COLORS, TERMINATED, NoAnswer, Service, as_json
 from pman.status import JobState
 
 WATCH_SECONDS = 2.0
+MAX_WATCH_SECONDS = 60.0
 _HEADING = ["JID", "STATUS", "AGE", "IMAGE", "MESSAGE"]
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 # https://invisible-island.net/xterm/ctlseqs/ctlseqs.html: another screen without a cursor, and back to the first one.
@@ -61,7 +62,7 @@ def list_jobs(as_json: bool, watch: bool, **params: Any) -> None:
 
 
 def _watch(page: Callable[[], dict[str, Any]]) -> None:
-    """Draw the table every WATCH_SECONDS, and less often where pman is slow. What was drawn last stays at the end."""
+    """Draw the table every WATCH_SECONDS, or less often if pman is slow. What was drawn last stays at the end."""
 
     def stop(*_: object) -> None:
         sys.exit(TERMINATED)
@@ -77,7 +78,7 @@ def _watch(page: Callable[[], dict[str, Any]]) -> None:
             lines = _frame(found, said, shutil.get_terminal_size())
             sys.stdout.write("\033[H" + "\033[K\n".join(lines) + "\033[J")
             sys.stdout.flush()
-            time.sleep(max(WATCH_SECONDS, pause))
+            time.sleep(min(max(WATCH_SECONDS, pause), MAX_WATCH_SECONDS))
             began = time.monotonic()
             try:
                 found, problem, seen = page(), "", time.localtime()

@@ -27,8 +27,9 @@ class Latest(Generic[T]):
         """The newest answer, which is old where asking takes long; None before the first one."""
         with self._lock:
             if self._under_way is None and time.monotonic() >= self._fresh_until:
-                self._under_way = threading.Event()
-                threading.Thread(target=self._ask, args=(ask, self._under_way), daemon=True).start()
+                done = threading.Event()
+                threading.Thread(target=self._ask, args=(ask, done), daemon=True).start()
+                self._under_way = done  # not before: a thread that cannot start never ends
             under_way = self._under_way
         if under_way:
             under_way.wait(WAIT_SECONDS)

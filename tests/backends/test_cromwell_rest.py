@@ -92,6 +92,20 @@ def test_user_and_password(recorder: Recorder) -> None:
     assert recorder.asked[0][1] == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="  # the example of RFC 7617
 
 
+def test_a_password_in_the_address_is_not_said(recorder: Recorder) -> None:
+    """What pman says of Cromwell is read by users, also on a page that asks for no password."""
+    place = recorder.url.partition("//")[2]
+    backend = cromwell.create(config(f"http://Aladdin:open%20sesame@{place}"))
+    backend.ping()
+    assert recorder.asked[0][1] == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+    recorder.answer = ("<html>", 200)
+    nobody = cromwell.create(config("http://Aladdin:open%20sesame@127.0.0.1:9"))
+    for one, where in ((backend, place), (nobody, "127.0.0.1:9")):
+        with pytest.raises(Unreachable, match=f"Cromwell at http://{where}|answers at http://{where}") as caught:
+            one.ping()
+        assert "sesame" not in f"{caught.value.message} {caught.value.detail}"
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # google-auth 1 takes times without a time zone
 def test_service_account(recorder: Recorder, tmp_path: Path) -> None:

@@ -307,6 +307,26 @@ def test_a_long_table_leaves_the_screen_its_size() -> None:
     assert "there are more jobs" in lines[-1]
 
 
+def test_a_pman_that_was_slow_is_asked_again_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) > 2:
+            raise KeyboardInterrupt
+
+    def page() -> dict[str, object]:
+        now[0] += client.HTTP_SECONDS
+        if pauses:
+            raise client.NoAnswer("no pman answers.")
+        return {"counts": {}, "jobs": [], "next": ""}
+
+    monkeypatch.setattr("pman.cli.listing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pman.cli.listing.time.sleep", sleep)
+    listing._watch(page)
+    assert pauses == [listing.WATCH_SECONDS, 60, 60]
+
+
 def test_a_table_that_lives_needs_a_terminal(pman: Pman) -> None:
     for words in (["--watch"], ["--watch", "--json"]):
         done = pman("list", *words)

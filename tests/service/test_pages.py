@@ -190,6 +190,18 @@ def test_a_backend_that_hangs_holds_no_page_up(
     assert backend.asked == 1
 
 
+def test_a_question_for_which_there_was_no_thread_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    answers = latest.Latest[str]()
+    with monkeypatch.context() as busy:
+        busy.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError):
+            answers.get(lambda: "asked")
+    assert answers.get(lambda: "asked") == "asked"
+
+
 class ManyJobs:
     """A scheduler that lists more jobs than pman reads, at once."""
 

@@ -34,6 +34,7 @@ class Client:
     def __init__(self, url: str, authenticate: Callable[[], Any], timeout_seconds: float) -> None:
         root = re.sub(r"(/api(/workflows)?(/v1)?)?/*$", "", url.strip())
         self._root, self._base = root, f"{root}/api/workflows/v1"
+        self._named = re.sub(r"//[^/]*@", "//", root)  # without a password, for people
         self._timeout = (timeout_seconds, timeout_seconds)
         self._authenticate = authenticate
         self._lock = threading.Lock()
@@ -54,7 +55,7 @@ class Client:
             answer = self._session.request(method, url, timeout=self._timeout, allow_redirects=False, **kwargs)
         except Exception as error:
             if isinstance(error, requests.RequestException) or type(error).__module__.startswith("google.auth"):
-                raise Unreachable(f"Cromwell at {self._root} does not answer.", detail=str(error)) from error
+                raise Unreachable(f"Cromwell at {self._named} does not answer.", detail=str(error)) from error
             raise
         if answer.status_code not in accept:
             raise _error(answer)
@@ -67,7 +68,7 @@ class Client:
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise Unreachable(f"What answers at {self._root} is not Cromwell, or not yet.", detail=answer.text)
+            raise Unreachable(f"What answers at {self._named} is not Cromwell, or not yet.", detail=answer.text)
         return body
 
     def submit(

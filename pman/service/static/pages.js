@@ -59,7 +59,7 @@ async function live() {
     await shown();
     const began = performance.now();
     await refresh();
-    pause = Math.max(3000, 10 * (performance.now() - began)); // a backend that is slow is asked less often
+    pause = Math.min(Math.max(3000, 10 * (performance.now() - began)), 60000); // a slow backend is asked less often
   }
 }
 
