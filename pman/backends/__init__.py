@@ -66,8 +66,8 @@ class Backend(Protocol):
     def jobs(self, limit: int) -> list[JobStatus]:
         """pman's jobs, newest first, at most `limit` of them.
 
-        In one or two calls of the backend, and one more for a job whose end it has not looked at before, where the
-        list does not say whether a job ran out of memory (pman.status.with_memory).
+        In one or two calls of the backend. If its list does not say for certain that a job ended well, as where memory
+        was short (pman.status.with_memory), one more call for each such job, once.
         """
 
     def ping(self) -> str | None:

@@ -217,6 +217,33 @@ def test_a_time_limit_goes_by_the_engines_clock(engine: FakeEngine, ran_seconds:
 
 
 @pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({"StartedAt": TIME, "FinishedAt": TIME}, "finishedSuccessfully"),
+        ({"StartedAt": TIME, "FinishedAt": "2026-01-01T00:05:01Z"}, "finishedWithError"),
+        ({"StartedAt": TIME}, "finishedWithError"),
+        ({"StartedAt": TIME, "FinishedAt": TIME, "OOMKilled": True}, "finishedWithError"),
+    ],
+    ids=["well", "overdue", "cut off", "memory"],
+)
+def test_a_listing_says_what_a_get_says(engine: FakeEngine, fields: dict[str, Any], state: str) -> None:
+    """A job may answer its time limit with exit code 0; of one that a restart cut off, Podman 5 says the same."""
+    container(engine, Status="exited", **fields)
+    document = engine.routes["GET /containers/chris-jid-1/json"]
+    engine.routes["GET /containers/c1/json"] = document
+    engine.routes["GET /containers/json"] = [
+        {
+            "Id": "c1", "Names": ["/chris-jid-1"], "Image": IMAGE, "Created": 1, "Command": "echo", "State": "exited",
+            "Status": "Exited (0) 2 hours ago", "Labels": document["Config"]["Labels"],
+        }
+    ]  # fmt: skip
+    backend, _ = load("docker", engine)
+    assert backend.status("chris-jid-1").state.value == state
+    assert [job.state.value for _ in range(2) for job in backend.jobs(9)] == [state, state]
+    assert [call.path for call in engine.calls].count("/containers/c1/json") == 1
+
+
+@pytest.mark.parametrize(
     ("fields", "state", "message"),
     [
         ({"Status": "created"}, "notstarted", "post the job again."),

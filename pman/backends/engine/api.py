@@ -39,6 +39,7 @@ from pman.targets import docker as docker_target
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 Json = dict[str, Any]
 JID, DIGEST = docker_target.JID, docker_target.DIGEST
@@ -108,7 +109,7 @@ class Engine:
         self._timeout_seconds = settings.docker_timeout_seconds
         self._link: _Link | None = None
         self._credentials: dict[str, tuple[float, dict[str, str]]] = {}
-        self._out_of_memory: dict[str, bool] = {}  # by the id of a container that has ended
+        self._ends: dict[str, Any] = {}  # by the id of a container that has ended: what `judge` made of it
         self._slow_tails: set[str] = set()  # paths of logs whose last lines take the engine too long
 
     def call(  # noqa: PLR0913 - one method in place of the SDK's hundred
@@ -167,15 +168,16 @@ class Engine:
             raise CutOff("The container engine's answer does not fit its API; a proxy may have given it.")
         return document, _date(answer)
 
-    def out_of_memory(self, container_id: str) -> bool | None:
-        """Whether a container that has ended ran out of memory, by the engine's word; None where it has none."""
-        if container_id not in self._out_of_memory:
+    def end(self, container_id: str, judge: Callable[[Json], T]) -> T | None:
+        """What `judge` makes of a container that has ended, which is asked for once; None if the engine has none."""
+        if container_id not in self._ends:
             if (container := self.find(f"/containers/{container_id}/json")) is None:
                 return None
-            if len(self._out_of_memory) >= KEPT_ENDINGS:
-                self._out_of_memory.clear()
-            self._out_of_memory[container_id] = bool(container["State"].get("OOMKilled"))
-        return self._out_of_memory[container_id]
+            if len(self._ends) >= KEPT_ENDINGS:
+                self._ends.clear()
+            self._ends[container_id] = judge(container)
+        judged: T = self._ends[container_id]
+        return judged
 
     def is_podman(self) -> bool:
         """Whether Podman answers, by its own word: its socket also serves sites that set CONTAINER_ENV=docker."""

@@ -259,7 +259,7 @@ class DockerBackend:
         return [self._listed(container, workers[container["Labels"][engine.JID]]) for container in firsts[:limit]]
 
     def _listed(self, first: Json, workers: Iterable[Json]) -> JobStatus:
-        """From the list of containers, which has neither times of completion nor messages."""
+        """From the list of containers, which has no messages. One that has ended well in it is looked at once."""
         labels = first["Labels"]
         state = merge(self._listed_state(container) for container in workers)
         image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
@@ -272,7 +272,7 @@ class DockerBackend:
             return state
         if not re.match(r"Exited \(0\)", container.get("Status", "")):
             return JobState.FAILED
-        return with_memory(state, self._engine.out_of_memory(container["Id"]))
+        return self._engine.end(container["Id"], _state) or state
 
     @engine.understood
     def overview(self) -> Overview:

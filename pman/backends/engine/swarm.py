@@ -257,7 +257,7 @@ class SwarmBackend:
     def _out_of_memory(self, task: Json) -> bool | None:
         """Swarm itself does not say it; the node does, where it is the one that pman asks. None: it is not known."""
         state = task["Status"]["State"]
-        return self._engine.out_of_memory(_container(task)) if state in ENDED and _container(task) else None
+        return self._engine.end(_container(task), _ran_out) if state in ENDED and _container(task) else None
 
     def _words(self, service: Json, task: Json, out_of_memory: bool | None) -> str:
         status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
@@ -456,6 +456,10 @@ def _replicas(service: Json) -> int:
 
 def _image(body: Json) -> str:
     return str(body.get("TaskTemplate", {}).get("ContainerSpec", {}).get("Image", ""))
+
+
+def _ran_out(container: Json) -> bool:
+    return bool(container["State"].get("OOMKilled"))
 
 
 def _container(task: Json) -> str:
