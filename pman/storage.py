@@ -63,11 +63,11 @@ def mounts(job: Job, settings: Settings) -> Storage:
 
 
 def prepare(job: Job, settings: Settings) -> None:
-    """Where pman sees the store: refuses directories that leave it through a symbolic link, makes the output directory.
+    """If pman sees the store: refuse directories that leave it through a symbolic link, and make the output directory.
 
-    pfcon's filesystem stores do not make it, and an engine that does makes it as root. An input directory is made
-    only for `fs` jobs that read nothing there: for any other a missing one must fail the job. It is refused here for a
-    `fs` job whose arguments name it, and for a claim, since kubelet makes what is missing below a volume, as root.
+    pfcon's filesystem stores do not make the output directory, and an engine would make it as root. A missing input
+    directory is made only for `fs` jobs that read nothing there, and must fail every other job. It is refused here if
+    the arguments of a `fs` job name it. It is also refused for a claim, because kubelet would make it, as root.
     Raises BadRequest.
     """
     if settings.storebase is None or not Path(settings.storebase).is_dir():

@@ -1,7 +1,8 @@
-"""What is new in a worker's output since a client looked last. The cursor that the client sends is all that is kept.
+"""What is new in a worker's output since a client looked last. pman keeps nothing: the client sends a cursor.
 
-A cursor has a part for each text that the worker writes: whether what was seen of it began at its beginning (w) or had
-been cut (c), how many lines that were, a checksum of them, and one of their last half, at most ANCHOR lines.
+A cursor has a part for each text that the worker writes. It describes the lines that the client has seen: whether they
+are whole from the beginning (w) or were cut (c), their number, a checksum of all, and one of the last half of them (at
+most ANCHOR lines).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def is_cursor(text: str) -> bool:
 def news(cursor: str, streams: Sequence[str], over: bool, max_lines: int, max_bytes: int) -> tuple[str, str, bool]:
     """The text that is new, the next cursor, and whether output in between is left out.
 
-    streams: their ends, of one line more than `max_lines` where there is more. A line that has no end yet comes when it
-    has one, or when the job is over. Of a text that was cut and repeats itself, all comes again, as left out.
+    streams: the ends of the texts, with one line more than `max_lines` if there are more. An unfinished last line waits
+    until it has its end, or the job is over. If a text was cut and repeats itself, it is not certain what is new: then
+    all of it comes again, and counts as left out.
     """
     texts, parts, left_out = [], [], False
     for stream, part in itertools.zip_longest(streams, filter(None, cursor.split(".")), fillvalue=""):
@@ -44,7 +46,7 @@ def news(cursor: str, streams: Sequence[str], over: bool, max_lines: int, max_by
 
 
 def _start(lines: Sequence[str], cut: bool, part: str) -> int | None:
-    """How many of the lines were seen; None where that cannot be said, as some may have been left out before them."""
+    """How many of the lines the client has seen; None if that is not certain: lines before them may be left out."""
     found = _PART.fullmatch(part)
     if not found or found[2] == "0":
         return None if cut else 0

@@ -17,9 +17,9 @@ _SPECIAL = re.compile(r"[^A-Za-z0-9./:@,=+%_\x80-\U0010ffff-]")
 
 
 def sbatch(value: Any) -> str:
-    """A word of a `#SBATCH` line: sbatch reads these itself, with \\ before any character that stands for itself.
+    """A word of a `#SBATCH` line. sbatch reads these lines itself, and takes any character after a \\ literally.
 
-    A blank is put into quotes, since SLURM 22.05.8 ends a word at a blank behind \\, which 24.11.5 does not.
+    A blank is put into quotes, because SLURM 22.05.8 ends a word at a blank even after a \\; 24.11.5 does not.
 
     Control characters are refused: a line break would begin a line of its own (get_argument() of SLURM's
     src/sbatch/opt.c; tried with 22.05).

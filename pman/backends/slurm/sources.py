@@ -20,7 +20,7 @@ slurm_id             that SLURM took the attempt as job N
 the token in a name  that the job belongs to the attempt
                      not: that one without it does not, since a plug-in of the site may rename jobs
 
-So a job that SLURM no longer has is one that squeue does not list and whose number slurmctld says it does not know.
+So SLURM no longer has a job if squeue does not list it and slurmctld says that it does not know its number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pman.backends.slurm.state import Files, may_begin_again, slurm_name
 from pman.backends.slurm.verdict import ended, waits
 from pman.errors import Unreachable
 
-ACCOUNTS_LAG_SECONDS = 3600.0  # the accounts know within this time of a job's submission what slurmctld has forgotten
+ACCOUNTS_LAG_SECONDS = 3600.0  # so long after a job's submission, the accounts know all that slurmctld has forgotten
 LOOKS_AT_ONCE = 20  # at single jobs by their number, in one listing
 
 
@@ -83,7 +83,7 @@ class Sources:
         return found
 
     def _in_the_list(self, record: Record, files: Files) -> Seen:
-        """A list may be older than the job, or than the claim of one that it calls pending: then the next counts."""
+        """Look again if the list may be too old: it lacks the job, or calls it pending although it has the claim."""
         job = owner(files, jobs := self.listed(record, files, fresh=False))
         if job is None or (files.claim and waits(job)):
             jobs = self.listed(record, files, fresh=True)
@@ -98,7 +98,7 @@ class Sources:
         return Seen([*seen.jobs, *jobs], gone=not jobs)
 
     def _ask_accounts(self, asked: Sequence[tuple[Record, Files]], found: dict[str, Seen]) -> None:
-        """How jobs ended that slurmctld has no more. Until the accounts have heard of it, they call a job running."""
+        """Ask how jobs ended that slurmctld has forgotten. The accounts call a job running until they know its end."""
         if not (numbers := [number for _, files in asked for number in files.numbers]):
             return
         try:
@@ -114,10 +114,10 @@ class Sources:
             found[record.token] = Seen([*seen.jobs, *jobs], gone=seen.gone and not owner(files, jobs))
 
     def earlier(self, record: Record, files: Files) -> str | None:
-        """The number of a SLURM job of this attempt whose number pman did not get to know: nothing but its name tells.
+        """The number of a SLURM job of this attempt, by its name, where pman was not told the number.
 
-        Two lists and the accounts have to say that there is none. A job that all of them miss never takes the claim
-        from another one.
+        None only if two lists and the accounts show no such job. Even if all of them miss one, that job cannot take the
+        claim from another one.
         """
         for _ in range(2):
             if jobs := self.listed(record, files, fresh=True):
