@@ -1,8 +1,9 @@
 """The entry point of pman's image: root becomes pman's own user and runs the command; another user runs it at once.
 
-A container engine's socket lets its group in, so that group becomes one of that user's. Root stays root where only root
-can do what is asked: the socket lets nobody else in, or pman sees the store of the engine's jobs and gives directories
-there to their users, or root has credentials for registries. Whoever may open the socket could become root anyway.
+A container engine's socket lets its group in, so that group becomes one of that user's. Groups that the container was
+given (`group_add`) stay. Root stays root where only root can do what is asked: the socket lets nobody else in, or pman
+sees the store of the engine's jobs and gives directories there to their users, or root has credentials for registries.
+Whoever may open the socket could become root anyway.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ def become_ordinary() -> None:
     credentials = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     if sockets and (credentials.exists() or os.path.isdir(os.environ.get("STOREBASE", ""))):
         return
-    groups = set()
+    groups = set(os.getgroups()) - set(os.getgrouplist("root", 0))  # those that this container was given, if any
     for found in map(Path.stat, sockets):
         if found.st_mode & stat.S_IWOTH:
             continue

@@ -89,6 +89,16 @@ def test_root_stays_where_it_is_needed(engine: Path) -> None:
     assert started(engine, HOME="/nowhere", DOCKER_CONFIG=str(engine.parent / ".docker"))[0] == [0]
 
 
+def test_groups_that_the_container_was_given_stay(engine: Path) -> None:
+    """Those of `group_add:`, by which pman may read the store, say; not those of the image's root."""
+    os.chown(engine, 0, 998)
+    engine.chmod(0o660)
+    groups = ",".join(map(str, [*os.getgrouplist("root", 0), 5000]))
+    before = ["setpriv", f"--groups={groups}"]
+    assert started(engine, *before)[:3] == ([OWN], [OWN], [998, 5000])
+    assert started(engine, *before, DOCKER_HOST="tcp://engine.example.org:2376")[:3] == ([OWN], [OWN], [5000])
+
+
 @pytest.mark.parametrize(("user", "group"), [("1234", "0"), ("10001", "10001")])
 def test_another_user_stays(engine: Path, user: str, group: str) -> None:
     """That of `user:`, of runAsUser, or of a namespace of OpenShift."""
