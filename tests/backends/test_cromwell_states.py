@@ -445,6 +445,25 @@ def test_a_database_that_takes_the_probe(tmp_path: Path, monkeypatch: pytest.Mon
             own.status(JID)
 
 
+@pytest.mark.slow
+def test_a_delete_where_new_jobs_of_others_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jid has been deleted before. That is no reason to answer 204 while another replica has posted it anew."""
+    monkeypatch.setattr(cromwell, "WINDOW_SECONDS", 10.0)
+    monkeypatch.setattr(store, "HOG_GROUP_MAX", 1000)
+    pace = replace(TEST_PACE, metadata_flush=3, pickup_period=3600)
+    config = load(ROOT / "deploy" / "cromwell" / "slurm.conf").at(tmp_path / "executions")
+    with Cromwell(config, tmp_path, pace=pace) as server:
+        own, other = backend(server.url), backend(server.url)
+        with pytest.raises(NotFound):
+            other.status("another")  # asked once whether its id is taken, and not again
+        for deleting in (own, other):
+            own.submit(*job())
+            deleting.delete(JID)
+            with pytest.raises(NotFound):
+                own.status(JID)
+        other.delete(JID)
+
+
 SUBMITTED = {"status": "Submitted", "calls": {}}
 
 

@@ -290,13 +290,18 @@ class CromwellBackend:
         found = self._find(jid)
         if found is None or found.dead:
             attempt = found.attempt + 1 if found else 1
-            if not self._recently_posted(jid, attempt) and (len(jid) > LABEL_MAX or not self._is_taken(jid, attempt)):
-                if found:  # by a DELETE whose answer may have been lost
-                    return
+            known = self._recently_posted(jid, attempt) or (len(jid) <= LABEL_MAX and self._is_taken(jid, attempt))
+            if not known and not found:
                 raise no_such_job(jid)
-            found = self._await_shown(jid, attempt, WINDOW_SECONDS)  # an abort before that would mix two workflows up
-            if not found:
+            if not known and self._may_probe:  # deleted before, by a DELETE whose answer may have been lost
+                return
+            # An abort before it shows would mix two workflows up; and what nobody can ask for may be another replica's.
+            shown = self._await_shown(jid, attempt, WINDOW_SECONDS)
+            if not shown and known:
                 raise Unreachable("Cromwell does not show the job yet; it may have been restarted.")
+            if not shown or shown.dead:
+                return
+            found = shown
         retry.call_last(self._remove, jid, found)  # a second look would find what this one has labelled as deleted
 
     def _remove(self, jid: str, found: Workflow | None) -> None:
