@@ -273,7 +273,7 @@ def test_delete_whose_answer_is_lost(
     """It may have been done: then the Job is ending or gone, which is no reason to say that there is none."""
     job, spec = job_and_spec()
     found: Answer = 200, {}, finished(job, spec)
-    script.answers = [found, *([NO_PODS] if seen else []), CUT, (200, {}, {}), CUT, (again, {}, {})]
+    script.answers = [found, *([NO_PODS] if seen else []), CUT, (200, {}, {}), CUT, (again, {}, FOREIGN_UID)]
     if seen:
         backend.status("ok2")
     retry.call(backend.delete, "ok2")
@@ -307,6 +307,17 @@ def test_delete_without_the_right_to_patch(script: Script, backend: kubernetes.K
     job, spec = job_and_spec()
     forbidden: Answer = 403, {}, {"message": 'jobs.batch "ok2" is forbidden: User "u" cannot patch resource "jobs"'}
     script.answers = [(200, {}, created(job, spec)), forbidden, (200, {}, {})]
+    backend.delete("ok2")
+    assert [asked[0] for asked in script.asked] == ["GET", "PATCH", "DELETE"]
+
+
+def test_delete_of_a_job_that_a_policy_lets_nobody_change(
+    script: Script, backend: kubernetes.KubernetesBackend
+) -> None:
+    """It is younger than the job, and asks for a label, say. A deletion changes nothing that it looks at."""
+    job, spec = job_and_spec()
+    refused = {"kind": "Status", "message": 'admission webhook "validate.kyverno.svc-fail" denied the request: no team'}
+    script.answers = [(200, {}, created(job, spec)), (403, {}, refused), (200, {}, {})]
     backend.delete("ok2")
     assert [asked[0] for asked in script.asked] == ["GET", "PATCH", "DELETE"]
 
@@ -466,6 +477,28 @@ def test_an_answer_without_its_document_says_nothing(
     script.answers = [empty]
     with pytest.raises(Unreachable, match="was cut off"):
         backend.submit(job, spec)
+
+
+@pytest.mark.parametrize("page", [b"404 page not found\n", b"<html>no such site</html>", b'{"error": "no route"}'])
+def test_a_page_that_is_not_found_is_no_missing_job(
+    script: Script, backend: kubernetes.KubernetesBackend, page: bytes
+) -> None:
+    """Only a Status of Kubernetes says that a Job is missing; what stands before it has other words."""
+    script.answers = [(404, {}, page)]
+    with pytest.raises(Unreachable):
+        backend.status("ok2")
+    script.answers = [(404, {}, page)] * retry.ATTEMPTS
+    with pytest.raises(Unreachable):
+        retry.call(backend.delete, "ok2")
+
+
+def test_a_page_is_no_job(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Such as a login page that a proxy gives as a 200, or an answer that was cut off within its document."""
+    job, spec = job_and_spec()
+    for page in (b"<html>log in</html>", json.dumps(created(job, spec)).encode()[:-9], b"[]"):
+        script.answers = [(200, {}, page)]
+        with pytest.raises(Unreachable):
+            backend.status("ok2")
 
 
 def test_a_list_that_took_too_long_is_begun_again(script: Script, backend: kubernetes.KubernetesBackend) -> None:

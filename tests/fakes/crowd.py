@@ -117,7 +117,7 @@ class Kubernetes(Crowd):
         if path.endswith("/log"):
             return 200, LINES
         if kind == "jobs":
-            missing = {"message": f'jobs.batch "{name}" not found'}
+            missing = {"kind": "Status", "message": f'jobs.batch "{name}" not found'}
             return (200, self.document("job", name)) if self.text(name) else (404, missing)
         if name in ("jobs", "pods"):
             owner = query.get("labelSelector", "").partition("=")[2]

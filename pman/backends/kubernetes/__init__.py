@@ -287,11 +287,14 @@ class KubernetesBackend:
         return True
 
     def _mark(self, name: str, uid: str) -> bool:
-        """False where there is no such Job, which is a 422 when the uid is another one, or where pman may not."""
+        """False where there is no such Job, which is a 422 when the uid is another one, or where pman may not.
+
+        It also may not where a policy of the cluster refuses the Job as it is, which may be younger than the Job.
+        """
         patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": {"activeDeadlineSeconds": 1}}
         try:
             return self._api.call("PATCH", f"{self._jobs}/{name}", body=patch, allow=(404, 409, 422))[0] < 400
-        except Denied as error:
+        except (Denied, Refused) as error:
             self._say_once(f"{error} A DELETE that is repeated after an error may be a 404.")
             return False
 

@@ -7,6 +7,7 @@ reader of kubeconfig files (certificates, exec plug-ins, OIDC, proxies) is used,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -79,13 +80,15 @@ class Api:
     ) -> tuple[int, Object]:
         """Status code and body of an answer below 300 or in `allow`; any other becomes one of pman's errors.
 
-        A redirection is one: it leads to the login page of a proxy before the API server. So is an answer without its
-        document, which says nothing: not even that a job is missing.
+        A redirection is one: it leads to the login page of a proxy before the API server. So is an answer that is not
+        Kubernetes' own document, which says nothing: not even that a job is missing.
         """
         response = self._send(method, path, query, body)
-        data = _json(response.data)
-        if not response.data and (response.status < 300 or response.status in (403, 404, 409)):
-            raise Unreachable(f"Kubernetes' answer ({response.status}) was cut off, or a proxy gave it.")
+        document = _document(response.data)
+        data = _in_place(response.data) if document is None else document
+        if not _is_own(response.status, document, response.data):
+            said = f": {_sentence(data)}" if response.data else ""
+            raise Unreachable(f"Kubernetes' answer ({response.status}) was cut off, or a proxy gave it{said}.")
         if response.status >= 300 and response.status not in allow:
             raise self._error(response, data)
         return response.status, data
@@ -234,11 +237,28 @@ def _last(response: urllib3.BaseHTTPResponse, max_bytes: int, deadline: float) -
 
 
 def _json(data: bytes) -> Object:
-    try:
-        value = json.loads(data or b"{}")
-    except ValueError:  # a proxy before the API server
-        value = {"message": data[:500].decode(errors="replace")}
-    return value if isinstance(value, dict) else {}
+    document = _document(data)
+    return _in_place(data) if document is None else document
+
+
+def _in_place(data: bytes) -> Object:
+    """What stands before the API server says in its place."""
+    return {"message": data[:500].decode(errors="replace")}
+
+
+def _document(data: bytes) -> Object | None:
+    """None where it is no JSON object."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(data)
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _is_own(status: int, document: Object | None, data: bytes) -> bool:
+    """Whether an answer that pman believes is Kubernetes' own. A refusal and a conflict may be in other words."""
+    if status == 404:
+        return document is not None and document.get("kind") == "Status"
+    return document is not None or (bool(data) if status in (403, 409) else status >= 300)
 
 
 def _sentence(data: Object) -> str:
