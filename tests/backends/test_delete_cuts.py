@@ -139,7 +139,8 @@ def swarm(directory: Path, state: str) -> Iterator[Place]:
             return 200, {"Warnings": None}
 
         def remove(_: object) -> Answer:
-            found = engine.routes.pop("GET /services/chris-jid-1", None)
+            for name in ("chris-jid-1", "s1"):
+                found = engine.routes.pop(f"GET /services/{name}", None)
             return (200, {}) if found else (404, {"message": "service s1 not found"})
 
         def begin() -> str:
@@ -185,6 +186,7 @@ def on_kubernetes(directory: Path, state: str) -> Iterator[Place]:
     with FakeEngine(directory / "engine") as engine, FaultProxy(engine.url) as proxy:
         engine.routes[f"PATCH {place}"] = patch
         engine.routes |= {f"GET {place}": lambda _: found[0], f"DELETE {place}": remove}
+        engine.routes[f"GET {place}x"] = lambda _: gone  # another jid
         with urllib3.PoolManager() as pool:
             url = proxy.url.replace("tcp:", "http:")
             api = Api(lambda: Endpoint(url, pool, dict))

@@ -95,7 +95,8 @@ def service(engine: FakeEngine, *tasks: dict[str, Any], **labels: str) -> None:
         "Mode": {"Replicated": {"Replicas": max(1, len(tasks))}},
         "TaskTemplate": {"ContainerSpec": {"Image": IMAGE, "Command": ["echo"]}},
     }
-    engine.routes["GET /services/chris-jid-1"] = {"ID": "s1", "Version": {"Index": 7}, "Spec": spec, "CreatedAt": TIME}
+    found = {"ID": "s1", "Version": {"Index": 7}, "Spec": spec, "CreatedAt": TIME}
+    engine.routes["GET /services/chris-jid-1"] = engine.routes["GET /services/s1"] = found
     engine.routes |= {"GET /tasks": list(tasks), "POST /services/s1/update": {"Warnings": None}}
 
 
@@ -196,12 +197,19 @@ def container(engine: FakeEngine, **state: Any) -> None:
     }  # fmt: skip
 
 
+def at(now: datetime) -> Callable[[Call, bytes], bytes]:
+    """What an engine of that clock sends; the fake closes the connection behind what a test has changed."""
+    date = re.compile(rb"\r\nDate: [^\r]*")
+    return lambda _, sent: date.sub(
+        f"\r\nConnection: close\r\nDate: {format_datetime(now, usegmt=True)}".encode(), sent
+    )
+
+
 @pytest.mark.parametrize(("ran_seconds", "state"), [(10, "started"), (310, "finishedWithError")])
 def test_a_time_limit_goes_by_the_engines_clock(engine: FakeEngine, ran_seconds: float, state: str) -> None:
     """It is seven minutes behind pman's, which must not end a job that has just begun, and call it a success."""
     now = datetime.now(UTC) - timedelta(minutes=7)
-    date = re.compile(rb"\r\nDate: [^\r]*")
-    engine.spoil = lambda _, sent: date.sub(f"\r\nDate: {format_datetime(now, usegmt=True)}".encode(), sent)
+    engine.spoil = at(now)
     began = (now - timedelta(seconds=ran_seconds)).isoformat()
     container(engine, Status="running", Running=True, StartedAt=began)
 
@@ -526,6 +534,72 @@ def test_a_deleted_service_that_is_left(engine: FakeEngine, monkeypatch: pytest.
     assert posted(backend, config).state is JobState.NOT_STARTED
 
 
+def test_a_delete_leaves_the_service_that_was_posted_after_another_delete(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one was done first, its 204 came through, and the jid was posted anew while this one still waited."""
+    monkeypatch.setattr(swarm, "MARK_AGAIN_SECONDS", 0.05)
+    backend = load("swarm", engine)[0]
+    service(engine, task("running"))
+
+    def update(_: Call) -> Answer:
+        found = engine.routes["GET /services/chris-jid-1"]
+        engine.routes["GET /services/chris-jid-1"] = engine.routes["GET /services/s2"] = found | {"ID": "s2"}
+        del engine.routes["GET /services/s1"]
+        return 200, {}
+
+    engine.routes["POST /services/s1/update"] = update
+    backend.delete("chris-jid-1")
+    assert not [call for call in engine.calls if call.method != "GET" and "/s2" in call.path]
+
+
+def test_a_post_removes_only_the_service_that_it_found_deleted(engine: FakeEngine) -> None:
+    """Another POST of the same jid has removed that meanwhile, and its own service runs."""
+    backend, config = load("swarm", engine)
+    service(engine, **{"org.chrisproject.pman.digest": make_job(validate(REQUEST), config).digest})
+    new = {"GET /services/chris-jid-1": engine.routes["GET /services/chris-jid-1"] | {"ID": "s2"}}
+    service(engine, **{"pman.deleted": "yes"})
+    left = engine.routes["GET /services/chris-jid-1"]
+    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
+
+    def find(_: Call) -> Answer:
+        looks.append(1)
+        if len(looks) == 2:  # of the first attempt
+            engine.routes.update(new)
+            del engine.routes["GET /services/s1"]
+        return 200, left
+
+    looks: list[int] = []
+    engine.routes["GET /services/chris-jid-1"] = find
+    assert posted(backend, config).state is JobState.NOT_STARTED
+    assert not [call for call in engine.calls if call.method != "GET" and "/s2" in call.path]
+
+
+def test_a_deleted_service_that_is_left_of_a_node_that_is_away(engine: FakeEngine) -> None:
+    """Its task is called running for a day, in which the jid can be posted all the same."""
+    backend, config = load("swarm", engine)
+    service(engine, task("running"), **{"pman.deleted": "yes"})
+    engine.routes["GET /nodes/node-1"] = {"Status": {"State": "down"}}
+
+    def remove(_: Call) -> Answer:
+        engine.routes["POST /services/create"] = {"ID": "s2"}
+        return 200, {}
+
+    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
+    engine.routes["DELETE /services/s1"] = remove
+    assert posted(backend, config).state is JobState.NOT_STARTED
+
+
+def test_jobs_are_told_when_the_nodes_cannot_be_had(engine: FakeEngine) -> None:
+    """They only explain."""
+    backend, _ = load("swarm", engine)
+    service(engine, task("pending", error="no suitable node (insufficient resources on 1 node)"))
+    engine.routes["GET /nodes"] = lambda _: (500, {"message": "rpc error: code = Unavailable"})
+    status = metrics.ask("status", lambda: backend.status("chris-jid-1"))
+    assert status.message == "no suitable node (insufficient resources on 1 node)."
+    assert backend.details(status).backend_id == "s1"
+
+
 def test_a_task_that_misses_that_its_service_has_no_replicas(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,6 +639,92 @@ def test_a_deleted_container_that_is_left(engine: FakeEngine, monkeypatch: pytes
     engine.routes["DELETE /containers/c1"] = {}
     backend.ping()
     assert [call.path for call in engine.calls if call.method == "DELETE"] == ["/containers/c1"]
+
+
+def renaming(found: list[dict[str, Any]]) -> Callable[[Call], Answer]:
+    """What the engine does when one of the listed containers is to have another name."""
+
+    def rename(call: Call) -> Answer:
+        (container,) = [one for one in found if f"/containers/{one['Id']}/" in call.path]
+        container["Names"] = [f"/{call.query['name']}"]
+        return 204, None
+
+    return rename
+
+
+def test_a_delete_leaves_what_was_posted_after_another_delete(engine: FakeEngine) -> None:
+    """That one was done first, its 204 came through, and the jid was posted anew while this one still waited."""
+    backend = load("docker", engine)[0]
+    found = [{"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited", "Labels": IDENTITY}]
+
+    def remove(_: Call) -> Answer:
+        found[:] = [{"Id": "c2", "Names": ["/chris-jid-1"], "State": "running", "Labels": IDENTITY}]
+        return 404, {"message": "No such container: c1"}
+
+    engine.routes |= {
+        "GET /containers/json": lambda _: (200, found),
+        "POST /containers/c1/rename": renaming(found),
+        "DELETE /containers/c1": remove,
+        "DELETE /containers/c2": lambda _: (204, found.pop()),
+    }
+    metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    assert [one["Id"] for one in found] == ["c2"]
+    assert not [call for call in engine.calls if "/c2" in call.path]
+
+
+def test_a_container_that_the_engine_cannot_remove(engine: FakeEngine) -> None:
+    """Its job has ended and is deleted. It holds up neither pman's health, nor a later job of the jid."""
+    backend = load("docker", engine)[0]
+    one = {"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited", "Labels": IDENTITY, "Created": 1}
+    found = [dict(one)]
+    busy = "container c1: driver overlay2 failed to remove root filesystem: device or resource busy"
+    engine.routes |= {
+        "GET /containers/json": lambda _: (200, found),
+        "POST /containers/c1/rename": renaming(found),
+        "POST /containers/c2/rename": renaming(found),
+        "DELETE /containers/c1": lambda _: (500, {"message": busy}),
+        "DELETE /containers/c2": lambda _: (204, found.pop()),
+    }
+    backend.delete("chris-jid-1")
+    assert "device or resource busy" in (backend.ping() or "")
+    found.append(one | {"Id": "c2"})
+    backend.delete("chris-jid-1")
+    assert [one["Id"] for one in found] == ["c1"]
+
+
+@pytest.mark.parametrize("state", ["created", "paused", "stopping", "removing"])
+def test_a_container_that_may_still_run_is_not_deleted(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """It has lost its name, and the engine was silent when it was to be removed: a start of it may be on its way."""
+    monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
+    backend = load("docker", engine)[0]
+    found = [{"Id": "c1", "Names": ["/chris-jid-1"], "State": state, "Labels": IDENTITY}]
+    engine.routes |= {
+        "GET /containers/json": lambda _: (200, found),
+        "POST /containers/c1/rename": renaming(found),
+        "DELETE /containers/c1": lambda _: None,
+    }
+    with pytest.raises(Unreachable):
+        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    engine.routes["DELETE /containers/c1"] = lambda _: (204, found.pop())
+    metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+
+
+def test_a_time_limit_is_looked_for_by_the_engines_clock(engine: FakeEngine) -> None:
+    """It is seven minutes before pman's, which must not let a job run on that nobody polls."""
+    now = datetime.now(UTC) + timedelta(minutes=7)
+    engine.spoil = at(now)
+    began = now - timedelta(seconds=310)
+    container(engine, Status="running", Running=True, StartedAt=began.isoformat())
+    labels = engine.routes["GET /containers/chris-jid-1/json"]["Config"]["Labels"]
+    listed = {"Id": "c1", "Names": ["/chris-jid-1"], "Labels": labels, "Created": began.timestamp()}
+    engine.routes["GET /containers/json"] = lambda call: (200, [] if '"name"' in call.query["filters"] else [listed])
+    engine.routes |= {f"POST /containers/c1/{act}": {} for act in ("kill", "wait", "stop")}
+    backend, _ = load("docker", engine)
+    engine.calls.clear()
+    backend.ping()
+    assert [call.path for call in engine.calls if call.path.endswith("/kill")]
 
 
 def test_a_delete_whose_answer_is_lost_is_done_on_docker(engine: FakeEngine) -> None:
@@ -880,7 +1040,8 @@ def test_a_spoiled_answer(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, n
         return (200, None)
 
     engine.routes["DELETE /services/s1"] = engine.routes["DELETE /containers/c1"] = delete
-    engine.routes["GET /services/s1"] = lambda _: (404, gone) if gone.get("now") else (200, {})
+    there = engine.routes["GET /services/chris-jid-1"]
+    engine.routes["GET /services/s1"] = lambda _: (404, gone) if gone.get("now") else (200, there)
     operations: dict[str, Callable[[], object]] = {
         "submit": lambda: posted(backend, config).state,
         "status": lambda: metrics.ask("status", lambda: backend.status("chris-jid-1")).state,

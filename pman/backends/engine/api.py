@@ -347,7 +347,7 @@ def problems(settings: Settings) -> list[str]:
     return ["DOCKER_CERT_PATH is required with DOCKER_TLS_VERIFY."] if lacking else []
 
 
-def check(ping: Callable[[], None]) -> None:
+def check(ping: Callable[[], object]) -> None:
     """Raises Misconfigured where the engine answers and cannot serve; one that is silent may come up later."""
     try:
         ping()

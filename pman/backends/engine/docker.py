@@ -279,14 +279,15 @@ class DockerBackend:
         return overview(self._engine, is_swarm=False)
 
     @engine.understood
-    def ping(self) -> None:
+    def ping(self) -> str | None:
         self._engine.call("GET", "/_ping")
         self._store.check()
-        docker_start.remove_nameless(self._engine)
-        limited = self._engine.get("/containers/json", filters={"label": [engine.LIMIT, engine.JID]})
-        now = datetime.now(UTC)
+        note = docker_start.remove_nameless(self._engine)
+        with_limit = {"label": [engine.LIMIT, engine.JID]}
+        limited, now = self._engine.get_dated("/containers/json", filters=with_limit)
         old = [c for c in limited if now.timestamp() - c["Created"] > _limit(c["Labels"]).total_seconds()]
         self._end_overdue([c for c in (self._worker(c["Labels"][engine.JID], c["Names"][0][1:]) for c in old) if c])
+        return note or None
 
 
 problems, live = engine.problems, engine_live.live

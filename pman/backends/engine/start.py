@@ -34,6 +34,7 @@ NAMED_SECONDS = 10.0  # an engine reserves the name of a container that it is st
 STARTS_AT_ONCE = 8
 POLL_SECONDS = 0.2
 DELETE_SECONDS = 20.0
+OVER = frozenset({"running", "exited", "stopped", "dead"})  # states after which, once killed, nothing of it runs
 UNLISTED = frozenset({"Mounts", "NetworkSettings", "HostConfig", "Ports"})
 DELETED = "pman.deleted"  # how the name of a container begins whose job is deleted; no job has a dot in its name
 SEEN = "pman.seen"  # key of an inspect document: when the engine gave it, by its own clock
@@ -161,15 +162,23 @@ def remove_all(api: Engine, jid: str, find: Callable[[], list[Json]] | None = No
     alone a job is known. From then on no error counts, for a DELETE that is repeated may find nothing.
     """
     find, nameless = find or (lambda: _containers(api, jid)), list[str]()
-    if not find():
+    if not (found := find()):
         return False
+    first_id = found[-1]["Id"]
     try:
-        retry.call_last(_remove_all, api, jid, find, nameless)  # since a second look might no longer find the job
-    except Unreachable as error:
+        # not begun anew, since another look might no longer find the job
+        retry.call_last(_remove_all, api, jid, lambda: _older(find(), jid, first_id), nameless)
+    except (Unreachable, BackendError) as error:
         if not nameless:
             raise
         log.warning("a container of the deleted job %s is left until the next GET of /readyz: %s", jid, error)
     return True
+
+
+def _older(found: list[Json], jid: str, first_id: str) -> list[Json]:
+    """None of a job that was posted since: another DELETE of the jid was done before this one."""
+    is_new = found and found[-1]["Id"] != first_id and f"/{backend_name(jid)}" in found[-1].get("Names", ())
+    return [] if is_new else found
 
 
 def _remove_all(api: Engine, jid: str, find: Callable[[], list[Json]], nameless: list[str]) -> None:
@@ -185,11 +194,16 @@ def _remove_all(api: Engine, jid: str, find: Callable[[], list[Json]], nameless:
         _remove(api, found[-1])
 
 
-def remove_nameless(api: Engine) -> None:
-    """Remove what a DELETE has left that was cut off."""
+def remove_nameless(api: Engine) -> str:
+    """Remove what a DELETE has left. Returns what to say of those that the engine cannot remove, or ""."""
+    said = ""
     for container in api.get("/containers/json", all=1, filters={"name": [DELETED]}):
         if _is_nameless(container):
-            _remove(api, container)
+            try:
+                _remove(api, container)
+            except (Unreachable, BackendError) as error:  # jobs run all the same
+                said = f"Remove the container {_nameless(container)} of a deleted job; pman cannot: {error}"
+    return said
 
 
 def _take_name(api: Engine, container: Json) -> bool:
@@ -203,7 +217,7 @@ def _take_name(api: Engine, container: Json) -> bool:
             api.call("POST", f"{path}/rename", name=_nameless(container))
     except (NotFound, Conflict, BackendError):
         return False
-    return bool(container["State"] != "paused")
+    return container["State"] in OVER
 
 
 def _nameless(container: Json) -> str:
@@ -231,8 +245,13 @@ def _remove(api: Engine, container: Json) -> None:
 
 
 def _containers(api: Engine, jid: str) -> list[Json]:
-    """What the engine lists of this job, the first worker last: as long as any is left, the job can be found."""
-    return sorted(listed(api, jid), key=lambda container: f"/{backend_name(jid)}" in container["Names"])
+    """What the engine lists of this job, the first worker last: as long as any is left, the job can be found.
+
+    What has lost its name counts only where nothing else is left. The engine may be unable to remove it.
+    """
+    found = listed(api, jid)
+    named = [container for container in found if not _is_nameless(container)]
+    return sorted(named or found, key=lambda container: f"/{backend_name(jid)}" in container["Names"])
 
 
 def listed(api: Engine, jid: str = "") -> list[Json]:

@@ -126,7 +126,7 @@ class SwarmBackend:
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
         self._gpu = settings.gpu_resource_name or "NVIDIA-GPU"
-        self._nodes: Shared[list[Json]] = Shared(lambda: self._engine.get("/nodes"))
+        self._nodes = Shared(self._look_at_nodes)
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -164,9 +164,10 @@ class SwarmBackend:
 
     def _taken(self, job: Job) -> PmanError:
         """Why a service with the job's name could not be made although pman's job is not there."""
-        service = self._engine.find(f"/services/{job.name}")
-        if service and DELETED in _labels(service) and not self._living(job.jid):
-            self.delete(job.jid)
+        service = self._named(job.name) or self._former(job.jid, look=job.name != job.jid)
+        if service and DELETED in _labels(service):
+            if not any(self._is_up(task) for task in self._left(service)):
+                self._remove(service)
         elif service and (_labels(service).get(engine.JID) != job.jid or engine.DIGEST not in _labels(service)):
             return Conflict(f"The Swarm has a service {job.name} that is not pman's.")
         return Unreachable(f"The job {job.jid} is just being deleted.")
@@ -278,11 +279,22 @@ class SwarmBackend:
     def _lacks(self, service: Json) -> str:
         """Whether a job for which no node has room may run later."""
         wanted = _resources(service["Spec"]["TaskTemplate"].get("Resources", {}).get("Reservations"))
-        for node in self._nodes.get():
+        if not (nodes := self._nodes.get()):
+            return ""
+        for node in nodes:
             has = _resources(node["Description"].get("Resources"))
             if all(has.get(kind, 0) >= amount for kind, amount in wanted.items()):
                 return " The job starts when a node has room for it."
         return " No node of the Swarm has as much as the job asks for, so it cannot start; delete it."
+
+    def _look_at_nodes(self) -> list[Json]:
+        """None where they cannot be had, since they only explain."""
+        try:
+            nodes: list[Json] = self._engine.get("/nodes")
+        except PmanError as error:
+            log.warning("the nodes of the Swarm cannot be read: %s", error)
+            return []
+        return nodes
 
     @engine.understood
     def logs(self, status: JobStatus, max_lines: int) -> str:
@@ -324,32 +336,38 @@ class SwarmBackend:
     @engine.understood
     def delete(self, jid: str) -> None:
         """A service that is marked and whose tasks are over is gone for pman, whether or not it can be removed."""
-        service = retry.call_last(self._end, jid)
+        service = retry.call_last(self._find, jid, deleted=True)
+        retry.call_last(self._end, service)
         try:
             retry.call_last(self._remove, service)
         except Unreachable as error:
             log.warning("the service of the deleted job %s is left until its next POST or DELETE: %s", jid, error)
 
-    def _end(self, jid: str) -> Json:
-        """Mark the service, and wait until its tasks are over, which carry its label; one of pman 6 has none."""
+    def _end(self, service: Json) -> None:
+        """Mark the service, and wait until its tasks are over.
+
+        It is looked for by its id: when another DELETE has removed it, a new job may have its name.
+        """
         deadline = time.monotonic() + DELETE_SECONDS
-
-        def left() -> list[Json]:
-            label = _labels(service).get(engine.JID, "")
-            return [task for task in self._living(label) if task["ServiceID"] == service["ID"]]
-
         while True:
-            service = self._find(jid, deleted=True)
-            self._mark(service)
-            self._kill(filter(None, map(_container, left())))
-            if retry.wait_until(lambda: not left(), MARK_AGAIN_SECONDS, first_pause=0.02, longest_pause=0.25):
-                return service
+            if found := self._engine.find(f"/services/{service['ID']}"):
+                self._mark(found)
+            self._kill(filter(None, map(_container, self._left(service))))
+            if retry.wait_until(
+                lambda: not self._left(service), MARK_AGAIN_SECONDS, first_pause=0.02, longest_pause=0.25
+            ):
+                return
             if time.monotonic() > deadline:
                 break
-        if any(self._is_up(task) for task in left()):
-            raise Unreachable(f"The job {jid} has not ended within {DELETE_SECONDS:.0f} s; delete it again.")
-        log.warning("the node of the deleted job %s is away; it ends the job when it is back", jid)
-        return service
+        if any(self._is_up(task) for task in self._left(service)):
+            said = f"The job {_jid(service)} has not ended within {DELETE_SECONDS:.0f} s; delete it again."
+            raise Unreachable(said)
+        log.warning("the node of the deleted job %s is away; it ends the job when it is back", _jid(service))
+
+    def _left(self, service: Json) -> list[Json]:
+        """Its living tasks, which carry its label; those of pman 6 have none."""
+        tasks = self._living(_labels(service).get(engine.JID, ""))
+        return [task for task in tasks if task["ServiceID"] == service["ID"]]
 
     def _mark(self, service: Json) -> None:
         """Have Swarm end the tasks, and let it be seen that this was asked for."""
