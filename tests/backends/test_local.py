@@ -412,14 +412,15 @@ def test_an_image_that_cannot_be_pulled(tmp_path: Path, script: str, said: str) 
     for name, does in (("timeout", script), ("apptainer", "touch run")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "job.sh").write_text(text)
+    (directory := tmp_path / "job").mkdir()  # its images lie beside it
+    (directory / "job.sh").write_text(text)
     environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    subprocess.run(["bash", "job.sh", "claim", "1"], cwd=tmp_path, env=environment, check=False, timeout=20)
-    code, why, _ = directories.result(tmp_path) or (None, "", None)
+    subprocess.run(["bash", "job.sh", "claim", "1"], cwd=directory, env=environment, check=False, timeout=20)
+    code, why, _ = directories.result(directory) or (None, "", None)
     gap = "" if said.startswith(":") else " "
     assert (code, why) == (126, f"the image docker.io/fnndsc/pl-simpledsapp:2.1.0 could not be pulled{gap}{said}")
     assert isinstance(why, Why)
-    assert (why.reason, (tmp_path / "run").exists()) == ("image", False)
+    assert (why.reason, (directory / "run").exists()) == ("image", False)
 
 
 @pytest.mark.parametrize(("restarts", "runs"), [([0], 1), ([1], 1), ([0, 1], 1), ([0, 0], 2)])

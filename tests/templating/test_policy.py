@@ -118,7 +118,8 @@ def test_a_directory_that_a_runtime_would_read_as_more_is_not_bound(runtime: str
         script = text.render(text.job(job.validate(REQUEST)), "slurm").text
         guard = re.search(r'case "\$incoming\$outgoing".*?esac', script, re.DOTALL)
         assert guard
-        return subprocess.run(["bash", "-c", f"incoming=/i outgoing=/o; {guard[0]}"], check=False).returncode
+        script = f"cannot_run() {{ exit 126; }}; incoming=/i outgoing=/o; {guard[0]}"
+        return subprocess.run(["bash", "-c", script], check=False).returncode
 
     assert code("/atlas/mni") == 0
     assert code("/atlas:/etc") == 126

@@ -151,7 +151,7 @@ run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
-  command -v ch-run >/dev/null || cannot_run "no container runtime (ch-run) in the PATH of jobs on $(uname -n)"
+  command -v ch-run >/dev/null || cannot_run "no container runtime ("ch-run") in the PATH of jobs on $(uname -n)"
   case "$incoming$outgoing" in *[:,]*)
     cannot_run "a path must not hold a colon or a comma for charliecloud" ;;
   esac

@@ -164,7 +164,7 @@ run_worker() {
     if [ "${known[$name]-not ${!name}}" != "${!name}" ]; then handed+=("$name"); continue; fi
   done < <(compgen -e)
   set --
-  command -v podman >/dev/null || cannot_run "no container runtime (podman) in the PATH of jobs on $(uname -n)"
+  command -v podman >/dev/null || cannot_run "no container runtime ("podman") in the PATH of jobs on $(uname -n)"
   case "$incoming$outgoing" in *[:,]*)
     cannot_run "a path must not hold a colon or a comma for podman" ;;
   esac

@@ -166,7 +166,7 @@ run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
   export PMAN_WORKER_INDEX="$1" PMAN_WORKER_COUNT="$workers" PMAN_INCOMING="$incoming" PMAN_OUTGOING="$outgoing"
   set --
-  command -v bwrap >/dev/null || cannot_run "no container runtime (bwrap) in the PATH of jobs on $(uname -n)"
+  command -v bwrap >/dev/null || cannot_run "no container runtime ("bwrap") in the PATH of jobs on $(uname -n)"
   set -- bwrap
   local entry
   for entry in /*; do # not / as a whole: where it has no /share, only root could make one

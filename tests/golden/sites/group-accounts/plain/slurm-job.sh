@@ -297,7 +297,7 @@ run_worker() {
     if [ "${known[$name]-not ${!name}}" != "${!name}" ]; then handed+=("$name"); continue; fi
   done < <(compgen -e)
   set --
-  command -v apptainer >/dev/null || cannot_run "no container runtime (apptainer) in the PATH of jobs on $(uname -n)"
+  command -v apptainer >/dev/null || cannot_run "no container runtime ("apptainer") in the PATH of jobs on $(uname -n)"
   set -- run_container apptainer "" --mount "$(mount_words "$PWD" "$PWD")" --cwd "$PWD" \
     --mount "$(mount_words "$incoming" /share/incoming ro)" --mount "$(mount_words "$outgoing" /share/outgoing)"
   set -- "$@" "${PMAN_IMAGE_FILE-}" env PMAN_WORKER_INDEX="$PMAN_WORKER_INDEX" PMAN_WORKER_COUNT="$PMAN_WORKER_COUNT"
