@@ -65,7 +65,8 @@ def test_tasks_that_may_still_write_are_not_over() -> None:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    monkeypatch.setattr(swarm, "CLEARED_SECONDS", 0.05)  # most tests' tasks stay for ever
     with FakeEngine(tmp_path / "engine.sock") as engine:
         yield engine
 
@@ -551,6 +552,31 @@ def test_a_delete_leaves_the_service_that_was_posted_after_another_delete(
     engine.routes["POST /services/s1/update"] = update
     backend.delete("chris-jid-1")
     assert not [call for call in engine.calls if call.method != "GET" and "/s2" in call.path]
+
+
+def test_a_service_is_removed_when_its_tasks_are_cleared_away(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manager of 20.10 that removes a service while it clears its tasks away can end by a panic.
+
+    Where a node is away they are never cleared, and the service goes all the same.
+    """
+    monkeypatch.setattr(swarm, "CLEARED_SECONDS", 0.5)
+    backend = load("swarm", engine)[0]
+    service(engine)
+    left = [[task("complete")], [task("complete")], []]
+
+    def tasks(call: Call) -> Answer:
+        asked_of_service = call.query["filters"] == '{"service": ["s1"]}'
+        return 200, left.pop(0) if asked_of_service and len(left) > 1 else left[0]
+
+    engine.routes |= {"GET /tasks": tasks, "DELETE /services/s1": {}}
+    backend.delete("chris-jid-1")
+    assert left == [[]]
+    service(engine, task("complete"))
+    engine.calls.clear()
+    backend.delete("chris-jid-1")
+    assert engine.calls[-1].method == "DELETE"
 
 
 def test_a_post_removes_only_the_service_that_it_found_deleted(engine: FakeEngine) -> None:

@@ -77,6 +77,7 @@ ENDS = {"shutdown": Reason.PREEMPTED, "orphaned": Reason.NODE, "rejected": Reaso
 OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
 DELETED = "pman.deleted"  # label of a service that DELETE takes away, also of one that pman 6 has made
+CLEARED_SECONDS = 5.0  # it takes 0.25 s, and for ever where a node is away
 MARK_AGAIN_SECONDS = 3.0  # a task that is just starting may miss that its service has no replicas (seen on 20.10)
 LACKING = "insufficient resources"
 KILL_SECONDS = 5.0  # for one container, which the engine waits for
@@ -381,8 +382,15 @@ class SwarmBackend:
             raise
 
     def _remove(self, service: Json) -> None:
+        """Once Swarm has cleared the tasks away: dockerd 20.10 can end by a panic while it does both at once."""
         with contextlib.suppress(NotFound):
+            retry.wait_until(lambda: not self._tasks_of(service), CLEARED_SECONDS, longest_pause=0.25)
             self._engine.call("DELETE", f"/services/{service['ID']}")
+
+    def _tasks_of(self, service: Json) -> list[Json]:
+        """All that Swarm still has of the service. Raises NotFound where that is gone."""
+        found: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
+        return found
 
     def _kill(self, containers: Iterable[str]) -> None:
         """End those of this engine. Swarm takes a second before it begins to end those of a service (20.10)."""
