@@ -737,6 +737,19 @@ def test_a_container_that_may_still_run_is_not_deleted(
     metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
 
 
+def test_a_container_that_another_delete_has_just_renamed(engine: FakeEngine) -> None:
+    backend = load("docker", engine)[0]
+    found = [{"Id": "c1", "Names": ["/chris-jid-1"], "State": "exited", "Labels": IDENTITY}]
+    words = "Renaming a container with the same name as its current name."  # of Docker 20.10
+    engine.routes |= {
+        "GET /containers/json": lambda _: (200, found),
+        "POST /containers/c1/rename": lambda _: (400, {"message": words}),
+        "DELETE /containers/c1": lambda _: (204, found.pop()),
+    }
+    backend.delete("chris-jid-1")
+    assert found == []
+
+
 def test_a_time_limit_is_looked_for_by_the_engines_clock(engine: FakeEngine) -> None:
     """It is seven minutes before pman's, which must not let a job run on that nobody polls."""
     now = datetime.now(UTC) + timedelta(minutes=7)

@@ -12,6 +12,7 @@ from subprocess import DEVNULL, PIPE
 import docker
 import psutil
 
+from pman.backends.engine.swarm import DELETED
 from tests.backends.test_local import local_rig
 from tests.conftest import development
 from tests.fakes import cromwell_rig
@@ -183,7 +184,9 @@ class Swarm(Engine):
         return [(one["ID"], one["Version"]["Index"], one["Spec"]["Name"]) for one in found]
 
     def runs(self) -> set[str]:
-        return super().runs() | {one["Spec"]["Name"] for one in self.api.services()} - {NEIGHBOUR}
+        """A service that a DELETE has marked runs nothing, and may be left where the engine was away then."""
+        names = {one["Spec"]["Name"] for one in self.api.services() if DELETED not in one["Spec"].get("Labels", {})}
+        return super().runs() | names - {NEIGHBOUR}
 
 
 class Kubernetes(Proxied):

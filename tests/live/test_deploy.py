@@ -393,7 +393,7 @@ def test_environment_of_minichris_for_pods(
         store = json.loads(out([*podman, "volume", "inspect", volume]))[0]["Mountpoint"]
         env = [word for setting in MINICHRIS_PODMAN.split() for word in ("--env", setting)]
         out([*podman, "run", "--detach", "--name=pman", f"--volume={socket}:/var/run/docker.sock", *env, image])
-        assert runs_as(podman, "pman") == ("10001", "0")
+        wait_for(lambda: runs_as(podman, "pman") == ("10001", "0"), 30, "root to become pman's user")
         run_as_pfcon(podman, "pman", Path(store))
     finally:
         out([str(ROOT / "scripts/engines/podman"), "down"])

@@ -119,7 +119,7 @@ class TestCharliecloud:
     def test_workers_and_exit_code(self, server: Server, rig: Rig) -> None:
         server.post(rig.request("workers", 'echo "I am $PMAN_WORKER_INDEX"; exit 3', number_of_workers=2))
         job = server.wait_final("workers")
-        assert (job["status"], job["message"]) == ("finishedWithError", "The job ended with exit code 3.")
+        assert (job["status"], job["message"]) == ("finishedWithError", "worker 0: The job ended with exit code 3.")
         assert "I am 0\n" in job["logs"]
         assert "I am 1\n" in job["logs"]
 
@@ -233,7 +233,7 @@ class TestDocker:
         server.post(rig.request("program", "", entrypoint=["no-such-program"]))
         server.post(rig.request("image", "true", image="localhost/missing:1"))
         job = server.wait_final("code")
-        assert (job["message"], "I am 1\n" in job["logs"]) == ("The job ended with exit code 3.", True), job
+        assert (job["message"], "I am 1\n" in job["logs"]) == ("worker 0: The job ended with exit code 3.", True), job
         job = server.wait_final("program")
         assert (job["message"], "no-such-program" in job["logs"]) == ("The job ended with exit code 127.", True), job
         job = server.wait_final("image")

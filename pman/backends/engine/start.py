@@ -215,7 +215,7 @@ def _take_name(api: Engine, container: Json) -> bool:
             api.call("POST", f"{path}/wait", timeout_seconds=DELETE_SECONDS)
         if not _is_nameless(container):
             api.call("POST", f"{path}/rename", name=_nameless(container))
-    except (NotFound, Conflict, BackendError):
+    except (NotFound, Conflict, BadRequest, BackendError):  # 400 of Docker: another DELETE has just named it so
         return False
     return container["State"] in OVER
 
