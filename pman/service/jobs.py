@@ -181,7 +181,7 @@ def _looks(jid: str, worker: int, cursor: str) -> Iterator[Look]:
     while True:
         status = read(jid)  # before its output: what is final has written all of it
         found = news(status, worker, cursor)
-        if not known and not found[0] and status.state is not JobState.NOT_STARTED:
+        if not known and status.state is not JobState.NOT_STARTED:
             _require(worker, status)
         known = True
         yield status.state, *found
