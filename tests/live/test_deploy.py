@@ -394,6 +394,15 @@ def test_environment_of_minichris_for_pods(
         env = [word for setting in MINICHRIS_PODMAN.split() for word in ("--env", setting)]
         out([*podman, "run", "--detach", "--name=pman", f"--volume={socket}:/var/run/docker.sock", *env, image])
         wait_for(lambda: runs_as(podman, "pman") == ("10001", "0"), 30, "root to become pman's user")
+        ask = [
+            *podman,
+            "exec",
+            "pman",
+            "python3",
+            "-c",
+            "import urllib.request as r; r.urlopen('http://127.0.0.1:5010/healthz')",
+        ]
+        wait_for(lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0, 30, "pman to listen")
         run_as_pfcon(podman, "pman", Path(store))
     finally:
         out([str(ROOT / "scripts/engines/podman"), "down"])
