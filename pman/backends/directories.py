@@ -254,9 +254,11 @@ def result(directory: Path) -> tuple[int, str, datetime] | None:
 
 def _exits(directory: Path, code: int) -> str:
     """What the exit codes of the job's workers say, where its script has written each; else what `code` says."""
-    path = directory / "exit_codes"
-    codes = path.read_text(errors="replace").split() if path.exists() else [code]
-    return join_messages([explain_exit(int(each)) for each in codes])
+    try:
+        codes = [int(each) for each in content(directory, "exit_codes").split()]
+    except FileNotFoundError:
+        codes = [code]
+    return join_messages([explain_exit(each) for each in codes])
 
 
 def why(directory: Path, reason: str, code: int | None = None) -> Why:

@@ -289,7 +289,7 @@ class SwarmBackend:
         return " No node of the Swarm has as much as the job asks for, so it cannot start; delete it."
 
     def _look_at_nodes(self) -> list[Json]:
-        """None where they cannot be had, since they only explain."""
+        """No nodes where they cannot be had, since they only explain."""
         try:
             nodes: list[Json] = self._engine.get("/nodes")
         except PmanError as error:
