@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,15 @@ def wait_for(condition: Callable[[], T | None], seconds: float, what: str, every
         assert time.monotonic() < deadline, f"gave up after {seconds} s waiting for {what}"
         time.sleep(every)
     return value
+
+
+def with_memory_kept(make: Callable[[], T]) -> tuple[T, float]:
+    """What `make()` returns, and how many KiB of Python's memory are held by then."""
+    tracemalloc.start()
+    try:
+        return make(), tracemalloc.get_traced_memory()[0] / 1024
+    finally:
+        tracemalloc.stop()
 
 
 @dataclass

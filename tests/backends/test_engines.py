@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,6 +28,7 @@ from pman.status import JobState, JobStatus
 from pman.targets import TARGETS
 from pman.templating.render import Renderer
 from tests.fakes.engine import Answer, Call, FakeEngine
+from tests.rig import with_memory_kept
 
 IMAGE = "registry.example.org/pl-x:1"
 REQUEST: dict[str, Any] = {
@@ -134,12 +134,7 @@ def test_a_listing_keeps_little_of_each_job(name: str, engine: FakeEngine) -> No
         }
         for jid in jids
     ]  # fmt: skip
-    tracemalloc.start()
-    try:
-        listed = backend.jobs(1000)
-        kept_kib = tracemalloc.get_traced_memory()[0] / 1024
-    finally:
-        tracemalloc.stop()
+    listed, kept_kib = with_memory_kept(lambda: backend.jobs(1000))
     assert len(listed) == 200
     assert kept_kib < 200 * 8
 

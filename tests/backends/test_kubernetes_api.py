@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +25,7 @@ from pman.job import Job, make_job, validate
 from pman.status import JobState
 from pman.targets import TARGETS
 from pman.templating.render import Renderer, Spec
-from tests.rig import ROOT, wait_for
+from tests.rig import ROOT, wait_for, with_memory_kept
 
 RECORDINGS = ROOT / "tests" / "recordings" / "kubernetes"
 CONFIG = settings.load({"CONTAINER_ENV": "kubernetes", "STOREBASE": "/srv/store", "JOB_NAMESPACE": "rec"})
@@ -606,12 +605,7 @@ def test_a_listing_keeps_little_of_each_job(script: Script, backend: kubernetes.
     job, spec = job_and_spec(env=[f"NAME{number}={'x' * 900}" for number in range(20)])
     running = created(job, spec, managedFields=["x" * 900] * 20) | {"status": {"ready": 1, "startTime": STARTED_AT}}
     script.answers = [(200, {}, {"metadata": {}, "items": [running] * 200})]
-    tracemalloc.start()
-    try:
-        listed = backend.jobs(1000)
-        kept_kib = tracemalloc.get_traced_memory()[0] / 1024
-    finally:
-        tracemalloc.stop()
+    listed, kept_kib = with_memory_kept(lambda: backend.jobs(1000))
     assert len(listed) == 200
     assert kept_kib < 200 * 10
 
