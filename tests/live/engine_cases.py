@@ -22,7 +22,7 @@ from tests.conftest import development
 from tests.contract import Contract
 from tests.fakes.faultproxy import FaultProxy
 from tests.generate import HOSTILE
-from tests.rig import COUNTED, FINAL, Rig, Server, wait_for
+from tests.rig import COUNTED, FINAL, Rig, Server, running, wait_for
 
 LABEL = "org.chrisproject.pman.name"
 CLIENTS = 16
@@ -351,7 +351,8 @@ class EngineCases(Contract):
         store = Path(api.create_volume(name)["Mountpoint"])
         own = {key: value.replace("VOLUME", name) for key, value in env.items()}
         try:
-            yield Rig({**rig.env, "STOREBASE": "", **own}, store, rig.image, rig.logs)
+            with running(Rig({**rig.env, "STOREBASE": "", **own}, store, rig.image, rig.logs)) as of_volume:
+                yield of_volume
         finally:
             api.remove_volume(name, force=True)
 

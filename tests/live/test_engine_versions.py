@@ -7,7 +7,7 @@ from, what pman 6 has left. All of test_swarm.py and test_docker.py was run on t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import docker
 import pytest
@@ -63,12 +63,15 @@ class TestTwoNodes(Newer):
         with running(engine_rig("swarm", tmp_path_factory.mktemp("nodes"), *DOCKER)) as rig:
             yield rig
 
-    def test_local_volume(self, rig: Rig, jid: str, api: docker.APIClient, tmp_path: Path) -> None:
+    @contextmanager
+    def volume(self, rig: Rig, api: docker.APIClient, **env: str) -> Iterator[Rig]:
         """Each node has volumes of its own: the site says which one has the store."""
-        (tmp_path / "site.yaml").write_text(SITE + "swarm_constraints: ['node.role == manager']\n")
-        env = {"STORAGE_TYPE": "docker_local_volume", "VOLUME_NAME": "VOLUME", "TEMPLATES_DIR": str(tmp_path)}
-        with EngineCases.volume(self, rig, api, **env) as of_volume:  # type: ignore[arg-type]
-            EngineCases.run_in_volume(self, of_volume, jid)  # type: ignore[arg-type]
+        overlay = rig.logs / "with-store"
+        overlay.mkdir(exist_ok=True)
+        (overlay / "site.yaml").write_text(SITE + "swarm_constraints: ['node.role == manager']\n")
+        of_volume = EngineCases.volume(self, rig, api, **env, TEMPLATES_DIR=str(overlay))  # type: ignore[arg-type]
+        with of_volume as rig_of_volume:
+            yield rig_of_volume
 
     def test_workers_on_both_nodes(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
         """The log of the other node comes by way of the Swarm, and DELETE waits for both."""
