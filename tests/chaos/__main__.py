@@ -49,7 +49,7 @@ def report(run: Run, backend: str, minutes: float) -> dict[str, Any]:
         "jobs": len(run.plan.errands), "kinds": count(errand.kind for errand in run.plan.errands), "lives": len(lives),
         "executions": sum(runs), "ends": count(ends), "listings": run.listing_codes,
         "answers": count(f"{answer.call} {answer.code or 'unanswered'}" for answer in answers),
-        "events": run.done, "harmful_seconds": round(sum(end - begin for begin, end in run.harms)),
+        "events": run.done, "harmful_seconds": round(sum(end - begin for begin, end, _ in run.harms)),
         "failed_starts": run.failed_starts, "findings": checks.findings(run),
     }  # fmt: skip
 

@@ -32,7 +32,9 @@ def _of(life: Life, run: Run) -> Iterator[str]:
     if life.accepted is None:
         yield f"was never accepted: {[(a.code, a.job.get('message')) for a in life.answers[-3:]]}"
         return
-    harmed = any(life.answers[0].at < end and begin < (life.over or run.clock()) for begin, end in run.harms)
+    message = next((str(answer.job["message"]) for answer in life.answers if answer.state in FINAL), "")
+    over = life.over or run.clock()
+    harmed = any(life.answers[0].at < end and begin < over and words in message for begin, end, words in run.harms)
     yield from _end(life, harmed)
     begun = next((answer.at for answer in life.answers if RANK.get(answer.state)), life.over or 0)
     forgotten = run.world.forgets and any(life.errand.at <= kill <= begun for kill in run.kills)
@@ -43,20 +45,19 @@ def _of(life: Life, run: Run) -> Iterator[str]:
 def _codes(life: Life) -> Iterator[str]:
     """A GET is 404 after a DELETE and never before.
 
-    A DELETE is 404 only where an earlier one was not answered, or failed at another pman, which does not know of it.
+    A DELETE is 404 only if the answer to an earlier one was lost, which may have been a 204.
     """
-    tried = set[int]()  # pmans that may have deleted the job; 0 for one that did not answer
+    lost = False
     wrong = Counter[str]()
     for answer in life.answers:
         allowed = ALLOWED[answer.call]
         if answer.call == "GET" and life.deleted and answer.at > life.deleted:
             allowed = {0, 404, 503}
-        if answer.call == "DELETE" and tried - {answer.replica}:
+        if answer.call == "DELETE" and lost:
             allowed = allowed | {404}
         if answer.code not in allowed:
             wrong[f"{answer.call} was {answer.code}: {answer.job.get('message')}"] += 1
-        if answer.call == "DELETE":
-            tried.add(answer.replica if answer.code else 0)
+        lost |= answer.call == "DELETE" and not answer.code and answer.replica > 0
     yield from (f"{times} times: {what}" for what, times in wrong.items())
 
 

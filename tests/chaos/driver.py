@@ -95,7 +95,7 @@ class Run:
         self.lives: list[Life] = []
         self.listings: list[tuple[float, float, set[str]]] = []
         self.listing_codes: collections.Counter[int] = collections.Counter()
-        self.harms: list[tuple[float, float]] = []  # when jobs may have been ended by an event
+        self.harms: list[tuple[float, float, str]] = []  # when a part may have ended jobs, and its words
         self.kills: list[float] = []  # when a part was killed
         self.done: collections.Counter[str] = collections.Counter()  # events
         self.failed_starts: list[str] = []
@@ -180,7 +180,7 @@ class Run:
         self._wait(self.clock() + event.lasting)
         self.world.start(event.what)
         if event.what in self.world.harmful:
-            self.harms.append((began, self.clock()))
+            self.harms.append((began, self.clock(), self.world.harmful[event.what]))
 
     def _call(self, event: Event) -> None:
         self.world.fault(event.kind, event.what, event.times, event.lasting)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos import checks, plan
 from tests.chaos.driver import Answer, Life, Run
-from tests.chaos.worlds import World
+from tests.chaos.worlds import Kubernetes, World
 from tests.rig import Rig
 
 OUTPUT = {"runs.0": 4, "beats.0": 2, "last.0": 5}
@@ -21,8 +21,8 @@ def errand(kind: str) -> plan.Errand:
     return plan.Errand("c1-0", 0, kind, workers=1, beats=1, delete_after=0, again=False, tidy=True, pause=1)
 
 
-def answer(at: float, call: str, code: int, state: str = "", **job: str) -> Answer:
-    return Answer(at, call, 1, code, {"status": state, "message": "", "timestamp": "", **job})
+def answer(at: float, call: str, code: int, state: str = "", replica: int = 1, **job: str) -> Answer:
+    return Answer(at, call, replica, code, {"status": state, "message": "", "timestamp": "", **job})
 
 
 STARTED = [answer(1, "POST", 201, "notstarted"), answer(2, "GET", 200, "started")]
@@ -31,7 +31,7 @@ FAILED = answer(3, "GET", 200, "finishedWithError", message="The job ended with 
 
 
 def found(
-    directory: Path, life: Life, harms: tuple[tuple[float, float], ...] = (), kills: tuple[float, ...] = ()
+    directory: Path, life: Life, harms: tuple[tuple[float, float, str], ...] = (), kills: tuple[float, ...] = ()
 ) -> list[str]:
     world = World(ExitStack(), directory)
     world.forgets = bool(kills)
@@ -67,6 +67,8 @@ def test_nothing_is_found_where_all_is_well(tmp_path: Path) -> None:
         ("good", [*ENDED, answer(4, "GET", 500)], "GET was 500"),
         ("good", [*ENDED, answer(4, "GET", 404)], "GET was 404"),
         ("good", [*ENDED, answer(4, "DELETE", 404)], "DELETE was 404"),
+        ("good", [*ENDED, answer(4, "DELETE", 503), answer(5, "DELETE", 404, replica=2)], "DELETE was 404"),
+        ("good", [*ENDED, answer(4, "DELETE", 0, replica=0), answer(5, "DELETE", 404)], "DELETE was 404"),
         ("good", [*STARTED, answer(3, "GET", 200, "notstarted"), ENDED[-1]], "went back"),
         ("good", [*ENDED, FAILED], "has several ends"),
         ("good", [*ENDED, answer(4, "GET", 200, "finishedSuccessfully", timestamp="later")], "has several ends"),
@@ -98,10 +100,29 @@ def test_output_that_must_not_be(tmp_path: Path, kept: dict[str, int], at_rest: 
 def test_a_job_that_ended_with_its_part_of_the_backend(tmp_path: Path) -> None:
     """It has failed, and says why; it is no success without its output all the same."""
     lost = answer(3, "GET", 200, "finishedWithError", message="It was killed.")
-    harms = ((2.5, 9.0),)
+    harms = ((2.5, 9.0, ""),)
     assert found(tmp_path, Life(errand("good"), 1, tmp_path, answers=[*STARTED, lost]), harms) == []
     life = Life(errand("good"), 1, tmp_path, answers=ENDED, at_rest=[("its end", {"runs.0": 4})])
     assert "incomplete" in " ".join(found(tmp_path, life, harms))
+
+
+@pytest.mark.parametrize(
+    ("stopped", "message", "findings"),
+    [
+        ((2.5, 9.0), "The program could not be started: context canceled", 0),
+        ((5.0, 9.0), "The program could not be started: context canceled", 2),
+        ((2.5, 9.0), "The job ended with exit code 1.", 2),
+    ],
+)
+def test_what_a_part_of_the_backend_may_do_to_a_job(
+    tmp_path: Path, stopped: tuple[float, float], message: str, findings: int
+) -> None:
+    """A job may fail with the words of that part alone, and while that part was away."""
+    words = Kubernetes.harmful["stop containerd"]
+    failed = answer(3, "GET", 200, "finishedWithError", message=message)
+    life = Life(errand("good"), 1, tmp_path, answers=[*STARTED[:1], failed], kept={"quick": 0})
+    life.at_rest = [("its end", life.kept)]
+    assert len(found(tmp_path, life, ((*stopped, words),))) == findings
 
 
 @pytest.mark.parametrize(("runs", "kills", "findings"), [(2, (1.5,), 0), (3, (1.5,), 1), (2, (2.5,), 1), (2, (), 1)])
@@ -111,7 +132,7 @@ def test_an_engine_that_was_killed_in_the_moment_of_a_start(
     """Only before the job was seen to run."""
     output = OUTPUT | {"runs.0": runs * len("run\n")}
     life = Life(errand("good"), 1, tmp_path, answers=ENDED, kept=output, at_rest=[("its end", output)])
-    assert len(found(tmp_path, life, ((0.5, 3),), kills)) == findings
+    assert len(found(tmp_path, life, ((0.5, 3, ""),), kills)) == findings
 
 
 def test_what_is_left_or_foreign(tmp_path: Path) -> None:

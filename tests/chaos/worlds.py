@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from types import MappingProxyType
 
 import docker
 import psutil
@@ -29,14 +30,15 @@ class World:
     """What the driver asks of a backend.
 
     parts: "how name" of what can be stopped and started; how: stop, or kill, without a chance to say good-bye.
-    harmful: those of them that may end jobs which run. calls: what kinds of requests hold, for faults of one kind.
+    harmful: those of them that may end jobs -> words in the messages of such jobs.
+    calls: what kinds of requests hold, for faults of one kind.
     settle: seconds in which every job ends when all is well again. ends_later: a 204 says that the backend will end the
     job, and a POST of its jid waits for that. restamps: the backend may tell another time of an end later.
     forgets: when it is killed in the moment in which it starts a job, it may not know of that, and the job starts anew.
     """
 
     parts: tuple[str, ...] = ()
-    harmful: tuple[str, ...] = ()
+    harmful: Mapping[str, str] = MappingProxyType({})
     calls: tuple[str, ...] = ()
     settle = 90.0
     ends_later = restamps = forgets = False
@@ -119,7 +121,7 @@ class Engine(Proxied):
     name = "docker"
     script = "swarm"
     parts: tuple[str, ...] = ("stop dockerd", "kill dockerd")
-    harmful = parts
+    harmful: Mapping[str, str] = MappingProxyType(dict.fromkeys(parts, ""))
     forgets = True
     timeout_seconds = "5"
     calls = (*Proxied.calls, "/containers/create", "/start", "/json", "/logs")
@@ -164,7 +166,7 @@ class Engine(Proxied):
 class Podman(Engine):
     name = script = "podman"
     parts = ("stop podman", "kill podman")
-    harmful = ()
+    harmful = World.harmful
     forgets = False
     timeout_seconds = "30"  # a start takes some seconds where the machine is busy
     settle = 240.0
@@ -196,6 +198,7 @@ class Kubernetes(Proxied):
     """
 
     parts = ("stop kube-apiserver", "stop kubelet", "stop kube-scheduler", "stop containerd")
+    harmful = MappingProxyType({"stop containerd": "The program could not be started"})  # only what it is starting
     calls = (*Proxied.calls, "/jobs?", "/pods?", "/log?")
     settle = 180.0
     ends_later = True
