@@ -762,13 +762,13 @@ def test_a_slow_delete_keeps_nobody_waiting(engine: Fake) -> None:
     assert looks > 20
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT"])
 def test_a_job_has_started_when_its_script_has(engine: Fake, state: str) -> None:
     """SLURM may still fail to launch it, be COMPLETING, and queue it again; and another list may be older than this."""
     record = engine.submit()
     engine.say("squeue", engine.row(10, state, record))
     status = engine.backend.status(record.jid)
-    assert (status.state, status.message) == (JobState.NOT_STARTED, verdict.LAUNCHING)
+    assert (status.state, status.message) == (JobState.NOT_STARTED, verdict.STATES[state][1] or verdict.LAUNCHING)
     assert [listed.state for listed in engine.backend.jobs(10)] == [JobState.NOT_STARTED]
     run_shell(claim(record, "10"))
     assert engine.backend.status(record.jid).state is JobState.STARTED

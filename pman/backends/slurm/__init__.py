@@ -229,7 +229,7 @@ class SlurmBackend:
         if state is JobState.UNDEFINED:
             log.warning("job %s is %s in SLURM", record.jid, job.state)
         if state is JobState.STARTED and files.claim != job.id:
-            return make_status(record, JobState.NOT_STARTED, LAUNCHING)
+            return make_status(record, JobState.NOT_STARTED, message or LAUNCHING)
         if not waits(job):
             image = pulled_image(record.directory)
             return make_status(record, state, message or (f"Pulling the image {image}." if image else ""))
