@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from pman.errors import PmanError
-from pman.job import validate
+from pman.job import Job, validate
 from pman.status import Details, JobStatus, to_resource
 from pman.templating.explain import Line, explain
 from pman.templating.render import Renderer
@@ -39,10 +40,12 @@ def origins(renderer: Renderer, target: str, request: dict[str, Any], text: str)
     lines = text.splitlines(keepends=True)
     if len(lines) > MAX_LINES:
         return []
-    # What a rule may have set is left out first: a rule that finds its value there already changes nothing.
-    bare = {name: value for name, value in request.items() if name not in ("partition", "time_limit_minutes")}
-    matcher, made = max(
-        (_matched(renderer, target, each, lines) for each in (bare, request)), key=lambda m: m[0].ratio()
+    try:
+        made = explain(renderer, validate(_as_asked(renderer, request)), target).lines
+    except PmanError:
+        return []
+    matcher = difflib.SequenceMatcher(
+        None, [line.text for line in made], [line.rstrip("\n") for line in lines], autojunk=False
     )
     if not made or matcher.ratio() < ALIKE:
         return []
@@ -50,16 +53,28 @@ def origins(renderer: Renderer, target: str, request: dict[str, Any], text: str)
     return [(name, "".join(line for _, line in group)) for name, group in groupby(parts, key=lambda part: part[0])]
 
 
-def _matched(
-    renderer: Renderer, target: str, request: dict[str, Any], lines: list[str]
-) -> tuple[difflib.SequenceMatcher[str], tuple[Line, ...]]:
-    """What the request is rendered to, and how it compares with `lines`."""
+def _as_asked(renderer: Renderer, request: dict[str, Any]) -> dict[str, Any]:
+    """The request without what the rules give to the job in any case, since only rules that change a job are named.
+
+    A value is left out, or asked for with one more (under a cap) or one less (above a floor), if the job is the same.
+    """
+    wanted = _decided(renderer, request)
+    for name in ("partition", "time_limit_minutes", "cpu_limit", "memory_limit", "gpu_limit"):
+        value = request.get(name)
+        for other in (None, value + 1, value - 1) if isinstance(value, int) else (None,):
+            asked = {field: each for field, each in {**request, name: other}.items() if each is not None}
+            if _decided(renderer, asked) == wanted:
+                request = asked
+                break
+    return request
+
+
+def _decided(renderer: Renderer, request: dict[str, Any]) -> Job | None:
+    """The job that the rules make of a request, None where they refuse it."""
     try:
-        made = explain(renderer, validate(request), target).lines
+        return replace(renderer.decide(validate(request)).accepted(), digest="")
     except PmanError:
-        made = ()
-    texts = [line.text for line in made]
-    return difflib.SequenceMatcher(None, texts, [line.rstrip("\n") for line in lines], autojunk=False), made
+        return None
 
 
 def _names(matcher: difflib.SequenceMatcher[str], made: tuple[Line, ...]) -> Iterator[str]:

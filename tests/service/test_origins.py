@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -43,6 +44,28 @@ def test_what_was_submitted_has_the_names_of_blocks_and_rules(tmp_path: Path) ->
     assert names["#SBATCH --partition=short"] == "directives [small ones]"
     hidden = next(line for line in names if "TOKEN=***" in line)
     assert names[hidden]
+
+
+def test_a_rule_that_only_limits_is_named_beside_its_line(tmp_path: Path) -> None:
+    """What was asked for is not known: the job has what its rules left of it."""
+    rules = [
+        {"name": "two cores", "set": {"cpu_millicores": {"at_most": 1500}}},
+        {"name": "some memory", "set": {"memory_mib": {"at_least": 512}}},
+        {"name": "ten hours", "set": {"time_limit_minutes": {"default": 60, "at_most": 600}}},
+        {"name": "more than it has", "set": {"cpu_millicores": {"at_most": 9000}, "gpus": {"at_most": 4}}},
+        RULE,
+    ]
+    made = renderer(write(tmp_path, {"site.yaml": yaml.safe_dump({"policy": {"rules": rules}})}))
+    job = made.job(validate({**SAMPLE, "cpu_limit": 8000, "memory_limit": 100, "time_limit_minutes": 1000}))
+    status, details = seen(job)
+    request = request_of(status, replace(details, time_limit_minutes=600))
+    assert request
+    named = origins(made, "slurm", request, made.render(job, "slurm").text)
+    names = {line: name for name, part in named for line in part.splitlines()}
+    assert names["#SBATCH --cpus-per-task=2"] == "resources [two cores]"
+    assert names["#SBATCH --mem=512M"] == "resources [some memory]"
+    assert names["#SBATCH --time=600"] == "limits [ten hours]"
+    assert names["#SBATCH --partition=short"] == "directives [small ones]"
 
 
 def test_templates_that_have_changed_name_nothing(tmp_path: Path) -> None:
