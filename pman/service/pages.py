@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -39,6 +39,7 @@ COLUMNS = {
     "jid": "jid", "state": "state", "user": "user", "posted_at": "posted", "finished_at": "ended", "image": "image",
     "message": "message",
 }  # fmt: skip
+SINCE = {"hour": 1, "day": 24, "week": 168}
 
 
 @blueprint.get("/")
@@ -52,9 +53,10 @@ def listing() -> flask.Response:
         raise
     except PmanError as error:
         problem = str(error)
-    return _page(
-        "jobs.html", forms="'self'", page=page, note=note, problem=problem, columns=COLUMNS, link=_link, age=_age
-    )
+    now = datetime.now(UTC).replace(microsecond=0)
+    since = {name: (now - timedelta(hours=hours)).isoformat() for name, hours in SINCE.items()}
+    shown = {"page": page, "note": note, "problem": problem, "columns": COLUMNS, "link": _link, "since": since}
+    return _page("jobs.html", forms="'self'", **shown, age=_age, span=_span)
 
 
 def _link(**changes: str) -> str:
@@ -77,7 +79,8 @@ def job(jid: str) -> flask.Response:
     except Unreachable as error:
         notes.append(f"The log cannot be had now: {error}")
     shown = {"job": status, "details": details, "argv": to_resource(status, details)["argv"], "notes": notes}
-    return _page("job.html", **shown, worker=worker, logs=_plain(text), cut=cut, age=_age)
+    now = datetime.now(UTC)
+    return _page("job.html", **shown, worker=worker, logs=_plain(text), cut=cut, age=_age, span=_span, now=now)
 
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
@@ -183,10 +186,14 @@ def _page(name: str, forms: str = "'none'", **values: Any) -> flask.Response:
 
 def _age(moment: datetime | None) -> str:
     """How long ago that was, in the largest fitting unit; "" for None."""
-    if moment is None:
-        return ""
-    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
+    return f"{_span((datetime.now(UTC) - moment).total_seconds(), 1)} ago" if moment else ""
+
+
+def _span(seconds: float, units: int = 2) -> str:
+    """A time in its largest units, such as `1 h 2 min`."""
+    left, said = max(0, int(seconds)), list[str]()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count or (size == 1 and not said):
+            said.append(f"{count} {unit}")
+    return " ".join(said[:units])

@@ -200,7 +200,10 @@ def test_one_job(browser: webdriver.Chrome, server: Server, tmp_path: Path, widt
         assert each in known, each
     fits(browser, width, tmp_path / f"job-{width}.png")
     no_barriers(browser)
-    browser.find_element(By.LINK_TEXT, "show what was submitted").click()
+    browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    browser.find_element(By.CSS_SELECTOR, "[data-copy=cmd]").click()
+    assert browser.execute_script("return window.copied") == server.get("brain-7").json()["cmd"]
+    browser.find_element(By.LINK_TEXT, "What was submitted").click()
     assert "not bold" in browser.find_element(By.TAG_NAME, "pre").text
     assert browser.find_element(By.CSS_SELECTOR, "pre .tag").text == "claim"
     fits(browser, width, tmp_path / f"spec-{width}.png")
@@ -276,7 +279,7 @@ def test_a_log_as_a_terminal_shows_it(browser: webdriver.Chrome, server: Server,
     copied = "document.addEventListener('copy', () => { window.copied = getSelection().toString(); })"
     browser.execute_script(f"{copied}; navigator.clipboard.writeText = () => Promise.reject()")
     browser.find_element(By.CSS_SELECTOR, "[data-copy=log]").click()
-    wait_for(lambda: "Copied" in browser.find_element(By.CLASS_NAME, "tools").text, 5, "the copy")
+    wait_for(lambda: "Copied" in browser.find_element(By.CSS_SELECTOR, "#logs .tools").text, 5, "the copy")
     assert "ared\n100%" in browser.execute_script("return window.copied")
     link = browser.find_element(By.LINK_TEXT, "Download")
     text = requests.get(str(link.get_attribute("href")), timeout=30)

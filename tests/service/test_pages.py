@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 from pman import settings
 from pman.backends import Backend
 from pman.backends.discovery import Overview, Place
-from pman.service import latest
+from pman.service import latest, pages
 from pman.service.app import create_app
 from pman.status import JobState, JobStatus
 from tests.backends.test_local import local_rig
@@ -70,6 +70,38 @@ def test_the_list_is_read_to_its_end_without_a_script(server: Server) -> None:
         following = re.search(r'href="(\?[^"]*)">next page', text)
         path = "/" + following[1].replace("&amp;", "&") if following else ""
     assert seen == ["a", "b", "c"]
+
+
+def test_filters_that_are_set_are_shown_and_can_be_removed(server: Server) -> None:
+    """A link that somebody sent hides no jobs without a word. Names in the list lead to the jobs with that name."""
+    text = page(server, "/?user=me&image=x%26y&sort=jid&after=")
+    removing = dict(re.findall(r'<a href="([^"]*)" aria-current="true">([^<]*) <span class="dim">\(remove\)', text))
+    assert removing == {"?image=x%26y&amp;sort=jid": "user me", "?user=me&amp;sort=jid": "image x&amp;y"}
+    day = re.search(r'<a href="\?posted_since=([^"]*)">last day</a>', page(server))
+    assert day
+    text = page(server, f"/?posted_since={day[1]}")
+    assert listed(text) == ["a", "c", "b"]
+    assert "last day" not in text
+    of_user = re.search(r'class="quiet" href="(\?[^"]*user=[^"]*)">', text)
+    assert of_user
+    assert listed(page(server, f"/{html.unescape(of_user[1])}")) == ["a", "c", "b"]
+
+
+def test_a_job_says_how_long_it_waited_and_ran(server: Server) -> None:
+    for jid in "ab":
+        text = page(server, f"/jobs/{jid}/")
+        assert re.search(r"<dt>waited for</dt><dd>\d+ s</dd>\s*<dt>ran for</dt><dd>\d+ s</dd>", text)
+        assert f'href="../../api/v1/jobs/{jid}/"' in text
+    assert re.search(r"ago</time> <span [^>]*>after \d+ s</span>", page(server))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "units", "said"),
+    [(-1, 2, "0 s"), (59.9, 2, "59 s"), (3599, 2, "59 min 59 s"), (3600, 2, "1 h"), (93_784, 2, "1 d 2 h"),
+     (93_784, 1, "1 d"), (86_400, 1, "1 d")],
+)  # fmt: skip
+def test_times_are_said_in_their_largest_units(seconds: float, units: int, said: str) -> None:
+    assert pages._span(seconds, units) == said
 
 
 def test_a_wrong_query_is_named(server: Server) -> None:
