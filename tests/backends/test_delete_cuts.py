@@ -25,11 +25,11 @@ from pman.backends import Backend, kubernetes, retry, shared
 from pman.backends.directories import Record
 from pman.backends.kubernetes.api import Api, Endpoint
 from pman.service.app import create_app
-from tests.backends.test_engines import IDENTITY, REQUEST, TIME, load, task
-from tests.backends.test_engines import service as swarm_service
-from tests.backends.test_kubernetes_api import CONFIG, created, finished, job_and_spec
-from tests.backends.test_slurm import Fake as Slurm
-from tests.backends.test_slurm import fake
+from tests.backends.engine.jobs import IDENTITY, REQUEST, TIME, load, task
+from tests.backends.engine.jobs import service as swarm_service
+from tests.backends.kubernetes.script import CONFIG, created, finished, job_and_spec
+from tests.backends.slurm.fake import Fake as Slurm
+from tests.backends.slurm.fake import fake
 from tests.fakes.cromwell import config as cromwell_config
 from tests.fakes.cromwell.server import Cromwell
 from tests.fakes.engine import Answer, Call, FakeEngine

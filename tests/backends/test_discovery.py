@@ -19,7 +19,8 @@ from pman.errors import Refused
 from pman.job import Job, validate
 from pman.targets import TARGETS
 from pman.templating.render import SAMPLE, Renderer
-from tests.backends.test_kubernetes_api import Script, script  # noqa: F401 - a fixture
+from tests.backends.kubernetes.conftest import script  # noqa: F401 - a fixture
+from tests.backends.kubernetes.script import Script
 from tests.checking.overlays import run
 from tests.fakes.engine import FakeEngine
 

@@ -1,6 +1,6 @@
 """A job that its time limit ends is never a success, whatever its command makes of the signal, on every backend.
 
-Scripts of `local` and `slurm` run here; the table for WDL is in test_cromwell_job.py. For the others it is what an
+Scripts of `local` and `slurm` run here; the table for WDL is in cromwell/test_job.py. For the others it is what an
 engine says of such a job, with each exit code that it can have. On every backend the contract has a job that takes the
 signal for a wish to end well.
 """
@@ -23,7 +23,8 @@ from pman.job import make_job, validate
 from pman.status import JobState
 from pman.targets import TARGETS
 from pman.templating.render import Renderer
-from tests.backends import test_engines, test_kubernetes_states
+from tests.backends.engine import jobs
+from tests.backends.kubernetes.test_states import end
 from tests.fakes.engine import FakeEngine
 from tests.rig import wait_for
 
@@ -109,9 +110,9 @@ def test_the_limit_of_one_engine(tmp_path: Path, code: int) -> None:
     """pman sends TERM to a container whose time is up. How long it ran tells it from one that ended by itself."""
     ran = {"StartedAt": "2026-01-01T00:00:00Z", "FinishedAt": "2026-01-01T00:05:01Z"}
     with FakeEngine(tmp_path / "engine.sock") as engine:
-        test_engines.container(engine, Status="exited", ExitCode=code, **ran)
+        jobs.container(engine, Status="exited", ExitCode=code, **ran)
         for name in ("docker", "podman"):
-            status = test_engines.load(name, engine)[0].status("chris-jid-1")
+            status = jobs.load(name, engine)[0].status("chris-jid-1")
             assert (status.state, status.message) == (JobState.FAILED, "The job ran into its time limit of 5 minutes.")
 
 
@@ -125,8 +126,8 @@ def test_the_limit_of_swarm(tmp_path: Path, code: int) -> None:
     assert "\n    StopSignal: SIGKILL\n" in rendered("swarm")
     words = f"task: non-zero exit ({code}): dockerexec: unhealthy container"
     with FakeEngine(tmp_path / "engine.sock") as engine:
-        test_engines.service(engine, test_engines.task("failed", error=words, code=code))
-        status = test_engines.load("swarm", engine)[0].status("chris-jid-1")
+        jobs.service(engine, jobs.task("failed", error=words, code=code))
+        status = jobs.load("swarm", engine)[0].status("chris-jid-1")
     assert (status.state, status.message) == (JobState.FAILED, "The job ran into its time limit of 5 minutes.")
 
 
@@ -136,7 +137,7 @@ def test_the_limit_of_kubernetes(code: int) -> None:
 
     A recorded pod; https://github.com/kubernetes/kubernetes/blob/v1.31.0/pkg/kubelet/active_deadline.go.
     """
-    job, pods = test_kubernetes_states.end("dl")
+    job, pods = end("dl")
     status = pods[0]["status"]
     assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
     ended = status["containerStatuses"][0]["state"]["terminated"]

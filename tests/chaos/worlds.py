@@ -19,7 +19,7 @@ from tests.conftest import development
 from tests.fakes import cromwell_rig
 from tests.fakes.faultproxy import FaultProxy
 from tests.live.engine_cases import engine_rig
-from tests.live.test_kubernetes import kubeconfig, kubernetes_rig, namespace
+from tests.live.kubernetes.cluster import kubeconfig, kubernetes_rig, namespace
 from tests.live.test_slurm import open_directory, own_slurm, slurm_rig, wrapped
 from tests.rig import ROOT, Rig, running, wait_for
 

@@ -116,9 +116,9 @@ CHECKS: Mapping[str, Callable[[str, Path], None]] = {
 }
 # command -> the file that runs it, and how it is called there
 ELSEWHERE = {
-    "kubectl apply -k deploy/kubernetes": ("tests/live/test_kubernetes.py", '"apply", f"--kustomize='),
+    "kubectl apply -k deploy/kubernetes": ("tests/live/kubernetes/test_deployments.py", '"apply", f"--kustomize='),
     "helm install chris deploy/helm --set pman.image.repository=registry.example.org/pman --set pman.image.tag=7": (
-        "tests/live/test_kubernetes.py",
+        "tests/live/kubernetes/test_deployments.py",
         'cluster.helm("install", *arguments',
     ),
     "pman images pull docker.io/fnndsc/pl-simpledsapp:2.1.0": ("tests/cli/test_images.py", '"pull", IMAGE'),

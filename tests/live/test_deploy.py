@@ -422,7 +422,7 @@ def test_swarm_script_with_a_stack(
 
 @pytest.mark.live("kubernetes")
 def test_the_manifests_on_kubernetes(tmp_path: Path) -> None:
-    """The commands of kustomization.yaml, in their order. That pman runs in its pod is shown in test_kubernetes.py."""
+    """The commands of kustomization.yaml, in their order; kubernetes/test_deployments.py runs pman in its pod."""
     env = development("kubernetes")
     if env["PMAN_DEV_KUBERNETES_MADE_BY"] != "one-node":
         pytest.skip("a cluster that is not of these tests alone may have a namespace chris")

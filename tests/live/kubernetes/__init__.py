@@ -1,0 +1,1 @@
+"""The Kubernetes backend on a real cluster."""
