@@ -244,7 +244,7 @@ class CromwellBackend:
         return JobStatus(jid, image, cmd, state, message, end, _Seen(found, calls), found.posted_at, found.user)
 
     def _judge(self, status: str, meta: Mapping[str, Any], calls: list[Mapping[str, Any]]) -> tuple[JobState, str]:
-        states = [_state(status, call.get("executionStatus", "")) for call in calls or [{}]]
+        states = [_call_state(status, call) for call in calls or [{}]]
         state = JobState.STARTED if JobState.STARTED in states else states[-1]
         last = calls[-1] if calls else {}
         if state is JobState.FAILED:
@@ -410,6 +410,12 @@ def _state(status: str, call: str) -> JobState:
     if state is None and status:
         log.warning("unknown state of Cromwell: workflow %r, call %r", status, call)
     return state or JobState.UNDEFINED
+
+
+def _call_state(status: str, call: Mapping[str, Any]) -> JobState:
+    """A Cromwell that was killed and started again prepares anew what SLURM has: that does not go back."""
+    state = _state(status, call.get("executionStatus", ""))
+    return _state(status, "Running") if state is JobState.NOT_STARTED and "jobId" in call else state
 
 
 def _unseen(jid: str, posted: _Posted | None) -> JobStatus:

@@ -74,7 +74,10 @@ class Client:
     def submit(
         self, name: str, wdl: str, options: str, labels: Mapping[str, str], on_hold: bool = False
     ) -> requests.Response:
-        """201, or 400 with Cromwell's words. 500 is how some databases word a refused row."""
+        """201, or 400 with Cromwell's words, without which nobody knows whether the id is taken.
+
+        500 is how some databases word a refused row.
+        """
         manifest = _tools("utilities").prepare_workflow_manifest(
             io.BytesIO(wdl.encode()), options_file=io.BytesIO(options.encode()),
             label_file=io.BytesIO(json.dumps(labels).encode()), on_hold=on_hold,
@@ -83,6 +86,8 @@ class Client:
         answer = self._call("POST", self._base, (201, 400, 500), files=manifest, data=identity)
         if answer.status_code == 500 and not _REFUSED_ROW.search(answer.text):
             raise _error(answer)
+        if answer.status_code == 400 and not answer.text:
+            raise Unreachable(f"Cromwell at {self._named} refuses a workflow and does not say why.")
         return answer
 
     def query(self, label: str, more: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ class Player:
         self.known: set[str] = set()
         self.seen_keys: list[str] = []
         self.posts = 0
-        self.refusal: dict[str, str] | None = None
+        self.refusal: dict[str, str] | str | None = None
 
     def _past(self, *endpoints: str) -> list[tuple[str, int, Any]]:
         return [reply for reply in self.timeline.replies[: self.position] if reply[0] in endpoints]
@@ -135,9 +135,9 @@ class Player:
         app.add_url_rule(f"{BASE}/<name>/labels", view_func=self._patch_labels, methods=["PATCH"])
         return app
 
-    def _submit(self) -> tuple[dict[str, str], int]:
+    def _submit(self) -> tuple[dict[str, str] | str, int]:
         name = flask.request.form["requestedWorkflowId"]
-        if self.refusal:
+        if self.refusal is not None:
             return self.refusal, 400
         parts = {key: part.read().decode() for key, part in flask.request.files.items()}
         if name in self.submitted:
@@ -506,6 +506,29 @@ def test_words_of_a_refusal() -> None:
         with pytest.raises(BadRequest, match="Invalid workflow options provided"):
             backend(url).submit(*job())
         assert not player.submitted
+
+
+def test_a_refusal_that_lost_its_words_says_nothing() -> None:
+    """It may be that of an id that is taken: the job runs, and neither is its request bad, nor is it unknown."""
+    with playing(Timeline("x")) as (player, url):
+        backend(url).submit(*job())
+        player.refusal = ""
+        other = backend(url)
+        for ask in (lambda: other.submit(*job()), lambda: other.status(JID), lambda: other.delete(JID)):
+            with pytest.raises(Unreachable):
+                ask()
+
+
+@pytest.mark.parametrize("word", ["NotStarted", "QueuedInCromwell", "Starting", "Running"])
+def test_a_job_that_slurm_has_is_not_being_prepared(word: str) -> None:
+    """A Cromwell that was killed and started again says of each of its calls that it is queued in Cromwell."""
+    calls = {"ChRISJob.plugin_instance": [{"executionStatus": word, "jobId": "76"}]}
+    shown = {"status": "Running", "calls": calls}
+    with playing(Timeline("x", replies=[("metadata", 200, shown)])) as (player, url):
+        own = backend(url)
+        own.submit(*job())
+        player.position = 1
+        assert own.status(JID).state is JobState.STARTED
 
 
 def test_a_cluster_that_binds_one_directory_refuses_others_at_post() -> None:
