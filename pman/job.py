@@ -126,7 +126,7 @@ class JobRequest(BaseModel):
 
     jid: Annotated[Text, AfterValidator(_jid)] = Field(
         description="1 to 200 characters without / ? # %, white space or control characters, "
-        "and not one of . .. jobs openapi.json",
+        f"and not one of {' '.join(sorted(RESERVED_JIDS))}",
         json_schema_extra={"pattern": r"^/*[^/?#%\s\u0000-\u0020\u007f-\u00a0]{1,200}$"},
     )
     args: Items[Argument] = Field(description="a list of strings, which may be empty")

@@ -40,8 +40,8 @@ def in_script(text: str, count: int | None, names: Iterable[str] = ()) -> str:
     found = {text[start:end]: name for start, end, name in spans}
     if count is None or len(found) < count or not set(names) <= set(found.values()):
         raise Refused(
-            "The values of the job's environment cannot be told from the rest of what was submitted, so none of it is "
-            "shown without them: ask with environment=1."
+            "The values of the job's environment cannot be told from the rest of what was submitted. So nothing is "
+            "shown unless you ask for all with environment=1."
         )
     shown, position = "", 0
     for start, end, name in sorted(spans):  # an argument or a value may itself hold a command line with env

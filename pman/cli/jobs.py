@@ -46,9 +46,9 @@ Exit codes of `pman run` and `pman wait`:
   130      Ctrl-C ended the waiting; the job goes on
   143      SIGTERM ended the waiting; the job goes on
 
-`pman wait` with several jobs ends with the first code that is not 0. The other commands end with 0, with 1 where pman
-or the request is wrong, and with 2 where the command line, a template or a setting is. A reader that closes the pipe,
-such as `head`, is 141."""
+`pman wait` with several jobs ends with the first code that is not 0. The other commands end with 0 if all is
+well, with 1 if pman or the request is wrong, and with 2 if the command line, a template or a setting is wrong. When
+the reader of a pipe ends first, as `head` does, the exit code is 141."""
 _PASSING = (502, 503, 504)  # pman's own, and what a gateway says while pman restarts
 _FINAL = ("finishedSuccessfully", "finishedWithError")
 COLORS = {"finishedSuccessfully": "green", "finishedWithError": "red", "started": "cyan", "undefined": "magenta"}

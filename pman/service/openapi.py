@@ -21,9 +21,9 @@ SORTED = ("jid", "state", "user", "posted_at", "finished_at", "image", "message"
 _ERRORS = {
     "400": "The request is wrong; `message` says which field, and what would be valid.",
     "401": "A user and a password are needed.",
-    "403": "The site refuses this job, pman is called by another name, or a browser asks for another website.",
+    "403": "The site refuses this job, pman is called by another name, or a browser calls from another website.",
     "404": "There is no such job.",
-    "405": "The path knows no such method.",
+    "405": "This path does not have that method.",
     "409": "Another job has that jid.",
     "413": "The body, or what it renders to, is too large.",
     "415": "The body has a Content-Encoding.",
@@ -73,11 +73,10 @@ def document(server_has_users: bool) -> dict[str, Any]:
         field.pop("default", None)
         field.update(field.pop("anyOf", [{}])[0])
     jid = {"name": "jid", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    tail = _query(
-        "tail", "Fewer log lines than JOB_LOGS_TAIL.", {"type": "integer", "minimum": 0, "maximum": 999_999_999}
-    )
+    lines = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+    tail = _query("tail", "How many of the last log lines, at most JOB_LOGS_TAIL.", lines)
     state = _query("state", "Only jobs in this state.", {"type": "string", "enum": [s.value for s in JobState]})
-    limit = _query("limit", "At most so many jobs.", {"type": "integer", "minimum": 1, "maximum": 1000})
+    limit = _query("limit", "The most jobs of a page.", {"type": "integer", "minimum": 1, "maximum": 1000})
     flag = {"type": "integer", "enum": [0, 1]}
     filters = [
         _query("user", "Only jobs of this user.", {"type": "string"}),
@@ -86,8 +85,8 @@ def document(server_has_users: bool) -> dict[str, Any]:
         _query("posted_since", "Only jobs posted at this time or later.", {"type": "string", "format": "date-time"}),
     ]
     order = {"type": "string", "pattern": f"^-?({'|'.join(SORTED)})$"}
-    sort = _query("sort", "In the order of this field, downwards behind a minus sign; newest first without it.", order)
-    after = _query("after", "The `next` of the page before.", {"type": "string", "maxLength": 300})
+    sort = _query("sort", "The field to sort by; -field sorts in reverse. Without it, newest jobs first.", order)
+    after = _query("after", "The value of `next` in the previous page.", {"type": "string", "maxLength": 300})
     result: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -123,9 +122,9 @@ def document(server_has_users: bool) -> dict[str, Any]:
                 | {
                     "parameters": [
                         _query("worker", "Which worker; 0 if not given.", {"type": "integer", "minimum": 0}),
-                        _query("since", "The header Pman-Logs-Next of the answer before.", {"type": "string"}),
+                        _query("since", "The header Pman-Logs-Next of the previous answer.", {"type": "string"}),
                         _query("follow", "1: wait up to 20 s for output that is new.", flag),
-                        _query("notice", "1: say in the first line where output is left out before it.", flag),
+                        _query("notice", "1: if earlier output is left out, the first line says so.", flag),
                     ]
                 },
             },
@@ -161,7 +160,7 @@ def _schemas() -> dict[str, Any]:
         "jid": {"type": "string"},
         "target": {"type": "string"},
         "parts": {**sentences, "examples": [{"spec": "#!/bin/bash\n"}]},
-        "environment": {"type": "boolean", "description": "whether it has the values of the job's environment"},
+        "environment": {"type": "boolean", "description": "whether the parts have the values of the job's environment"},
     }
     return {
         "Job": _object(fields | {"status": status}),

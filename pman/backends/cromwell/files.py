@@ -208,7 +208,7 @@ def explain(status: str, meta: Mapping[str, Any], call: Call, files: Files) -> W
     if any(_BROKEN_DOCKER in reason for reason in reasons):
         return Why(
             "This Cromwell cannot run jobs with the attribute `docker`, which its configuration declares (its issue "
-            "7846): declare `String image` in place of it, as deploy/cromwell/slurm.conf does.",
+            "7846). Declare `String image` instead, as deploy/cromwell/slurm.conf does.",
             Reason.REFUSED,
         )
     return _ending(files.note(call), files.exit_code(call)) or Why(f"The job failed: {_short(reasons)}")

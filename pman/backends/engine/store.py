@@ -42,8 +42,8 @@ class Store:
         """
         if self._settings.storage_type == "nfs" and self._engine.is_podman():
             raise Misconfigured(
-                "STORAGE_TYPE=nfs does not work with Podman, whose API for Docker's clients ignores what a volume is "
-                "made of: mount the export on the machine, and set STORAGE_TYPE=host and STOREBASE to that directory."
+                "STORAGE_TYPE=nfs does not work with Podman. Its API for Docker's clients ignores what a volume is "
+                "made of. Mount the export on the machine, and set STORAGE_TYPE=host and STOREBASE to that directory."
             )
         return self._volume() if self._settings.storage_type == "docker_local_volume" else ("", "")
 
@@ -117,7 +117,7 @@ class Store:
             return "", str(volume["Mountpoint"])
         raise Misconfigured(
             f"The volume {name} is made by the driver {volume['Driver']} with options, and this engine cannot mount a "
-            "part of it: use a plain local volume, Docker 26.1 or later, or STORAGE_TYPE=host."
+            "part of it. Use a plain local volume, Docker 26.1 or later, or STORAGE_TYPE=host."
         )
 
     def _of_pfcon(self) -> tuple[str, str]:

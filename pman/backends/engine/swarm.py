@@ -461,8 +461,8 @@ def create(settings: Settings) -> SwarmBackend:
     engine.check(backend.ping)
     if not settings.ignore_limits:
         log.info(
-            "on Swarm, a job's CPU and memory limits are kept and reserved for it (pman 6 ignored them): a job that "
-            "asks for more than a node has does not start. IGNORE_LIMITS=yes turns them off"
+            "on Swarm, a job's CPU and memory are reserved and limited, which pman 6 did not do. A job that asks for "
+            "more than a node has does not start. IGNORE_LIMITS=yes turns this off"
         )
     return backend
 
