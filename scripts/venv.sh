@@ -12,7 +12,8 @@ make_venv() {
     want=$(cat pyproject.toml constraints.txt | cksum)
     [[ $(cat "$stamp" 2>/dev/null) != "$want" ]] || return 0
     echo "installing into $venv ..." >&2
-    "$python" -m venv "$venv" || {
+    # One that works keeps its Python: another one in the PATH of this call would only mix the two.
+    "$venv/bin/python" -c 'import pip' 2>/dev/null || "$python" -m venv "$venv" || {
         echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2
         return 1
     }

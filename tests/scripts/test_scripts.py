@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import requests
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from tests.backends.test_local import gone, local_rig
 from tests.rig import HEEDING_INTERRUPTS, ROOT, running, wait_for
@@ -24,6 +27,33 @@ SHELL_SCRIPTS = [path for path in FILES if path.read_bytes().startswith(BASH)]
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_parse(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_every_pinned_version_takes_the_oldest_python() -> None:
+    """The Python of Debian 12 is 3.11.2, and its pip gives up on all where one version asks for a newer one."""
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    installed = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
+    asks = {
+        name: installed[canonicalize_name(name)].metadata["Requires-Python"] or ""
+        for name in pinned
+        if canonicalize_name(name) in installed
+    }
+    assert len(asks) > 50
+    assert {name: asked for name, asked in asks.items() if not SpecifierSet(asked).contains("3.11.0")} == {}
+
+
+def test_an_environment_that_works_keeps_its_python(tmp_path: Path) -> None:
+    """Another `python3` in the PATH of the next call, such as that of conda, would mix the two."""
+    other, own = tmp_path / "python3", tmp_path / "venv/bin/python"
+    own.parent.mkdir(parents=True)
+    for path in (other, own, own.with_name("pip")):
+        path.write_text(f'#!/bin/sh\necho "{path.parent.name}/{path.name} $1" >>{tmp_path}/called\n')
+        path.chmod(0o755)
+    env = os.environ | {"PYTHON": str(other), "VENV": str(tmp_path / "venv")}
+    subprocess.run(["bash", "-ec", "source scripts/venv.sh; make_venv test"], cwd=ROOT, env=env, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[-1] == "bin/pip install"
+    assert not [line for line in called if line.endswith(" -m")]
 
 
 @pytest.mark.parametrize("provider", ["kind", "k3d"])
