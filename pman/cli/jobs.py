@@ -177,7 +177,7 @@ def run(
     image: str, command: tuple[str, ...], incoming: Path | None, outgoing: Path | None, jid: str | None, keep: bool,
     bare: bool, as_json: bool, **fields: Any,
 ) -> None:  # fmt: skip
-    """Run COMMAND in IMAGE, print its output as it comes, and wait for its end.
+    """Run COMMAND in IMAGE, and print its output.
 
     With --in or --out, the command gets /share/incoming (with --in) and /share/outgoing as its last arguments, and
     STOREBASE must name pman's store as this machine sees it. Directories below the store are used in place; others are
@@ -404,9 +404,15 @@ def _follow(service: Service, jid: str, print_logs: bool = False) -> dict[str, s
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             click.echo(f"\r\033[K{line[: columns - 1]}", nl=False, err=True)  # only one row can be cleared
         time.sleep(POLL_SECONDS)
-    if sys.stderr.isatty() and not output.shown:
-        click.echo("\r\033[K", nl=False, err=True)
+    if not output.shown:
+        _clear_row()
     return job
+
+
+def _clear_row() -> None:
+    """Take away what the row of a terminal shows, which is how the job goes."""
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
 
 
 class Output:
@@ -426,6 +432,8 @@ class Output:
         if len(new) == len(lines) and lines and answer.headers.get(CUT_HEADER):
             what = "Earlier output is not shown" if not self.shown else "Some output is left out here"
             click.echo(f"pman: {what}: the service returns only the end of a log (JOB_LOGS_TAIL).", err=True)
+        if new and not self.shown:
+            _clear_row()
         sys.stdout.writelines(new)
         sys.stdout.flush()
         self.shown = lines or self.shown
@@ -521,7 +529,10 @@ def _new_lines(old: list[str], new: list[str]) -> list[str]:
 @JIDS
 @as_json
 def wait(jids: tuple[str, ...], as_json: bool) -> None:
-    """Wait until jobs have ended, fetch what `pman run` left to be fetched, and pass the first bad exit code on."""
+    """Wait until jobs have ended, and pass on their exit code.
+
+    It is the first one that is not 0. Output that `pman run` has not fetched is fetched now.
+    """
     service, codes = Service(), list[int]()
     with _watching(*jids):
         for jid in jids:
@@ -539,7 +550,10 @@ def wait(jids: tuple[str, ...], as_json: bool) -> None:
 @click.command()
 @JIDS
 def delete(jids: tuple[str, ...]) -> None:
-    """End jobs where they run, and forget them, with the copies that `pman run` made of their directories."""
+    """End jobs and forget them.
+
+    The copies that `pman run` made of their directories are removed, too.
+    """
     service = Service()
 
     def end(jid: str) -> None:

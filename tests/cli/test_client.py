@@ -614,6 +614,17 @@ def test_output_that_the_terminal_cannot_show(pman: Pman) -> None:
     assert (done.returncode, done.stdout) == (7, "gr\\xfcn\n"), done.stderr
 
 
+def test_output_begins_on_an_empty_row_of_a_terminal(pman: Pman) -> None:
+    """What told of the progress is gone before the first line."""
+    here, there = os.openpty()
+    command = [sys.executable, "-m", "pman", "run", "localhost/x:1", "--", "sh", "-c", "sleep 1; echo going"]
+    subprocess.run(command, env=pman.env, stdout=there, stderr=there, timeout=60, check=True)
+    shown = os.read(here, 65536).decode()
+    os.close(here)
+    os.close(there)
+    assert re.search(r"started \d s\r\x1b\[Kgoing\r\n", shown), shown
+
+
 def test_progress_stays_on_one_row_of_a_narrow_terminal(pman: Pman) -> None:
     message = "The image cannot be pulled:\nno such host."
     begun, ended = job_answer("notstarted", message, exit_code=None), job_answer("finishedSuccessfully", message)
