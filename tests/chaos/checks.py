@@ -39,6 +39,7 @@ def _of(life: Life, run: Run) -> Iterator[str]:
     begun = next((answer.at for answer in life.answers if RANK.get(answer.state)), life.over or 0)
     forgotten = run.world.forgets and any(life.errand.at <= kill <= begun for kill in run.kills)
     yield from _output(life, harmed, 2 if forgotten else 1)
+    yield from _rest(life, any(begin < (life.deleted or 0) < end for begin, end in run.absences))
     yield from _listed(life, run)
 
 
@@ -101,7 +102,7 @@ def _end(life: Life, harmed: bool) -> Iterator[str]:
 
 
 def _output(life: Life, harmed: bool, most: int) -> Iterator[str]:
-    """Each worker has begun once, and all that it writes is there when the end, or a 204, is told."""
+    """Each worker has begun once, and all that it writes is there when the end is told."""
     end = next((answer for answer in life.answers if answer.state in FINAL), None)
     workers = [str(number) for number in range(life.errand.workers)]
     runs = Counter({w: life.kept.get(f"runs.{w}", 0) // len("run\n") for w in workers})
@@ -114,8 +115,12 @@ def _output(life: Life, harmed: bool, most: int) -> Iterator[str]:
             files = life.at_rest[0][1]
             if files.get(f"beats.{worker}", 0) < beats or f"last.{worker}" not in files:
                 yield f"is over and its output is incomplete: {files}"
+
+
+def _rest(life: Life, away: bool) -> Iterator[str]:
+    """Nothing is written after the end, nor after a 204 unless the node was away then."""
     for since, files in life.at_rest:
-        if files != life.kept:
+        if files != life.kept and not (away and life.over is None):
             yield f"wrote after {since}: {files}, {life.kept}"
             return
 

@@ -96,6 +96,7 @@ class Run:
         self.listings: list[tuple[float, float, set[str]]] = []
         self.listing_codes: collections.Counter[int] = collections.Counter()
         self.harms: list[tuple[float, float, str]] = []  # when a part may have ended jobs, and its words
+        self.absences: list[tuple[float, float]] = []  # when a node was away
         self.kills: list[float] = []  # when a part was killed
         self.done: collections.Counter[str] = collections.Counter()  # events
         self.failed_starts: list[str] = []
@@ -181,6 +182,8 @@ class Run:
         self.world.start(event.what)
         if event.what in self.world.harmful:
             self.harms.append((began, self.clock(), self.world.harmful[event.what]))
+        if event.what in self.world.nodes:
+            self.absences.append((began, self.clock()))
 
     def _call(self, event: Event) -> None:
         self.world.fault(event.kind, event.what, event.times, event.lasting)

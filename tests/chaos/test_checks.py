@@ -12,7 +12,7 @@ import pytest
 from tests.chaos import checks, plan
 from tests.chaos.driver import Answer, Life, Run
 from tests.chaos.worlds import Kubernetes, World
-from tests.rig import Rig
+from tests.rig import FINAL, Rig
 
 OUTPUT = {"runs.0": 4, "beats.0": 2, "last.0": 5}
 
@@ -31,14 +31,18 @@ FAILED = answer(3, "GET", 200, "finishedWithError", message="The job ended with 
 
 
 def found(
-    directory: Path, life: Life, harms: tuple[tuple[float, float, str], ...] = (), kills: tuple[float, ...] = ()
+    directory: Path,
+    life: Life,
+    harms: tuple[tuple[float, float, str], ...] = (),
+    kills: tuple[float, ...] = (),
+    absences: tuple[tuple[float, float], ...] = (),
 ) -> list[str]:
     world = World(ExitStack(), directory)
     world.forgets = bool(kills)
     world.rig = Rig({}, directory, "", directory)
     run = Run(world, plan.Plan(1, 1, (life.errand,), ()))
-    run.lives, run.harms, run.kills = [life], list(harms), list(kills)
-    life.accepted, life.over = 1, 3
+    run.lives, run.harms, run.kills, run.absences = [life], list(harms), list(kills), list(absences)
+    life.accepted, life.over = 1, next((answer.at for answer in life.answers if answer.state in FINAL), None)
     life.kept = life.kept or OUTPUT
     life.at_rest = life.at_rest or [("its end", OUTPUT)]
     return checks.findings(run)
@@ -123,6 +127,16 @@ def test_what_a_part_of_the_backend_may_do_to_a_job(
     life = Life(errand("good"), 1, tmp_path, answers=[*STARTED[:1], failed], kept={"quick": 0})
     life.at_rest = [("its end", life.kept)]
     assert len(found(tmp_path, life, ((*stopped, words),))) == findings
+
+
+@pytest.mark.parametrize(("absence", "findings"), [((3.5, 6.0), 0), ((3.5, 4.5), 1), ((5.5, 6.0), 1)])
+def test_a_delete_whose_node_is_away(tmp_path: Path, absence: tuple[float, float], findings: int) -> None:
+    """Its job may write on, but only if the node was away when the 204 came."""
+    deleted = [answer(4, "DELETE", 503), answer(5, "DELETE", 204)]
+    life = Life(errand("deleted"), 1, tmp_path, answers=[*STARTED, *deleted], deleting=4, deleted=5)
+    life.kept = OUTPUT | {"beats.0": 4}
+    life.at_rest = [("DELETE 204", OUTPUT)]
+    assert len(found(tmp_path, life, absences=(absence,))) == findings
 
 
 @pytest.mark.parametrize(("runs", "kills", "findings"), [(2, (1.5,), 0), (3, (1.5,), 1), (2, (2.5,), 1), (2, (), 1)])

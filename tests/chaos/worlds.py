@@ -31,6 +31,7 @@ class World:
 
     parts: "how name" of what can be stopped and started; how: stop, or kill, without a chance to say good-bye.
     harmful: those of them that may end jobs -> words in the messages of such jobs.
+    nodes: those of them without which a DELETE is a 204 although the job runs until they are back.
     calls: what kinds of requests hold, for faults of one kind.
     settle: seconds in which every job ends when all is well again. ends_later: a 204 says that the backend will end the
     job, and a POST of its jid waits for that. restamps: the backend may tell another time of an end later.
@@ -39,6 +40,7 @@ class World:
 
     parts: tuple[str, ...] = ()
     harmful: Mapping[str, str] = MappingProxyType({})
+    nodes: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     settle = 90.0
     ends_later = restamps = forgets = False
@@ -319,6 +321,7 @@ class Cromwell(Proxied, Slurm):
     """The project's stand-in with the reference configuration, over a SLURM of its own."""
 
     parts = ("stop cromwell", "kill cromwell", "stop slurmctld", "stop slurmd", "kill slurmd")
+    nodes = ("stop slurmd", "kill slurmd")
     calls = (*Proxied.calls, "POST /api/workflows/v1 ", "/metadata", "/abort", "/query", "/labels")
 
     def __init__(self, stack: ExitStack, directory: Path) -> None:
