@@ -417,7 +417,8 @@ def chaos(reports: Iterable[Path]) -> list[str]:
         counted = (sorted(told[key].items()) for key in ("events", "answers"))
         events, answers = (", ".join(f"{name} {number}" for name, number in items) for items in counted)
         cells = [*(told[name] for name in ("backend", "seed", "minutes", "date", "load", "jobs", "executions"))]
-        lines.append("| " + " | ".join(map(str, [*cells, events, answers, len(told["findings"])])) + " |")
+        cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join([*cells, events, answers, str(len(told["findings"]))]) + " |")
     return lines
 
 
