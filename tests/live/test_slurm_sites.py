@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import development
 from tests.contract import Contract
-from tests.live.test_slurm import open_directory, run, slurm_id, slurm_rig, wrapped
+from tests.live.test_slurm import open_directory, own_slurm, run, slurm_id, slurm_rig, wrapped
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
@@ -207,6 +207,85 @@ def put_back(server: Server, jid: str) -> dict[str, str] | None:
     job: dict[str, str] = server.get(jid).json()
     assert job["status"] in ("notstarted", "started"), job
     return job if "after it had begun" in job["message"] else None
+
+
+@pytest.mark.parametrize("version", ["22.05", "24.11"])
+def test_a_prolog_that_fails(tmp_path_factory: pytest.TempPathFactory, version: str) -> None:
+    """SLURM drains the node and holds the job, or cancels it where it must not be requeued. Nothing runs twice."""
+    options = ("--profile", "preempting", "--version", version)
+    with own_slurm(*options) as slurm:
+        home = Path(slurm.environment["PMAN_DEV_SLURM_RUN"])
+        fails = home / "fails"
+        (home / "prolog").write_text(f"#!/bin/sh\n[ ! -e {fails} ]\n")
+        (home / "epilog").write_text("#!/bin/sh\n")
+        with running(slurm_rig(tmp_path_factory.mktemp("prolog"), slurm.environment, *options)) as rig:
+            overlay = open_directory(rig.user)
+            (overlay / "site.yaml").write_text("requeue: true\n")
+            held, cancelled = rig.start(TEMPLATES_DIR=str(overlay)), rig.start()
+            fails.touch()
+            held.post(rig.request("held", COUNTED))
+            wait_for(lambda: "requeued held. Somebody has" in held.get("held").json()["message"], 30, "SLURM's reason")
+            assert held.get("held").json()["status"] == "notstarted"
+            fails.unlink()
+            slurm.command("scontrol", "update", "nodename=localhost", "state=resume")
+            slurm.command("scontrol", "release", (number := slurm_id(rig, "held")))
+            slurm.command("scontrol", "update", f"jobid={number}", "starttime=now")  # SLURM would wait two minutes
+            assert held.wait_final("held")["status"] == "finishedSuccessfully"
+            fails.touch()
+            cancelled.post(rig.request("cancelled", COUNTED))
+            job = cancelled.wait_final("cancelled")
+            assert job["status"] == "finishedWithError"
+            assert job["message"] == (
+                "SLURM cancelled the job on localhost before its script began, as it does when a prolog fails. "
+                "`sinfo -R` says why a node was drained."
+            )
+            assert "Prolog error" in slurm.command("sinfo", "-R", "-h")
+            assert [rig.executions(jid) for jid in ("held", "cancelled")] == [1, 0]
+            fails.unlink()
+            slurm.command("scontrol", "update", "nodename=localhost", "state=resume")
+            assert cancelled.delete("cancelled").status_code == 204
+            assert cancelled.post(rig.request("cancelled", COUNTED)).status_code == 201
+            assert cancelled.wait_final("cancelled")["status"] == "finishedSuccessfully"
+            assert rig.executions("cancelled") == 1
+
+
+# The module of a runtime (https://modules.readthedocs.io/en/latest/modulefile.html). Lmod reads this form, too.
+MODULEFILE = "#%Module1.0\nprepend-path PATH {bin}\nsetenv SITE_RUNTIME 1.3\n"
+MODULES = """{% extends "shipped/slurm/job.sh.j2" %}
+{% block prologue %}
+set +u # profiles and modules are not written for it
+. /etc/profile
+module use {{ site.modulefiles | sh }}
+module load site-runtime
+set -u
+{% endblock %}
+"""
+
+
+@pytest.mark.parametrize(("version", "by"), [("22.05", "template"), ("22.05", "rule"), ("24.11", "template")])
+def test_a_module(tmp_path_factory: pytest.TempPathFactory, version: str, by: str) -> None:
+    """Environment Modules of Debian 12, Lmod of Debian 13: every worker has the runtime that the module brings."""
+    options = ("--version", version)
+    with running(slurm_rig(tmp_path_factory.mktemp("modules"), development("slurm", *options), *options)) as rig:
+        overlay = open_directory(rig.user)
+        wrapped(overlay / "bin", "bwrap", 'echo "the runtime of module $SITE_RUNTIME" >&2; exec /usr/bin/bwrap "$@"')
+        module = overlay / "modulefiles" / "site-runtime" / "1.3"
+        module.parent.mkdir(parents=True)
+        module.write_text(MODULEFILE.format(bin=overlay / "bin"))
+        if by == "rule":
+            (overlay / "site.yaml").write_text(
+                f"policy: {{rules: [{{name: runtime, set: {{modules: [{module}]}}}}]}}\n"
+            )
+        else:
+            (overlay / "site.yaml").write_text(f"modulefiles: {overlay}/modulefiles\n")
+            (overlay / "slurm").mkdir()
+            (overlay / "slurm" / "job.sh.j2").write_text(MODULES)
+        server = rig.start(TEMPLATES_DIR=str(overlay))
+        server.post(rig.request("loads", COUNTED + "echo ran", number_of_workers=2))
+        job = server.wait_final("loads")
+        assert job["status"] == "finishedSuccessfully", job
+        assert [job["logs"].count(line) for line in ("the runtime of module 1.3\n", "ran\n")] == [2, 2], job["logs"]
+        server.stop()
 
 
 class TestAccounted:

@@ -220,7 +220,9 @@ class SlurmBackend:
         if job is None:
             return settle(make_status(record, JobState.FAILED, by_absence(record, files)))
         if ended(job):
-            return settle(make_status(record, *by_slurm(record, files, job), job.ended_at))
+            unbegun = files.claim is None and job.state == "CANCELLED"
+            nodes = self._commands.place(job.id).nodes if unbegun else ()
+            return settle(make_status(record, *by_slurm(record, files, job, nodes), job.ended_at))
         return self._active(record, files, job)
 
     def _active(self, record: Record, files: Files, job: SlurmJob) -> JobStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pman.backends import logs
@@ -108,9 +108,12 @@ def by_result(record: Record, files: Files, job: SlurmJob | None) -> tuple[JobSt
     return (JobState.FAILED, said or reason) if code or said else (JobState.SUCCEEDED, "")
 
 
-def by_slurm(record: Record, files: Files, job: SlurmJob) -> tuple[JobState, str]:
-    """What SLURM's end of a job means that has left no result of its own."""
+def by_slurm(record: Record, files: Files, job: SlurmJob, nodes: Sequence[str] = ()) -> tuple[JobState, str]:
+    """What SLURM's end of a job means that has left no result of its own. nodes: where it was cancelled unbegun."""
     state, message = state_of(job)
+    if nodes:  # what slurmctld does when a prolog fails and the job must not be requeued (22.05, 24.11)
+        said = f"SLURM cancelled the job on {', '.join(nodes)} before its script began, as it does when a prolog fails."
+        message = Why(f"{said} `sinfo -R` says why a node was drained.", Reason.NODE)
     if files.claim is None and state is JobState.SUCCEEDED:
         state = JobState.FAILED
     if _used_too_much(record):

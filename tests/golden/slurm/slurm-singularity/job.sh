@@ -41,6 +41,10 @@ if [ "${1-}" != worker ]; then
   fi
   mv -T "$attempt" "claim.$SLURM_JOB_ID" ||
     { [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] && [ -e "claim.$SLURM_JOB_ID" ]; } || exit 75
+else
+  # What Environment Modules and Lmod have loaded is lost from PATH when the prologue reads /etc/profile, so that each
+  # worker must load it anew. Without this they take it for loaded.
+  unset -v LOADEDMODULES _LMFILES_ "${!__MODULES_@}" "${!__LMOD_@}" "${!_ModuleTable@}"
 fi
 set -m # every worker is a process group of its own
 workers_started=()

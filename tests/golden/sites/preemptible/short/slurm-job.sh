@@ -49,6 +49,10 @@ if [ "${1-}" != worker ]; then
   flock "$begun"
   if read -r code _ 2>/dev/null <rc; then exit "$code"; fi # it ended by itself before it was put back
   rm -f ending pulling pulled
+else
+  # What Environment Modules and Lmod have loaded is lost from PATH when the prologue reads /etc/profile, so that each
+  # worker must load it anew. Without this they take it for loaded.
+  unset -v LOADEDMODULES _LMFILES_ "${!__MODULES_@}" "${!__LMOD_@}" "${!_ModuleTable@}"
 fi
 set -m # every worker is a process group of its own
 workers_started=()
