@@ -27,7 +27,7 @@ from pman.backends.kubernetes.api import Api, Endpoint
 from pman.service.app import create_app
 from tests.backends.engine.jobs import IDENTITY, REQUEST, TIME, load, task
 from tests.backends.engine.jobs import service as swarm_service
-from tests.backends.kubernetes.script import CONFIG, created, finished, job_and_spec
+from tests.backends.kubernetes.script import CONFIG, await_removals, created, finished, job_and_spec
 from tests.backends.slurm.fake import Fake as Slurm
 from tests.backends.slurm.fake import fake
 from tests.fakes.cromwell import config as cromwell_config
@@ -190,7 +190,14 @@ def on_kubernetes(directory: Path, state: str) -> Iterator[Place]:
         with urllib3.PoolManager() as pool:
             url = proxy.url.replace("tcp:", "http:")
             api = Api(lambda: Endpoint(url, pool, dict))
-            yield over(proxy, lambda: (kubernetes.KubernetesBackend(api, CONFIG), CONFIG), begin)
+            made = over(proxy, lambda: (kubernetes.KubernetesBackend(api, CONFIG), CONFIG), begin)
+
+            def disarm() -> bool:
+                await_removals()
+                return made.disarm()
+
+            yield replace(made, disarm=disarm)
+            await_removals()
 
 
 # Cromwell with the simplest of configurations: jobs are processes of this machine.

@@ -39,7 +39,6 @@ from pman.errors import (
     PmanError,
     Refused,
     TooLarge,
-    Unreachable,
     jid_taken,
     no_such_job,
 )
@@ -82,6 +81,7 @@ POD_STATES: Mapping[str, JobState] = {
 _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
 
 OWNER = "batch.kubernetes.io/controller-uid"  # label of a Job's pods
+REMOVAL = "removal of the Job"  # name of a thread
 DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
@@ -275,23 +275,27 @@ class KubernetesBackend:
             retry.call_last(self._remove, found["name"], found["uid"])
 
     def _end(self, name: str, uid: str) -> bool:
-        """False where the Job cannot be marked. A marked one is gone for pman, and its pods end by its deadline."""
-        if not retry.call_last(self._mark, name, uid):
-            return False
+        """False where the Job cannot be marked. A marked one is gone for pman, and its pods end by its deadline.
+
+        So nobody waits for its removal, which may also fail.
+        """
+        marked = retry.call_last(self._mark, name, uid)
+        if marked:
+            threading.Thread(target=self._clear_away, args=(name, uid), name=f"{REMOVAL} {name}").start()
+        return marked
+
+    def _clear_away(self, name: str, uid: str) -> None:
         try:
-            retry.call_last(self._remove, name, uid)
-        except Denied:
-            raise
-        except Unreachable as error:
+            retry.call(self._remove, name, uid)
+        except PmanError as error:
             log.warning("the Job %s is deleted for pman, but may be left in Kubernetes: %s", name, error)
-        return True
 
     def _mark(self, name: str, uid: str) -> bool:
         """False where there is no such Job, which is a 422 when the uid is another one, or where pman may not.
 
         It also may not where a policy of the cluster refuses the Job as it is, which may be younger than the Job.
         """
-        patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": {"activeDeadlineSeconds": 1}}
+        patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": {"activeDeadlineSeconds": 0}}
         try:
             return self._api.call("PATCH", f"{self._jobs}/{name}", body=patch, allow=(404, 409, 422))[0] < 400
         except (Denied, Refused) as error:

@@ -85,6 +85,13 @@ def job_and_spec(**fields: Any) -> tuple[Job, Spec]:
 STARTED_AT = "2026-11-24T00:00:00Z"
 
 
+def await_removals() -> None:
+    """Until no marked Job is being removed, for which no DELETE waits."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(kubernetes.REMOVAL):
+            thread.join(30)
+
+
 def created(job: Job, spec: Spec, **metadata: Any) -> dict[str, Any]:
     """What the API server answers for a Job that was just created from `spec`."""
     document: dict[str, Any] = json.loads(kubernetes._body(job, spec))

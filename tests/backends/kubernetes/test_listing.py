@@ -14,6 +14,7 @@ from tests.backends.kubernetes.script import (
     STARTED_AT,
     Answer,
     Script,
+    await_removals,
     created,
     finished,
     job_and_spec,
@@ -142,6 +143,7 @@ def test_jobs_of_pman_6_go_on(script: Script, backend: kubernetes.KubernetesBack
         with pytest.raises(Conflict, match="another job"):
             backend.submit(*job_and_spec(**{"jid": jid, "number_of_workers": 1, "args": ["$$(x)"], **other}))
     backend.delete(jid)
+    await_removals()
     assert script.asked[-1][:2] == ("DELETE", f"/apis/batch/v1/namespaces/rec/jobs/{jid}")
 
 
