@@ -6,6 +6,7 @@ the expansions that they document. None of pman's own reading of specs is used.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -40,16 +41,21 @@ class Delivery:
     fields: dict[str, Any]
 
 
+@functools.lru_cache(maxsize=1)
+def _plan(text: str) -> wdl.Plan:
+    return wdl.plan(text, {})
+
+
 def cromwell_script(text: str) -> str:
     """The script that Cromwell 93 makes of a workflow."""
-    command = wdl.plan(text, {}).command
+    command = _plan(text).command
     for word in CROMWELL_WORDS:
         command = command.replace(word, "")
     return command
 
 
 def wdl_runtime(text: str) -> dict[str, Any]:
-    return {name: value.json for name, value in wdl.plan(text, {}).runtime.items()}
+    return {name: value.json for name, value in _plan(text).runtime.items()}
 
 
 def run(script: str, shell: str = "bash", *arguments: str, **environment: str) -> str:
@@ -105,7 +111,8 @@ def go_expand(text: str) -> str:
 
 
 def of_kubernetes(spec: Spec) -> Delivery:
-    pod = yaml.safe_load(spec.text)["spec"]["template"]["spec"]
+    body = yaml.safe_load(spec.text)
+    pod = body["spec"]["template"]["spec"]
     container = pod["containers"][0]
     env: dict[str, str] = {}
     for entry in container["env"]:
@@ -120,7 +127,7 @@ def of_kubernetes(spec: Spec) -> Delivery:
         places["/share/incoming"][0]["hostPath"]["path"],
         places["/share/outgoing"][0]["hostPath"]["path"],
         container["image"],
-        yaml.safe_load(spec.text),
+        body,
     )
 
 

@@ -385,7 +385,7 @@ def test_environment_of_minichris_for_pods(
     """The image is swapped and nothing else, over a Podman of its own, whose socket is as systemd makes it."""
     monkeypatch.setenv("PMAN_DEV_HOME", tempfile.mkdtemp(prefix="pman-"))  # a short path, which a socket's must be
     try:
-        socket = Path(development.__wrapped__("podman")["PODMAN_DOCKER_HOST"].removeprefix("unix://"))
+        socket = Path(development("podman")["PODMAN_DOCKER_HOST"].removeprefix("unix://"))
         socket.chmod(0o660)
         podman = ["docker", "--host", f"unix://{socket}"]
         out(["bash", "-c", f"{shlex.join([*docker, 'save', image])} | {shlex.join([*podman, 'load'])}"])

@@ -79,6 +79,26 @@ exit 1
         assert mount in said
 
 
+def test_the_test_script_goes_on_after_a_failure(tmp_path: Path) -> None:
+    """And names at its end what has failed. Programs of this test stand in for ruff, mypy and pytest."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/test", tmp_path / "scripts")
+    (tmp_path / "scripts/venv.sh").write_text("make_venv() { :; }\n")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name, status in (("ruff", 1), ("mypy", 0), ("pytest", 2)):
+        program = tmp_path / ".venv/bin" / name
+        program.write_text(f"#!/bin/sh\nexit {status}\n")
+        program.chmod(0o755)
+    command = [str(tmp_path / "scripts/test"), "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    steps = ["ruff check .", "ruff format --check .", "mypy", "pytest -q -n 3 -m not live and not slow"]
+    assert [line for line in done.stderr.splitlines() if line.startswith("==")] == [
+        "== " + step + (" --hypothesis-profile=fast" if "pytest" in step else "") for step in steps
+    ]
+    assert re.findall(r"failed: (\S+)", done.stderr) == ["ruff", "ruff", "pytest"]
+
+
 @pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     with running(local_rig(tmp_path)) as rig:
