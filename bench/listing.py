@@ -1,9 +1,9 @@
-"""The listing of 5,000 jobs, with and without filters: what pman adds to its backend's own time.
+"""The listing and the page of 5,000 jobs, with and without filters: what pman adds to its backend's own time.
 
     python bench/listing.py [ROUNDS]
 
 Over the local backend with 5,000 directories of jobs, and over one that holds 5,000 statuses in memory. In-process,
-with the JSON made; prints medians in milliseconds.
+with the JSON or the HTML made; prints medians in milliseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from pman.service.app import create_app
 from pman.status import JobState, JobStatus
 
 JOBS = 5000
-QUERIES = ("", "?limit=1000", "?user=user-7&text=brain", "?state=started", "?posted_since=2026-01-01T00:00:00Z&image=x")
+API = "/api/v1/jobs/"
+QUERIES = (
+    API, f"{API}?limit=1000", f"{API}?user=user-7&text=brain", f"{API}?state=started",
+    f"{API}?posted_since=2026-01-01T00:00:00Z&image=x", "/", "/?user=user-7&text=brain", "/?sort=-image",
+)  # fmt: skip
 
 
 class Held:
@@ -47,6 +51,9 @@ class Timed:
         found: list[JobStatus] = self._backend.jobs(limit)
         self.seconds = time.perf_counter() - began
         return found
+
+    def ping(self) -> str:
+        return ""
 
 
 def held() -> Held:
@@ -77,12 +84,12 @@ def main(rounds: int) -> None:
                 own, added = [], []
                 for _ in range(rounds):
                     began = time.perf_counter()
-                    answer = client.get(f"/api/v1/jobs/{query}")
+                    answer = client.get(query)
                     added.append(time.perf_counter() - began - timed.seconds)
                     own.append(timed.seconds)
                     assert answer.status_code == 200, answer.text
                 medians = [round(statistics.median(values) * 1000, 1) for values in (own, added)]
-                print(f"{name:<7} {query or 'no filter':<50} backend {medians[0]} ms, pman adds {medians[1]} ms")
+                print(f"{name:<7} {query:<60} backend {medians[0]} ms, pman adds {medians[1]} ms")
 
 
 if __name__ == "__main__":

@@ -83,11 +83,11 @@ def _look_at_templates(renderer: Renderer) -> None:
 
 
 @main.command("help")
-@click.argument("topic", type=click.Choice(["exit-codes"]))
-def show_help(topic: str) -> None:
-    """Explain what belongs to several commands."""
-    del topic  # there is one
-    click.echo(client.EXIT_CODES)
+@click.argument("topic", type=click.Choice(["exit-codes"]), required=False)
+@click.pass_context
+def show_help(context: click.Context, topic: str | None) -> None:
+    """List the commands, or explain exit-codes."""
+    click.echo(client.EXIT_CODES if topic else context.find_root().get_help())
 
 
 @main.command()

@@ -354,6 +354,7 @@ def test_completion_scripts(pman: Pman, shell: str) -> None:
 def test_exit_codes_are_explained(pman: Pman) -> None:
     said = pman("help", "exit-codes").stdout
     assert all(re.search(rf"(?m)^  {code} ", said) for code in (0, 124, 125, 130, 143))
+    assert pman("help").stdout == pman("--help").stdout
 
 
 def test_links_of_a_job_are_not_followed(pman: Pman, tmp_path: Path) -> None:
