@@ -82,6 +82,7 @@ _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Sus
 
 OWNER = "batch.kubernetes.io/controller-uid"  # label of a Job's pods
 REMOVAL = "removal of the Job"  # name of a thread
+ANSWER_SECONDS = 0.02  # so long the removal of a marked Job lets the answer to the DELETE go first
 DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
@@ -281,7 +282,9 @@ class KubernetesBackend:
         """
         marked = retry.call_last(self._mark, name, uid)
         if marked:
-            threading.Thread(target=self._clear_away, args=(name, uid), name=f"{REMOVAL} {name}").start()
+            removal = threading.Timer(ANSWER_SECONDS, self._clear_away, (name, uid))
+            removal.name = f"{REMOVAL} {name}"
+            removal.start()
         return marked
 
     def _clear_away(self, name: str, uid: str) -> None:
