@@ -36,11 +36,13 @@ def wait_for(condition: Callable[[], T | None], seconds: float, what: str, every
     return value
 
 
-def with_memory_kept(make: Callable[[], T]) -> tuple[T, float]:
-    """What `make()` returns, and how many KiB of Python's memory are held by then."""
+def with_memory(make: Callable[[], T]) -> tuple[T, float, float]:
+    """What `make()` returns, and how many KiB of Python's memory are held by then, and were held at most."""
     tracemalloc.start()
     try:
-        return make(), tracemalloc.get_traced_memory()[0] / 1024
+        made = make()
+        kept, most = tracemalloc.get_traced_memory()
+        return made, kept / 1024, most / 1024
     finally:
         tracemalloc.stop()
 

@@ -7,6 +7,7 @@ Engine API: https://docs.docker.com/reference/api/engine/version/v1.45/
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import email.utils
 import errno
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 import ssl
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -58,6 +60,7 @@ LOGS_AT_ONCE = 8
 TAIL_SECONDS = 3.0
 READS = 3  # how often a GET is sent whose answer is cut off or garbled
 KEPT_ENDINGS = 10_000
+CHUNK_BYTES = 1 << 18  # of a list
 CREDENTIALS_SECONDS = 60.0  # those of a registry are kept for so long: a credential helper is a process
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _TIMED_OUT = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
@@ -84,6 +87,7 @@ _CAUSES = {
 LISTS = frozenset({"/containers/json", "/services", "/tasks", "/nodes"})  # what is answered with a list
 _NAME_TAKEN = re.compile(r"name .* is already in use")
 _OTHER_VERSION = re.compile(r"client version \S+ is too (old|new)")
+_OPENING, _COMMA = re.compile(r"\s*\[\s*(?=\{)"), re.compile(r"\s*,\s*(?=\{)")  # before the objects of a list
 _NO_DATE = "0001-01-01"  # how Go writes a time that is not set
 
 
@@ -141,11 +145,23 @@ class Engine:
         raise Unreachable(f"The container engine at {self.host} has another version now.", detail=error.detail)
 
     def get(self, path: str, **params: Any) -> Any:
-        """The decoded JSON of a GET. What is cut off or garbled is asked for again at once, which costs little.
-
-        without: names of what is not kept of a list, wherever they stand; thousands of jobs take much memory.
-        """
+        """The decoded JSON of a GET. What is cut off or garbled is asked for again at once, which costs little."""
         return self.get_dated(path, **params)[0]
+
+    def each(self, path: str, use: Callable[[Iterator[Json]], T], without: Collection[str], **params: Any) -> T:
+        """What `use` makes of a list, of which it gets one thing at a time: thousands of jobs take much memory.
+
+        It begins anew if the answer is cut off. without: names of what is left out, wherever they stand.
+        """
+
+        def ask() -> T:
+            with self.call("GET", path, stream=True, **params) as answer:
+                try:
+                    return use(_things(answer, without))
+                except _NO_ANSWER as silence:
+                    raise self._silent(silence) from silence
+
+        return _again(ask)
 
     def find(self, path: str) -> Any:
         """As `get`; None where there is no such thing."""
@@ -156,14 +172,11 @@ class Engine:
 
     def get_dated(self, path: str, **params: Any) -> tuple[Any, datetime]:
         """As `get`, with the time of the engine's clock."""
-        for _ in range(READS - 1):
-            with contextlib.suppress(CutOff):
-                return self._get(path, **params)
-        return self._get(path, **params)
+        return _again(lambda: self._get(path, **params))
 
-    def _get(self, path: str, *, without: Collection[str] = (), **params: Any) -> tuple[Any, datetime]:
+    def _get(self, path: str, **params: Any) -> tuple[Any, datetime]:
         answer = self.call("GET", path, **params)
-        document = decoded(answer, without)
+        document = decoded(answer)
         if isinstance(document, list) != (path in LISTS) or (not document and document != []):
             raise CutOff("The container engine's answer does not fit its API; a proxy may have given it.")
         return document, _date(answer)
@@ -301,6 +314,14 @@ def _cause(error: BaseException) -> tuple[type[Unreachable], str]:
     return CutOff, ": it cut the connection off"
 
 
+def _again(ask: Callable[[], T]) -> T:
+    """What `ask()` returns, which is called again at once where its answer is cut off or garbled."""
+    for _ in range(READS - 1):
+        with contextlib.suppress(CutOff):
+            return ask()
+    return ask()
+
+
 def _is_done(answer: urllib3.BaseHTTPResponse) -> bool:
     is_page = answer.headers.get("Content-Type", "").startswith("text/html")
     return (200 <= answer.status < 300 or answer.status == 304) and not is_page
@@ -314,17 +335,40 @@ def _date(answer: urllib3.BaseHTTPResponse) -> datetime:
         return datetime.now(UTC)
 
 
-def decoded(answer: urllib3.BaseHTTPResponse, without: Collection[str] = ()) -> Any:
+def decoded(answer: urllib3.BaseHTTPResponse) -> Any:
     """The JSON of an answer. Raises CutOff for what is none, as a proxy's page."""
-
-    def kept(found: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in found.items() if name not in without}
-
     try:
-        return json.loads(answer.data, object_hook=kept if without else None)
+        return json.loads(answer.data)
     except (ValueError, RecursionError) as error:
-        words = answer.data[:200].decode(errors="replace")
-        raise CutOff("The container engine's answer was cut off, or a proxy gave it.", detail=words) from error
+        raise _cut_off(answer.data[:200].decode(errors="replace")) from error
+
+
+def _things(answer: urllib3.BaseHTTPResponse, without: Collection[str]) -> Iterator[Json]:
+    """The objects of a list, each decoded when it is there. Raises CutOff for what is no list, or has no end."""
+
+    def kept(found: Json) -> Json:
+        return {sys.intern(name): value for name, value in found.items() if name not in without}
+
+    decoder, utf8 = json.JSONDecoder(object_hook=kept), codecs.getincrementaldecoder("utf-8")()
+    text, start, before = "", 0, _OPENING
+    try:
+        for chunk in answer.stream(CHUNK_BYTES, decode_content=True):
+            text, start = text[start:] + utf8.decode(chunk), 0
+            while found := before.match(text, start):
+                try:
+                    thing, start = decoder.raw_decode(text, found.end())
+                except ValueError:  # its end has not come yet
+                    break
+                before = _COMMA
+                yield thing
+    except (ValueError, RecursionError) as error:
+        raise _cut_off(text[:200]) from error
+    if not re.fullmatch(r"\s*\[\s*\]\s*" if before is _OPENING else r"\s*\]\s*", text[start:]):
+        raise _cut_off(text[start : start + 200])
+
+
+def _cut_off(said: str) -> CutOff:
+    return CutOff("The container engine's answer was cut off, or a proxy gave it.", detail=said)
 
 
 def understood(method: Callable[P, R]) -> Callable[P, R]:

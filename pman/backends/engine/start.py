@@ -14,7 +14,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -260,8 +260,11 @@ def listed(api: Engine, jid: str = "") -> list[Json]:
     Of one, also what has lost its name.
     """
     labels = [f"{engine.JID}={jid}" if jid else engine.JID, engine.DIGEST]
-    found = api.get("/containers/json", all=1, filters={"label": labels}, without=UNLISTED)
-    return [c for c in found if _is_named(c, backend_name(c["Labels"][engine.JID])) or (jid and _is_nameless(c))]
+
+    def named(found: Iterable[Json]) -> list[Json]:
+        return [c for c in found if _is_named(c, backend_name(c["Labels"][engine.JID])) or (jid and _is_nameless(c))]
+
+    return api.each("/containers/json", named, UNLISTED, all=1, filters={"label": labels})
 
 
 def _is_named(container: Json, name: str) -> bool:

@@ -13,6 +13,7 @@ pman runs, with the precision of the engine and without a thread anywhere. A tas
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import logging
 import re
@@ -414,13 +415,21 @@ class SwarmBackend:
     @engine.understood
     def jobs(self, limit: int) -> list[JobStatus]:
         mine = {"label": [engine.JID, engine.DIGEST]}
-        services = self._engine.get("/services", filters=mine, without=UNLISTED)
-        services = [service for service in services if DELETED not in _labels(service)]
-        tasks: dict[str, list[Json]] = {}
-        for task in self._engine.get("/tasks", filters=mine, without={"Spec", *UNLISTED}):
-            tasks.setdefault(task["ServiceID"], []).append(task)
-        services.sort(key=lambda service: service["CreatedAt"], reverse=True)
-        return [self._status(service, tasks.get(service["ID"], [])) for service in services[:limit]]
+
+        def newest(found: Iterable[Json]) -> list[Json]:
+            living = (service for service in found if DELETED not in _labels(service))
+            return heapq.nlargest(limit, living, key=lambda service: str(service["CreatedAt"]))
+
+        def by_service(found: Iterable[Json]) -> dict[str, list[Json]]:
+            tasks: dict[str, list[Json]] = {service["ID"]: [] for service in services}
+            for task in found:
+                tasks.get(task["ServiceID"], []).append(task)
+            return tasks
+
+        services = self._engine.each("/services", newest, UNLISTED, filters=mine)
+        tasks = self._engine.each("/tasks", by_service, {"Spec", *UNLISTED}, filters=mine)
+        listed = (self._status(service, tasks[service["ID"]]) for service in services)
+        return [replace(status, private=None) for status in listed]  # no listing needs it, and it is large
 
     def _nodes_mount_parts(self) -> bool:
         """Whether every node mounts a part of a volume where it is asked to; any other would mount all of it."""

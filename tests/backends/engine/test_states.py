@@ -16,7 +16,7 @@ from pman.service import metrics
 from pman.status import JobState
 from tests.backends.engine.jobs import IDENTITY, IMAGE, TIME, container, load, service, task, workers
 from tests.fakes.engine import Answer, Call, FakeEngine
-from tests.rig import with_memory_kept
+from tests.rig import with_memory
 
 # https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states/, and `allocated` of the API's own list.
 TASKS = {
@@ -76,7 +76,7 @@ def test_a_listing_keeps_little_of_each_job(name: str, engine: FakeEngine) -> No
         }
         for jid in jids
     ]  # fmt: skip
-    listed, kept_kib = with_memory_kept(lambda: backend.jobs(1000))
+    listed, kept_kib, _ = with_memory(lambda: backend.jobs(1000))
     assert len(listed) == 200
     assert kept_kib < 200 * 8
 

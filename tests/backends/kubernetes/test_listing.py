@@ -21,7 +21,7 @@ from tests.backends.kubernetes.script import (
     pods_of,
     recorded,
 )
-from tests.rig import with_memory_kept
+from tests.rig import with_memory
 
 
 def test_a_list_that_took_too_long_is_begun_again(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -85,7 +85,7 @@ def test_a_listing_keeps_little_of_each_job(script: Script, backend: kubernetes.
     job, spec = job_and_spec(env=[f"NAME{number}={'x' * 900}" for number in range(20)])
     running = created(job, spec, managedFields=["x" * 900] * 20) | {"status": {"ready": 1, "startTime": STARTED_AT}}
     script.answers = [(200, {}, {"metadata": {}, "items": [running] * 200})]
-    listed, kept_kib = with_memory_kept(lambda: backend.jobs(1000))
+    listed, kept_kib, _ = with_memory(lambda: backend.jobs(1000))
     assert len(listed) == 200
     assert kept_kib < 200 * 10
 
