@@ -1,16 +1,23 @@
-"""One look at a scheduler for all threads that ask within a second, where one look shows what all of them want."""
+"""Few calls of a scheduler for many threads: one that shows what all of them want, or one for several questions."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from pman.errors import PmanError, Unreachable
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 AGE_SECONDS = 1.0
+AT_ONCE = 2  # calls for several questions: a thread that is held up then holds no other one up
+MOST = 100  # questions in one call: names of 63 characters then fit into an address, of which proxies take 8 KiB
+PATIENCE_SECONDS = 1.0  # nobody waits longer for a call that hangs before there is another one
 
 
 class Shared(Generic[T]):
@@ -49,3 +56,63 @@ class Shared(Generic[T]):
             return begun_at, self._look(), ""
         except PmanError as error:
             return begun_at, None, str(error)
+
+
+class Together(Generic[T]):
+    """Questions of many threads in few calls: what is asked while AT_ONCE calls run is asked together in the next one.
+
+    Each answer comes from a call that began after its question. A question that comes alone waits for nobody. What the
+    call for several leaves unanswered is asked alone, and so is everything if that call fails: one job cannot fail the
+    question about another, and nothing follows from what is missing in an answer.
+    """
+
+    def __init__(self, one: Callable[[str], T], several: Callable[[Collection[str]], Mapping[str, T]]) -> None:
+        self._one, self._several = one, several
+        self._turn = threading.BoundedSemaphore(AT_ONCE)  # held while a call runs
+        self._lock = threading.Lock()  # of `_next`
+        self._next = _Batch[T]()
+
+    def get(self, key: str) -> T:
+        """The answer to `key`. Raises what `one` raises."""
+        with self._lock:
+            if len(self._next.keys) >= MOST:
+                self._next = _Batch()
+            batch = self._next
+            leads = not batch.keys
+            batch.keys[key] = None
+        if leads:
+            self._ask(batch)
+        with contextlib.suppress(TimeoutError):
+            if key in (found := batch.found.result(2 * PATIENCE_SECONDS)):
+                return found[key]
+        return self._one(key)
+
+    def _ask(self, batch: _Batch[T]) -> None:
+        is_turn = self._turn.acquire(timeout=PATIENCE_SECONDS)
+        try:
+            with self._lock:
+                if self._next is batch:
+                    self._next = _Batch()
+            batch.found.set_result(self._answers(batch.keys))
+        except Exception as error:
+            batch.found.set_exception(error)
+        finally:
+            if is_turn:
+                self._turn.release()
+
+    def _answers(self, keys: Collection[str]) -> Mapping[str, T]:
+        if len(keys) == 1:
+            return {key: self._one(key) for key in keys}
+        try:
+            return self._several(keys)
+        except Exception as error:
+            log.debug("%d questions are asked one by one: %s", len(keys), error)
+            return {}
+
+
+class _Batch(Generic[T]):
+    """Questions that are asked in one call."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, None] = {}
+        self.found: Future[Mapping[str, T]] = Future()

@@ -120,8 +120,9 @@ class Kubernetes(Crowd):
             missing = {"kind": "Status", "message": f'jobs.batch "{name}" not found'}
             return (200, self.document("job", name)) if self.text(name) else (404, missing)
         if name in ("jobs", "pods"):
-            owner = query.get("labelSelector", "").partition("=")[2]
-            return 200, self.page(name[:-1], query, [owner[4:]] if owner else self.jids())
+            asked = re.findall(r"(?:[=(,]|uid-)((?:crowd|post)-[\w-]+)", query.get("labelSelector", ""))
+            found = [jid for jid in asked if self.text(jid)] if asked else self.jids()
+            return 200, self.page(name[:-1], query, found)
         return (200, {"metadata": {}, "items": []}) if name == "events" else (200, {"major": "1", "minor": "35"})
 
     def post(self, kind: str, query: Query, body: bytes) -> Answer:

@@ -17,7 +17,7 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from pman.backends.kubernetes.discovery import GPU, overview
 from pman.backends.kubernetes.discovery import discover as discover
 from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
-from pman.backends.shared import Shared
+from pman.backends.shared import Shared, Together
 from pman.errors import (
     BackendError,
     BadRequest,
@@ -81,6 +81,7 @@ POD_STATES: Mapping[str, JobState] = {
 _CONDITIONS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget", "Suspended")
 
 OWNER = "batch.kubernetes.io/controller-uid"  # label of a Job's pods
+NAME = "org.chrisproject.pman.name"  # label of a Job
 REMOVAL = "removal of the Job"  # name of a thread
 ANSWER_SECONDS = 0.02  # so long the removal of a marked Job lets the answer to the DELETE go first
 DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
@@ -117,6 +118,8 @@ class KubernetesBackend:
         self._held_back = Shared(lambda: self._events(starts.HELD_BACK))
         self._said: set[str] = set()  # what is missing or old, and is logged once
         self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
+        self._found = Together(self._read, self._read_several)  # Jobs by name
+        self._pods_of = Together(self._read_pods, self._read_pods_of_several)  # by the uid of their Job
         self._seen: dict[str, tuple[str, str]] = {}  # jid -> name and uid of the Job that the last GET found
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -152,7 +155,7 @@ class KubernetesBackend:
         return "its pods do not end, perhaps on a node that does not answer. Try again when they are gone."
 
     def status(self, jid: str) -> JobStatus:
-        job = self._find(jid)
+        job = self._find(jid, self._found.get)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
         self._seen[jid] = job["metadata"]["name"], job["metadata"]["uid"]
@@ -162,10 +165,19 @@ class KubernetesBackend:
         code, job = self._api.call("GET", f"{self._jobs}/{name}", allow=(404,))
         return None if code == 404 else job
 
-    def _find(self, jid: str, *, deleted: bool = False) -> Object:
+    def _read_several(self, names: Collection[str]) -> Mapping[str, Object]:
+        """Those that have the label with their name, which pman 6 did not set and a site may have changed."""
+        found = self._labelled(self._jobs, f"{NAME} in ({','.join(names)})")
+        return {job["metadata"]["name"]: job for job in found}
+
+    def _labelled(self, path: str, selector: str) -> list[Object]:
+        found: list[Object] = self._api.call("GET", path, {"labelSelector": selector})[1]["items"]
+        return found
+
+    def _find(self, jid: str, read: Callable[[str], Object | None] | None = None, *, deleted: bool = False) -> Object:
         """The Job of this jid; deleted: also one that a DELETE has marked, or that is just ending."""
         for name in dict.fromkeys([backend_name(jid), *([jid] if may_name(jid) else [])]):
-            job = self._read(name)
+            job = (read or self._read)(name)
             if job and _jid(job) == jid and (deleted or not _is_deleted(job)):
                 return job
         raise no_such_job(jid)
@@ -180,9 +192,16 @@ class KubernetesBackend:
 
     def _pods(self, job: Object) -> tuple[Object, ...]:
         """The pods of this very object, in index order; of those that tried one index the newest."""
-        selector = {"labelSelector": f"{OWNER}={job['metadata']['uid']}"}
-        found = self._api.call("GET", f"{self._core}/pods", selector)[1]["items"]
-        return objects.in_order(found, job)
+        return objects.in_order(self._pods_of.get(job["metadata"]["uid"]), job)
+
+    def _read_pods(self, uid: str) -> list[Object]:
+        return self._labelled(f"{self._core}/pods", f"{OWNER}={uid}")
+
+    def _read_pods_of_several(self, uids: Collection[str]) -> Mapping[str, list[Object]]:
+        found: dict[str, list[Object]] = {}
+        for pod in self._labelled(f"{self._core}/pods", f"{OWNER} in ({','.join(uids)})"):
+            found.setdefault(pod["metadata"]["labels"][OWNER], []).append(pod)
+        return found
 
     def _waits(self, job: Object, pods: Sequence[Object]) -> str:
         """Why workers do not start, or "". A job that cannot run whole is ended when patience with that is over."""
