@@ -4,9 +4,9 @@
 #   scripts/test_swarm.sh                 # the Swarm of scripts/engines/swarm, which reaches nothing outside
 #   scripts/test_swarm.sh --existing      # the engine that DOCKER_HOST names (else the default socket)
 #
-# --existing is for an engine of this machine that is the one node of its Swarm: image and store are here alone.
-# pman runs as a stack (deploy/compose.yml) of PMAN_IMAGE, or of an image built here where the engine has or gets the
-# base image of deploy/Dockerfile; else beside the Swarm, from this source.
+# --existing is for an engine of this machine that is the only node of its Swarm, since no other node has the image and
+# the store. pman runs as a stack (deploy/compose.yml). Its image is PMAN_IMAGE, or else one that is built here if the
+# engine can get the base image of deploy/Dockerfile. If it cannot, pman runs beside the Swarm, from this source.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced: make_venv EXTRA puts pman, editable, with pinned dependencies into .venv, or into the directory that VENV
-# names; quick when nothing changed.
+# To be sourced. make_venv EXTRA installs pman, editable and with pinned dependencies, into .venv or into the directory
+# that VENV names. It is quick when nothing has changed.
 
 make_venv() {
     local extra=$1 python=${PYTHON:-python3} venv=${VENV:-.venv} stamp want
@@ -12,7 +12,7 @@ make_venv() {
     want=$(cat pyproject.toml constraints.txt | cksum)
     [[ $(cat "$stamp" 2>/dev/null) != "$want" ]] || return 0
     echo "installing into $venv ..." >&2
-    # One that works keeps its Python: another one in the PATH of this call would only mix the two.
+    # An environment that works keeps its Python, also if PATH has another one now, or the two would be mixed.
     "$venv/bin/python" -c 'import pip' 2>/dev/null || "$python" -m venv "$venv" || {
         echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2
         return 1

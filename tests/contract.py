@@ -383,7 +383,7 @@ class Contract:
         server.wait_final(jid, rig.job_seconds)
 
     def test_logs_are_followed(self, server: Server, rig: Rig, jid: str) -> None:
-        """Each line once and in order, in answers of which each begins where the one before has ended."""
+        """Each line comes once and in order. Each answer begins where the one before it has ended."""
         script = OUT + 'for i in 1 2 3; do echo "line $i"; echo >> "$out/n"; sleep 1; done; echo bad >&2; sleep 1; '
         assert server.post(rig.request(jid, script + self.last_words)).status_code == 201
         texts, since = list[str](), ""
@@ -412,7 +412,7 @@ class Contract:
 
     @pytest.mark.slow
     def test_time_limit(self, rig: Rig, server: Server, limited: str) -> None:
-        """Last, since the job was posted first."""
+        """This test is the last one, since its job was posted before all others."""
         job = server.wait_final(limited, 60 + rig.job_seconds + 60)
         assert job["status"] == "finishedWithError"
         assert "time limit" in job["message"], job

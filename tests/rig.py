@@ -21,7 +21,8 @@ import requests
 
 T = TypeVar("T")
 FINAL = ("finishedSuccessfully", "finishedWithError")
-# Before a command that gets SIGINT: a shell without job control lets what it runs in the background ignore it.
+# Begin a command that is to get SIGINT with these words. A shell without job control lets programs in the background
+# ignore it.
 HEEDING_INTERRUPTS = ("env", "--default-signal=INT")
 ROOT = Path(__file__).resolve().parent.parent
 _serial = itertools.count(1)
@@ -88,7 +89,7 @@ class Server:
         return wait_for(reached, seconds, f"{jid} to be {state}")
 
     def kill(self) -> None:
-        """SIGKILL, as a crash."""
+        """End it by SIGKILL, as a crash would."""
         self.process.kill()
         self.process.wait()
 

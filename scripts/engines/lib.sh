@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the scripts of this folder; sourced, never run.
+# What the scripts of this folder share. They source it; it is never run.
 # A script's state lives in one directory, which is also its lock; whatever it started is known by a pid file there.
 
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -22,7 +22,7 @@ die() {
 # The comment block at the top of the calling script is its help text.
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
-# choose VALUE CHOICE...: the value, when it is one of the choices; CHOSEN says that there was one.
+# choose VALUE CHOICE...: ends the script unless VALUE is one of the choices. CHOSEN says that the caller has chosen.
 choose() {
     if [[ " ${*:2} " != *" $1 "* ]]; then
         say "$1 is none of: ${*:2}"
@@ -31,7 +31,7 @@ choose() {
     CHOSEN=1
 }
 
-# wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds; 1 when the deadline passes first.
+# wait_for SECONDS WHAT COMMAND...: waits until COMMAND succeeds; fails after SECONDS, and says WHAT it waited for.
 wait_for() {
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
@@ -91,7 +91,8 @@ remove_state() {
 
 # ------------------------------------------------------------------------------------------------------------ daemons
 
-# launch NAME COMMAND...: in the background, in a session of its own, without the lock; pid and log in $RUN.
+# launch NAME COMMAND...: runs COMMAND in the background, in a session of its own and without the lock. Its pid and its
+# log are in $RUN.
 launch() {
     local name=$1
     shift
@@ -120,7 +121,7 @@ runs() { pid_of "$1" >/dev/null; }
 
 is_gone() { ! runs "$1"; }
 
-# stop_process NAME [SECONDS]: TERM, then KILL after SECONDS (20); silent when it does not run.
+# stop_process NAME [SECONDS]: sends TERM, and KILL after SECONDS (20). Says nothing if the process does not run.
 stop_process() {
     local pid
     if pid=$(pid_of "$1"); then
@@ -141,10 +142,10 @@ kill_process() {
     rm -f "$RUN/pid/$1"
 }
 
-# start_daemon NAME: by the script's function start_NAME, unless it runs.
+# start_daemon NAME: calls the script's function start_NAME unless the daemon runs.
 start_daemon() { runs "$1" || "start_$1"; }
 
-# kill_all_of COMMAND...: KILL to every pid it prints; succeeds when it printed none.
+# kill_all_of COMMAND...: sends KILL to every pid that COMMAND prints; succeeds when it prints none.
 kill_all_of() {
     local left
     left=$("$@")
@@ -155,7 +156,8 @@ kill_all_of() {
 # is_gone_or NAME COMMAND...
 is_gone_or() { is_gone "$1" || "${@:2}"; }
 
-# await_ready NAME SECONDS COMMAND...: until COMMAND succeeds; at once an error with the log's end if NAME dies.
+# await_ready NAME SECONDS COMMAND...: waits until COMMAND succeeds. If NAME dies, fails at once and shows the end of its
+# log.
 await_ready() {
     local name=$1 seconds=$2
     shift 2
@@ -169,8 +171,8 @@ await_ready() {
 # --------------------------------------------------------------------------------------------------------- namespaces
 
 # Starts a process that holds a mount and a network namespace, so that a new daemon finds what a killed one has left.
-# In the mount namespace the directories of the array COVERED, to which a daemon writes whatever its options say, are
-# covered by ones of $RUN. They stay when all is down: to remove one would uncover it for every other instance that runs.
+# A daemon writes to the directories of the array COVERED whatever its options say. In the mount namespace, directories of
+# $RUN cover them. The covered ones are not removed by `down`, which would uncover them for every other instance.
 # The network namespace has a loopback interface and nothing else.
 # MOUNTS makes the mount namespace and runs the command that follows.
 MOUNTS=(unshare --mount --propagation slave --)
@@ -271,7 +273,7 @@ apt_quietly() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 "$@" </dev/null >&2
 }
 
-# In a subshell: the lock and the trap end with it.
+# This is a subshell, so that the lock and the trap end with it.
 install_packages() (
     say "installing $*"
     exec 9<&-

@@ -1,4 +1,4 @@
-"""pman over Cromwell's stand-in over a real SLURM, each a process of its own."""
+"""pman, Cromwell's stand-in and a real SLURM, as processes of their own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Slurm:
     user: str = ""
 
     def directory(self, path: Path) -> Path:
-        """It, for Cromwell or pman to write into."""
+        """The same directory, made so that Cromwell or pman may write into it."""
         path.mkdir(parents=True, exist_ok=True)
         if self.user:
             shutil.chown(path, self.user, self.user)
@@ -56,13 +56,13 @@ class Slurm:
 
 
 def shared_slurm() -> Slurm:
-    """The one that every live suite uses; started when it does not run."""
+    """The SLURM that every live suite uses. It is started unless it runs."""
     return Slurm(development("slurm"))
 
 
 @contextmanager
 def own_slurm(*prefix: str) -> Iterator[Slurm]:
-    """One whose daemons may be stopped; `prefix` as of Slurm."""
+    """A SLURM of the test's own, whose daemons may be stopped. prefix: see Slurm."""
     with tempfile.TemporaryDirectory(prefix="pman-slurm-") as home:  # short: SLURM's sockets have long names
         script, env = str(ROOT / "scripts" / "engines" / "slurm"), {"PMAN_DEV_HOME": home}
         slurm = Slurm({**development("slurm"), **env}, prefix)
@@ -135,7 +135,7 @@ def image_storage(directory: Path) -> Path:
 
 @contextmanager
 def cromwell(root: Path, slurm: Slurm, container: str, *options: str, **env: str) -> Iterator[Cromwell]:
-    """A running one; `options` and `env` are the stand-in's, by default its quick pace for tests."""
+    """A stand-in that runs. options, env: its own; without them it has its quick pace for tests."""
     server = Cromwell(root, slurm, container, options or ("--pace", "test"), env=env)
     server.start()
     try:

@@ -40,7 +40,7 @@ def digest(blob: bytes) -> str:
 
 @contextmanager
 def slow_registry(seconds: float) -> Iterator[str]:
-    """The name of an image, of whose manifest nothing comes for so long."""
+    """The name of an image whose manifest comes after this many seconds."""
     layer = busybox_layer("sh", "sleep", "echo")
     machine = ARCHITECTURES.get(platform.machine(), platform.machine())
     rootfs = {"type": "layers", "diff_ids": [digest(layer)]}

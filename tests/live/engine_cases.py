@@ -29,7 +29,7 @@ CLIENTS = 16
 CHANCE_OF_CUT = 0.2
 SITE = "stop_grace_seconds: 1\ndocker_hard_memory: true\n"  # a shell that is process 1 obeys no SIGTERM
 EATING = 'x=$(head -c 300000000 /dev/zero | tr "\\0" a); echo ${#x}'
-# What separates, quotes or ends an option somewhere; OUTSIDE is a directory that is not the job's.
+# Texts that separate, quote or end an option in some program. OUTSIDE stands for a directory that is not the job's.
 OPTIONS = (
     ",source=OUTSIDE", ",src=OUTSIDE", ",destination=/mnt", ",U=true", ",rw", ",", '"', '""', "\n", "\r\n,rw", ":",
     ":OUTSIDE:rw", "::ro", "=", ";", "'", " ", "\\", "$HOME", "$(id)", "{{.Node.ID}}", '["sh"]', "null", "#", "%2C",
@@ -104,7 +104,7 @@ class EngineCases(Contract):
     @pytest.fixture(scope="class")
     @classmethod
     def registry(cls, rig: Rig) -> str:
-        """Where the development engine of the rig finds a registry."""
+        """The address of a registry that the development engine of the rig can reach."""
         development("podman" if rig.env["CONTAINER_ENV"] == "podman" else "swarm", command=("start", "registry"))
         return "127.0.0.1:5000"
 
@@ -335,7 +335,7 @@ class EngineCases(Contract):
         assert "mount" in job["message"]
         assert "/no/export" in job["message"]
         label = "com.docker.swarm.service.name" if rig.env["CONTAINER_ENV"] == "swarm" else LABEL
-        for made in api.containers(all=True, filters={"label": f"{label}={jid}"}):  # none where another node has it
+        for made in api.containers(all=True, filters={"label": f"{label}={jid}"}):  # none if it is on another node
             volumes = [api.inspect_volume(mount["Name"])["Options"] for mount in made["Mounts"]]
             assert {(one["o"], one["device"]) for one in volumes} == {
                 ("addr=127.0.0.1,ro", f":/no/export/{request['input_dir']}"),

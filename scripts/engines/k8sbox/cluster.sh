@@ -10,7 +10,8 @@ COMPONENTS=(containerd etcd kube-apiserver kube-controller-manager kube-schedule
 PKI="$RUN/pki"
 CONTAINERD="$RUN/containerd"
 SOCKET="$CONTAINERD/containerd.sock"
-# kubelet refuses a loopback address as the node's: one of TEST-NET-1 (RFC 5737), which nothing else uses, put on `lo`.
+# kubelet refuses a loopback address as the node's. This one is of TEST-NET-1 (RFC 5737), which nothing else uses; it is
+# added to `lo`.
 NODE_ADDRESS="192.0.2.$((PORT / PORTS_PER_INSTANCE % 254 + 1))"
 # A cgroup of its own, so that another kubelet's /kubepods is left alone.
 CGROUP="pman-dev-kubernetes-$PORT"
@@ -50,7 +51,7 @@ require_short_path() {
 
 # ------------------------------------------------------------------------------------------------------ configuration
 
-# In a subshell: the umask ends with it. tokens.csv comes last and stands for the whole.
+# This is a subshell, so that the umask ends with it. tokens.csv is written last: if it is there, all files are.
 make_keys() (
     [[ ! -s $PKI/tokens.csv ]] || exit 0
     umask 077
@@ -127,7 +128,7 @@ log-level: warn
 YAML
 }
 
-# An overlay on an overlay does not mount: inside a container the slower `native` snapshotter, which copies.
+# An overlay cannot be mounted on an overlay. Inside a container, the slower snapshotter `native` is used, which copies.
 snapshotter() { if [[ $(stat -f -c %T "$RUN") == overlayfs ]]; then echo native; else echo overlayfs; fi; }
 
 # restrict_oom_score_adj: inside a container root may not lower an OOM score. The plugins left out look for what is
@@ -344,7 +345,7 @@ start_component() {
     fi
 }
 
-# As a crash would: no component has a chance to say good-bye.
+# Kills the component, as a crash would.
 stop_component() { is_gone "$1" || kill_process "$1"; }
 
 # ----------------------------------------------------------------------------------------------------------------- up
@@ -434,7 +435,7 @@ prepare_machine() {
     make_cgroup
 }
 
-# Under a lock of its own: instances in other directories share these files.
+# It holds a lock of its own, because instances in other directories share these files.
 record_machine() (
     LOCK_WAIT_SECONDS=60 lock_state "$MACHINE"
     [[ -e $MACHINE/sysctl.conf ]] || sysctl -e "${CHANGED_SYSCTLS[@]}" >"$MACHINE/sysctl.conf" 2>/dev/null
@@ -457,7 +458,7 @@ restore_machine() (
     rm "$MACHINE/instance-$PORT"
     if ! compgen -G "$MACHINE/instance-*" >/dev/null; then
         sysctl -q -e -p "$MACHINE/sysctl.conf"
-        # one that something else has put to use is not empty
+        # a directory that something else uses is not empty
         xargs -r -d '\n' rmdir --ignore-fail-on-non-empty <"$MACHINE/absent"
         rm -r "$MACHINE"
     fi
@@ -507,7 +508,7 @@ down_one_node() {
     restore_machine
 }
 
-# Kills what is in the cgroup; succeeds once nothing is and the cgroup is gone.
+# Kills what is in the cgroup and removes it; succeeds once it is gone.
 remove_cgroup() {
     local directory left=0 mount
     for mount in $(cgroup_mounts); do
@@ -532,7 +533,7 @@ our_processes() {
     done 2>/dev/null
 }
 
-# Kills them; succeeds once there are none.
+# Kills these processes; succeeds once there are none.
 kill_processes() {
     local processes
     processes=$(our_processes)
@@ -541,7 +542,8 @@ kill_processes() {
     return 1
 }
 
-# There should be none: they end with the mount namespace, which ends with its last process. Newest first.
+# Prints the mounts that are left, the newest first. There should be none: they end with the last process of their
+# namespace.
 # Paths stand in /proc/mounts with octal escapes, which printf undoes.
 our_mounts() {
     local line

@@ -5,7 +5,7 @@
 readonly HELM_VERSION=3.19.0
 HELM="$PMAN_CACHE/helm-$HELM_VERSION"
 
-# In a subshell: the build's lock, directory and environment end with it.
+# This is a subshell, so that the build's lock, directory and environment end with it.
 require_helm() {
     [[ -x $HELM ]] || (
         LOCK_WAIT_SECONDS=3600 lock_state "$BUILD"

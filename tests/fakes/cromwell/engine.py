@@ -347,7 +347,7 @@ class _Call:
             raise CallFailed(failure(str(error))) from error
 
     async def _watch(self, seen: wdl.Values) -> None:
-        """Poll until there is a return code, ever more seldom; the first poll never looks at it."""
+        """Poll until there is a return code. The pauses become longer, and the first poll never looks at the code."""
         assert self.job_id is not None
         pace, job = self.engine.pace, self.job
         self.put(jobId=self.job_id, backendStatus="Running")

@@ -145,7 +145,7 @@ def _bind(
 
 
 def _joined(value: WDL.Value.Base) -> WDL.Value.Base:
-    """A string with the halves of characters that were written as two \\uXXXX put together."""
+    """The string, in which each character that was written as two \\uXXXX is one again."""
     if not isinstance(value, WDL.Value.String):
         return value
     return WDL.Value.String(value.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
