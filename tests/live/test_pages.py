@@ -155,6 +155,12 @@ def test_jobs_are_filtered_searched_and_sorted(browser: webdriver.Chrome, server
     assert list(rows(browser)) == ["brain-8"]
     browser.find_element(By.ID, "text").send_keys(" and nothing else")
     wait_for(lambda: not rows(browser), 10, "no job")
+    browser.get(f"{server.url}/")
+    browser.find_element(By.CSS_SELECTOR, "#job-brain-8 .quiet").click()
+    assert list(rows(browser)) == ["brain-9", "brain-8", "brain-7"]
+    no_barriers(browser)
+    browser.find_element(By.LINK_TEXT, "user tester (remove)").click()
+    assert "user=" not in browser.current_url
     no_errors(browser)
 
 
