@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 TOTAL_SECONDS = 30.0
+SOON_SECONDS = 3.0
 MOST_RETRY_AFTER_SECONDS = 20.0
 
 
@@ -71,6 +72,15 @@ def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     unique per jid and looks before it creates, so that a repeat never makes a second job.
     """
     return _POLICY.copy()(function, *args, **kwargs)
+
+
+def call_soon(function: Callable[[], R]) -> R:
+    """As `call`, for a DELETE: it begins anew within SOON_SECONDS of its begin only.
+
+    Later, its job may be gone by another DELETE, and what it would find may be a job that was posted since.
+    """
+    soon = tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(SOON_SECONDS)
+    return _POLICY.copy(stop=soon)(function)
 
 
 def call_last(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -38,7 +38,7 @@ def repeat(operation: str, function: Callable[[], T]) -> T:
             RETRIES.labels(operation).inc()
         return function()
 
-    return retry.call(attempt)
+    return (retry.call_soon if operation == "delete" else retry.call)(attempt)
 
 
 def ask_once(operation: str, function: Callable[[], T]) -> T:

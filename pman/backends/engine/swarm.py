@@ -338,7 +338,7 @@ class SwarmBackend:
     @engine.understood
     def delete(self, jid: str) -> None:
         """A service that is marked and whose tasks are over is gone for pman, whether or not it can be removed."""
-        service = retry.call_last(self._find, jid, deleted=True)
+        service = self._find(jid, deleted=True)
         retry.call_last(self._end, service)
         try:
             retry.call_last(self._remove, service)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pman.backends import retry
-from pman.backends.engine import swarm
+from pman.backends.engine import api, swarm
 from pman.errors import NotFound, Unreachable
 from pman.job import make_job, validate
 from pman.service import metrics
@@ -73,6 +74,25 @@ def test_a_delete_leaves_the_service_that_was_posted_after_another_delete(
     engine.routes["POST /services/s1/update"] = update
     backend.delete("chris-jid-1")
     assert not [call for call in engine.calls if call.method != "GET" and "/s2" in call.path]
+
+
+def test_a_delete_does_not_look_late_for_its_job(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile another DELETE may be done, and the jid posted anew: that job is not meant."""
+    monkeypatch.setattr(retry, "SOON_SECONDS", 0.1)
+    backend = load("swarm", engine)[0]
+    service(engine, task("running"))
+    found = engine.routes["GET /services/chris-jid-1"]
+
+    def late(_: Call) -> Answer:
+        time.sleep(0.1)
+        if len([call for call in engine.calls if "chris-jid-1" in call.path]) == api.READS:  # at once, all in vain
+            engine.routes["GET /services/chris-jid-1"] = found
+        return None
+
+    engine.routes["GET /services/chris-jid-1"] = late
+    with pytest.raises(Unreachable):
+        metrics.ask("delete", lambda: backend.delete("chris-jid-1"))
+    assert {call.method for call in engine.calls} == {"GET"}
 
 
 def test_a_service_is_removed_when_its_tasks_are_cleared_away(
