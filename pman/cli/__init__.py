@@ -22,7 +22,6 @@ from pman.backends import BACKENDS
 from pman.cli import images, listing
 from pman.cli import jobs as client
 from pman.cli import templates as cli_templates
-from pman.cli.explain import explain
 from pman.errors import BadRequest, Misconfigured, PmanError, TemplateError
 from pman.job import Job, validate
 from pman.targets import TARGETS
@@ -59,7 +58,7 @@ def main(context: click.Context) -> None:
 
 
 _OF_JOBS = (client.run, client.submit, client.status, client.logs, client.wait, client.delete, listing.list_jobs)
-for command in (*_OF_JOBS, cli_templates.check, cli_templates.templates, explain, images.images):
+for command in (*_OF_JOBS, cli_templates.check, cli_templates.templates, cli_templates.explain, images.images):
     main.add_command(command)
 
 
@@ -143,7 +142,7 @@ def show_settings() -> None:
 def render(
     request_file: IO[bytes],
     target: str,
-    templates: Path | None,
+    directory: Path | None,
     assignments: tuple[str, ...],
     env_file: Path | None,
     out: Path | None,
@@ -155,8 +154,9 @@ def render(
     REQUEST (a file, or - for standard input) holds one JSON object, or one a line; several need --out. Exit status: 0,
     1 for a bad request, 2 for a bad template or setting.
     """
+    where = ""
     try:
-        config = settings.load(cli_templates.overrides(templates, assignments, env_file))
+        config = settings.load(cli_templates.overrides(directory, assignments, env_file))
         if config.storebase is None and config.storage_type in ("host", "nfs"):
             click.echo("STOREBASE is not set: directories are shown below /.", err=True)
         if watch and request_file.name == "<stdin>":
@@ -171,20 +171,17 @@ def render(
         with click.progressbar(requests, label="rendering", file=sys.stderr, hidden=quiet) as progress:
             written: set[str] = set()
             for number, data in enumerate(progress, 1):
-                try:
-                    job = renderer.job(validate(data))
-                    if job.name in written:
-                        raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
-                    spec = renderer.render(job, target)
-                    if check:
-                        _check(renderer, job, spec)
-                    _write(spec, job.name, out)
-                    written.add(job.name)
-                except PmanError as error:
-                    where = f"Request {number} of {len(requests)}: " if len(requests) > 1 else ""
-                    raise cli_templates.of_a_request(error, where) from None
+                where = f"Request {number} of {len(requests)}: " if len(requests) > 1 else ""
+                job = renderer.job(validate(data))
+                if job.name in written:
+                    raise BadRequest({"jid": f"{job.jid} was there before; every request needs its own."})
+                spec = renderer.render(job, target)
+                if check:
+                    _check(renderer, job, spec)
+                _write(spec, job.name, out)
+                written.add(job.name)
     except PmanError as error:
-        raise cli_templates.of_a_request(error) from None
+        raise cli_templates.of_a_request(error, where) from None
 
 
 def _requests(data: bytes) -> Iterator[object]:

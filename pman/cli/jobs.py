@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ DEFAULT_URL = "http://127.0.0.1:5010"
 POLL_SECONDS = 0.5
 HTTP_SECONDS = 100  # what pfcon allows
 PATIENCE_SECONDS = 60.0  # how long waiting goes on while no pman answers, as during its restart
-CUT_HEADER = "Pman-Logs-Cut"  # of an answer whose logs are not all of the job's output
+_CUT, _NEXT = "Pman-Logs-Cut", "Pman-Logs-Next"  # headers: output is left out; the cursor of what comes next
 _NOTE = "pman-run.json"
 TIMED_OUT = 124  # as timeout(1)
 UNKNOWN = 125  # what became of the job is not known; docker run says so too
@@ -77,10 +76,7 @@ class Service:
         self._session.verify = ca or True
 
     def call(self, method: str, path: str = "", full: bool = False, **kwargs: Any) -> Any:
-        """The decoded answer, or with `full` the answer with its headers.
-
-        Ends the command with the service's own sentence when it is an error.
-        """
+        """The decoded answer, or with `full` all of it. An error ends the command with the service's own sentence."""
         url, errors = f"{self._base}/{path}", self._requests.exceptions
         try:
             # a POST that is led elsewhere would arrive there as a GET
@@ -96,8 +92,11 @@ class Service:
         if not answer.ok:
             sentence = _sentence(answer) or self._no_pman(answer)
             raise (NoAnswer if answer.status_code in _PASSING else click.ClickException)(sentence)
+        return answer if full else self.decoded(answer)
+
+    def decoded(self, answer: Any) -> Any:
         try:
-            return answer if full else None if answer.status_code == 204 else answer.json()
+            return None if answer.status_code == 204 else answer.json()
         except ValueError:
             raise click.ClickException(self._no_pman(answer)) from None
 
@@ -185,16 +184,21 @@ def run(
     """
     jid = jid or f"run-{secrets.token_hex(6)}"
     request: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
-    request |= {"jid": jid, "image": image, "entrypoint": list(command), "args": [], "auid": _user()}
-    request |= {"type": "ds" if incoming else "fs", "env": list(fields["env"])}
+    request |= {"jid": jid, "image": image, "entrypoint": list(command), "args": [], "env": list(fields["env"])}
+    request |= {"type": "ds" if incoming else "fs", "auid": os.environ.get("USER") or "nobody"}
     with _watching():
         service = Service()
         service.call("GET")  # a pman that is not there is noticed before anything is copied
         results = Results.prepare(jid, incoming, outgoing, request)
     with _watching(jid):
         request["append_directories"] = results is not None and not bare
-        _post(service, request, results)
-        job = _follow(service, jid, print_logs=not as_json)
+        try:
+            service.in_time("POST", json=request)
+        except click.ClickException as error:
+            if results and not isinstance(error, NoAnswer):  # without an answer, pman may have the job all the same
+                results.forget()
+            raise
+        job = _follow(service, jid, None if as_json else Output(service, jid))
         if as_json:
             job = service.in_time("GET", _path(jid))
         code = _ended(service, jid)
@@ -202,15 +206,15 @@ def run(
             results.fetch()
         if not keep:
             _forget(service, jid, results)
-    _finish(job, as_json, code)
+    _show_end(job, as_json)
+    sys.exit(code)
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """Where a job's directories are in the store, and where its output goes at the end.
 
-    A file in the store holds that second place, so that `pman wait` can fetch what a `pman run` that was interrupted
-    did not.
+    A file in the store holds that second place, so that `pman wait` can fetch what an interrupted `pman run` did not.
     """
 
     copies: Path  # a directory of the store that this command made
@@ -221,7 +225,12 @@ class Results:
         """The directories of a new job, made and named in its request; None without any."""
         if not incoming and not outgoing:
             return None
-        store = _store()
+        base = os.environ.get("STOREBASE")
+        if not base or not Path(base).is_dir():  # made here, it would be another one than pman's
+            raise click.ClickException(
+                "set STOREBASE to pman's store, a directory of this machine: --in and --out need it."
+            )
+        store = Path(base).resolve()
         copied = None if outgoing is None or _below(store, outgoing) else outgoing.resolve()
         results = cls(_copies(store, jid), copied)
         try:
@@ -231,7 +240,11 @@ class Results:
         except OSError as error:
             raise click.ClickException(f"{results.copies} cannot be made: {error.strerror}.") from None
         try:
-            request["input_dir"] = _into_store(store, incoming, results.copies / "incoming")
+            if incoming and store.is_relative_to(incoming.resolve()):
+                raise click.ClickException(f"the store {store} is in {incoming}, which cannot be copied into it.")
+            request["input_dir"] = _in_place(store, incoming, results.copies / "incoming")
+            if incoming and not _below(store, incoming):
+                _copy(incoming, results.copies / "incoming")
             request["output_dir"] = _in_place(store, outgoing, results.copies / "outgoing")
             (results.copies / _NOTE).write_text(json.dumps({"outgoing": str(copied or "")}), encoding="utf-8")
         except (click.ClickException, KeyboardInterrupt):
@@ -264,17 +277,6 @@ def _copies(store: Path, jid: str) -> Path:
     return store / (name if len(name) <= MAX_NAME_BYTES else f"run-{hashlib.sha256(jid.encode()).hexdigest()}")
 
 
-def _post(service: Service, request: dict[str, Any], results: Results | None) -> None:
-    try:
-        service.in_time("POST", json=request)
-    except NoAnswer:
-        raise  # pman may have the job all the same
-    except click.ClickException:
-        if results:
-            results.forget()
-        raise
-
-
 def _forget(service: Service, jid: str, results: Results | None) -> None:
     try:
         service.in_time("DELETE", _path(jid))
@@ -282,19 +284,6 @@ def _forget(service: Service, jid: str, results: Results | None) -> None:
             results.forget()
     except click.ClickException as error:  # the job's own end counts for more
         error.show()
-
-
-def _store() -> Path:
-    store = os.environ.get("STOREBASE")
-    if not store or not Path(store).is_dir():  # made here, it would be another one than pman's
-        raise click.ClickException(
-            "set STOREBASE to pman's store, a directory of this machine: --in and --out need it."
-        )
-    return Path(store).resolve()
-
-
-def _user() -> str:
-    return os.environ.get("USER") or "nobody"
 
 
 def _below(store: Path, directory: Path) -> bool:
@@ -312,29 +301,12 @@ def _in_place(store: Path, directory: Path | None, copy: Path) -> str:
     return str(used.relative_to(store))
 
 
-def _into_store(store: Path, directory: Path | None, copy: Path) -> str:
-    if directory and store.is_relative_to(directory.resolve()):
-        raise click.ClickException(f"the store {store} is in {directory}, which cannot be copied into it.")
-    place = _in_place(store, directory, copy)
-    if directory and not _below(store, directory):
-        _copy(directory, copy)
-    return place
-
-
 def _copy(source: Path, target: Path) -> None:
     """Links stay links: what a job points one at is not for the eyes of whoever copies."""
     try:
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
         raise click.ClickException(f"{source} cannot be copied to {target}: {error}") from None
-
-
-def _finish(job: dict[str, str], as_json: bool, code: int) -> None:
-    if as_json:
-        click.echo(json.dumps(job))
-    else:
-        _state_line(job)
-    sys.exit(code)
 
 
 def _ended(service: Service, jid: str) -> int:
@@ -349,7 +321,10 @@ def exit_code(job: dict[str, Any]) -> int:
     return TIMED_OUT if job["reason"] == "time_limit" else (job["exit_code"] or 1) % 256 or 1
 
 
-def _state_line(job: dict[str, str]) -> None:
+def _show_end(job: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(job))
+        return
     state = click.style(job["status"], fg=COLORS.get(job["status"], "yellow"))
     click.echo(f"{job['jid']}  {state}  {job['message']}".rstrip(), err=True)
 
@@ -388,25 +363,24 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends the watching as Ctrl-C does."""
 
 
-def _follow(service: Service, jid: str, print_logs: bool = False) -> dict[str, str]:
-    """Poll until the job has ended, and say how it goes: its output as it comes, or one line on a terminal."""
-    began, output = time.monotonic(), Output()
+def _follow(service: Service, jid: str, output: Output | None = None) -> dict[str, str]:
+    """Poll until the job has ended, and say how it goes: its `output` as it comes, or one line on a terminal."""
+    began, drawn = time.monotonic(), False
     while True:
         job: dict[str, str] = service.in_time("GET", _path(jid), params={"tail": 0})
         over = job["status"] in _FINAL
-        if print_logs and (over or job["status"] == "started"):
-            output.show(service, jid, over)
+        if drawn:
+            click.echo("\r\033[K", nl=False, err=True)
+        if output and job["status"] != "notstarted":
+            output.show()
         if over:
-            break
-        if sys.stderr.isatty() and not output.shown:
+            return job
+        if drawn := sys.stderr.isatty() and not (output and output.shown is not None):
             seconds = int(time.monotonic() - began)
             line = " ".join(f"{jid}  {job['status']}  {seconds} s  {job['message']}".split())
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             click.echo(f"\r\033[K{line[: columns - 1]}", nl=False, err=True)  # only one row can be cleared
         time.sleep(POLL_SECONDS)
-    if not output.shown:
-        _clear_row()
-    return job
 
 
 def _clear_row() -> None:
@@ -416,28 +390,40 @@ def _clear_row() -> None:
 
 
 class Output:
-    """A job's output as it comes: each look prints the lines that the look before did not have."""
+    """A job's output as it comes, of each of its workers: the service says what is new since the look before.
 
-    def __init__(self) -> None:
-        self.shown: list[str] = []
+    tail: at most so many lines of each worker at the first look.
+    """
 
-    def show(self, service: Service, jid: str, over: bool, tail: int | None = None) -> str:
-        """Print what is new, and return the job's state as this look saw it."""
-        answer = service.in_time("GET", _path(jid), full=True, params={} if tail is None else {"tail": tail})
-        job = answer.json()
-        lines = re.findall(r"[^\n]*\n|[^\n]+", job["logs"])
-        if not over and job["status"] not in _FINAL and lines and not lines[-1].endswith("\n"):
-            lines.pop()  # until the rest of it is there
-        new = list(_new_lines(self.shown, lines))
-        if len(new) == len(lines) and lines and answer.headers.get(CUT_HEADER):
-            what = "Earlier output is not shown" if not self.shown else "Some output is left out here"
-            click.echo(f"pman: {what}: the service returns only the end of a log (JOB_LOGS_TAIL).", err=True)
-        if new and not self.shown:
-            _clear_row()
-        sys.stdout.writelines(new)
-        sys.stdout.flush()
-        self.shown = lines or self.shown
-        return str(job["status"])
+    def __init__(self, service: Service, jid: str, tail: int | None = None) -> None:
+        self._service, self._place, self._tail = service, f"jobs/{_path(jid)}", tail
+        self._cursors: dict[int, str] = {}  # by worker
+        self.shown: int | None = None  # the worker whose output was printed last
+
+    def show(self) -> None:
+        """Print what is new of a job that has begun."""
+        if not self._cursors:
+            workers = self._service.in_time("GET", self._place).get("workers") or [{}]
+            self._cursors = dict.fromkeys(range(len(workers)), "")
+        for worker, cursor in self._cursors.items():
+            params = {"worker": worker, "since": cursor}
+            answer = self._service.in_time("GET", f"{self._place}logs", full=True, params=params)
+            self._cursors[worker] = answer.headers.get(_NEXT, cursor)
+            lines = re.findall(r"[^\n]*\n|[^\n]+", answer.text)
+            kept = lines if cursor or self._tail is None else lines[max(0, len(lines) - self._tail) :]
+            if len(self._cursors) > 1 and kept and self.shown != worker:
+                kept = [f"=== worker {worker} ===\n", *kept]
+            _print_log("".join(kept), _CUT in answer.headers or len(kept) < len(lines), bool(cursor))
+            self.shown = worker if kept else self.shown
+
+
+def _print_log(text: str, cut: bool, later: bool = False) -> None:
+    """cut: output is left out before the text. later: other output of the job was printed before."""
+    if cut:
+        what = "Some output is left out here" if later else "Earlier output is not shown"
+        click.echo(f"pman: {what}: the service returns only the end of a log (JOB_LOGS_TAIL).", err=True)
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @click.command()
@@ -500,29 +486,23 @@ def logs(jids: tuple[str, ...], follow: bool, tail: int | None) -> None:
     service = Service()
 
     def show(jid: str) -> None:
-        if not follow:
-            service.call("GET", _path(jid), params={"tail": 0})  # one try: an error is told at once
-        if len(jids) > 1:
-            click.echo(f"==> {jid} <==")
-        output, lines = Output(), tail
-        while output.show(service, jid, over=not follow, tail=lines) not in _FINAL and follow:
-            lines = None
-            time.sleep(POLL_SECONDS)
+        answer = service.call("GET", _path(jid), full=True, params={} if tail is None else {"tail": tail})
+        text = service.decoded(answer)["logs"]
+        _head(jid, jids)
+        _print_log(text, bool(text) and _CUT in answer.headers)
 
     if not follow:
         _each(jids, show)
         return
     with _watching(*jids):
         for jid in jids:
-            show(jid)
+            _head(jid, jids)
+            _follow(service, jid, Output(service, jid, tail))
 
 
-def _new_lines(old: list[str], new: list[str]) -> list[str]:
-    """What is in `new` and not in `old`; stdout grows in the middle of the text where stderr follows it."""
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    return [
-        line for tag, _, _, low, high in matcher.get_opcodes() if tag in ("insert", "replace") for line in new[low:high]
-    ]
+def _head(jid: str, jids: tuple[str, ...]) -> None:
+    if len(jids) > 1:
+        click.echo(f"==> {jid} <==")
 
 
 @click.command()
@@ -539,10 +519,7 @@ def wait(jids: tuple[str, ...], as_json: bool) -> None:
             job = _follow(service, jid)
             if results := Results.of(jid):
                 results.fetch()
-            if as_json:
-                click.echo(json.dumps(service.in_time("GET", _path(jid))))
-            else:
-                _state_line(job)
+            _show_end(service.in_time("GET", _path(jid)) if as_json else job, as_json)
             codes.append(_ended(service, jid))
     sys.exit(next((code for code in codes if code), 0))
 

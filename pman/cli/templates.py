@@ -1,4 +1,4 @@
-"""`pman check`, `pman templates` and `pman render --watch`: what an author of templates works with."""
+"""`pman check`, `pman explain`, `pman templates` and `pman render --watch`: what an author of templates works with."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from pman import __version__, settings
 from pman.errors import BadRequest, Misconfigured, PmanError, for_people
-from pman.job import Job, validate
+from pman.job import Job, parse_request, validate
 from pman.policy import Bind, Policy
 from pman.storage import Mount, Storage
 from pman.targets import TARGETS
 from pman.targets.record import Judging, Stuck
+from pman.templating import explain as reasons
 from pman.templating import rules, sandbox
 from pman.templating.files import shipped_templates
 from pman.templating.render import SECRETS, Renderer
@@ -47,7 +49,7 @@ def overrides(templates: Path | None, assignments: tuple[str, ...], env_file: Pa
     return values | ({"TEMPLATES_DIR": str(templates)} if templates else {})
 
 
-templates_option = click.option("--templates", type=_SITES, help="Overlay directory.")
+templates_option = click.option("--templates", "directory", type=_SITES, help="Overlay directory.")
 set_option = click.option(
     "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting, before the environment's."
 )
@@ -127,15 +129,43 @@ def check(
     sys.exit(any(finding.level == "error" for finding in found))
 
 
+@click.command()
+@click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
+@click.option("--to", "target", type=click.Choice(list(TARGETS)), help="Also the rendered lines of this target.")
+@templates_option
+@set_option
+@env_file_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(
+    request_file: IO[bytes],
+    target: str | None,
+    directory: Path | None,
+    assignments: tuple[str, ...],
+    env_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Say why a job becomes what it becomes.
+
+    Shows each rule of site.yaml with the values that it compared and what it changed, then the outcome beside what was
+    asked for. With --to, also each rendered line with the template, block and rules that it comes from. REQUEST is a
+    file with one JSON object, or - for standard input. Exit status: 0, 1 for a job that is refused or a bad request,
+    2 for a bad template or setting.
+    """
+    try:
+        renderer = Renderer(settings.load(overrides(directory, assignments, env_file)), TARGETS)
+        found = reasons.explain(renderer, parse_request(request_file.read()), target)
+    except PmanError as error:
+        raise of_a_request(error) from None
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.to_text()))
+    sys.exit(1 if found.decision.refused is not None else 2 if found.problem else 0)
+
+
 @click.group()
 def templates() -> None:
     """Begin an overlay, and look at templates.
 
     Those that pman ships, and those of a site (--templates DIR, else TEMPLATES_DIR).
     """
-
-
-_overlay_option = click.option("--templates", "directory", type=_SITES, help="Overlay directory.")
 
 
 def _overlay(directory: Path | None) -> Overlay:
@@ -152,7 +182,7 @@ def _of_a_site(directory: Path | None) -> Overlay:
 
 
 @templates.command("list")
-@_overlay_option
+@templates_option
 @exits_with_2
 def list_(directory: Path | None) -> None:
     """Every template with its blocks, and what the site shadows."""
@@ -170,7 +200,7 @@ def list_(directory: Path | None) -> None:
 
 @templates.command()
 @click.argument("name")
-@_overlay_option
+@templates_option
 @exits_with_2
 def show(name: str, directory: Path | None) -> None:
     """Print a template as it is used.
@@ -191,7 +221,7 @@ def show(name: str, directory: Path | None) -> None:
 
 
 @templates.command()
-@_overlay_option
+@templates_option
 @exits_with_2
 def diff(directory: Path | None) -> None:
     """What the site changes.
@@ -218,12 +248,9 @@ def _diff_blocks(overlay: Overlay, name: str) -> None:
         _show_diff(below.get(block, ""), text, f"{chain[0].parent} block {block}", f"{chain[0].path} block {block}")
 
 
-def _show_diff(old: str, new: str, old_name: str, new_name: str) -> bool:
-    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm=""))
-    for line in lines:
-        colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-        click.secho(line, fg=colour)
-    return bool(lines)
+def _show_diff(old: str, new: str, old_name: str, new_name: str) -> None:
+    for line in difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm=""):
+        click.secho(line, fg={"+": "green", "-": "red", "@": "cyan"}.get(line[:1]))
 
 
 @templates.command()
@@ -279,7 +306,7 @@ def schema() -> None:
 
 @templates.command("vars")
 @click.argument("target", type=click.Choice(list(TARGETS)))
-@_overlay_option
+@templates_option
 @exits_with_2
 def vars_(target: str, directory: Path | None) -> None:
     """Every variable and filter for templates of TARGET.
@@ -328,7 +355,7 @@ def _fields(prefix: str, model: type) -> Iterator[tuple[str, str, str]]:
 
 @templates.command("upgrade-check")
 @click.argument("old", metavar="OLD_VERSION_DIR", type=_SITES)
-@_overlay_option
+@templates_option
 @exits_with_2
 def upgrade_check(old: Path, directory: Path | None) -> None:
     """Which overrides touch what a new pman changed.
@@ -341,16 +368,20 @@ def upgrade_check(old: Path, directory: Path | None) -> None:
     for name in overlay.site_names:
         if name in overlay.shipped_names and not (old / name).is_file():
             raise Misconfigured(f"{old} holds no {name}: name the `templates` directory of the other version.")
-        if template := overlay.template(name):
-            for place, before, after, shipped_name in _beneath(overlay, template, old):
-                touched |= _changed(before, after, shipped_name, place)
+        for place, before, after, shipped_name in _beneath(overlay, overlay.template(name), old):
+            if before.splitlines() != after.splitlines():
+                touched = True
+                click.echo(f"{place} replaces what has changed:")
+                _show_diff(before, after, f"old/{shipped_name}", f"new/{shipped_name}")
     sys.exit(touched)
 
 
-def _beneath(overlay: Overlay, template: Template, old: Path) -> Iterator[tuple[str, str, str, str]]:
+def _beneath(overlay: Overlay, template: Template | None, old: Path) -> Iterator[tuple[str, str, str, str]]:
     """What a site's template replaces: (place, old text, new text, name of the shipped template)."""
     from pman.checking.overlay import blocks_of
 
+    if template is None:
+        return
     if not template.parent and template.name in overlay.shipped_names:
         now = (shipped_templates() / template.name).read_text(encoding="utf-8")
         yield template.path, (old / template.name).read_text(encoding="utf-8"), now, template.name
@@ -363,13 +394,6 @@ def _beneath(overlay: Overlay, template: Template, old: Path) -> Iterator[tuple[
         for block in template.blocks:
             if block in before or block in after:
                 yield f"{template.path} block {block}", before.get(block, ""), after.get(block, ""), name
-
-
-def _changed(before: str, after: str, name: str, place: str) -> bool:
-    if before == after:
-        return False
-    click.echo(f"{place} replaces what has changed:")
-    return _show_diff(before, after, f"old/{name}", f"new/{name}")
 
 
 def watch(request: Path, target: str, config: settings.Settings) -> NoReturn:
@@ -408,13 +432,10 @@ def _attempt(renderer: Renderer, request: Path, target: str) -> tuple[str | None
         return text, [str(error)]
 
 
-def _stamps(places: list[Path]) -> dict[str, tuple[int, int]]:
-    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
-    stamps = {}
-    for file in files:
-        try:
+def _stamps(places: list[Path]) -> set[tuple[str, int, int]]:
+    stamps = set()
+    for file in (file for place in places for file in ([place] if place.is_file() else place.rglob("*"))):
+        with suppress(OSError):  # an editor may replace a file at any moment
             status = file.stat()
-        except OSError:  # an editor may replace a file at any moment
-            continue
-        stamps[str(file)] = (status.st_mtime_ns, status.st_size)
+            stamps.add((str(file), status.st_mtime_ns, status.st_size))
     return stamps
