@@ -14,20 +14,11 @@ from pathlib import Path
 from jinja2 import meta, nodes
 
 from pman.checking import quoting
-from pman.checking.overlay import (
-    Finding,
-    Overlay,
-    Template,
-    at,
-    block_lines,
-    branches,
-    constants,
-    macros,
-    written,
-)
+from pman.checking.overlay import Finding, Overlay, Template, at, block_lines, branches, macros, written
+from pman.errors import TemplateError
 from pman.targets import TARGETS
 from pman.templating import sandbox
-from pman.templating.explain import attribute_of
+from pman.templating.explain import attribute_of, constants, printed
 from pman.templating.files import files
 from pman.templating.render import language
 
@@ -109,48 +100,30 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
 
 def _lost(overlay: Overlay, template: Template) -> Iterator[Finding]:
     """What of a request the shipped template hands on to the scheduler, and what comes in its place does not."""
-    if template.name not in {target.template for target in TARGETS.values()}:
+    chain = overlay.chain(f"shipped/{template.name}")
+    is_whole = template.name in {target.template for target in TARGETS.values()}
+    if not is_whole or not chain or overlay.chain(template.name)[-1].parent:
         return
-    shipped, chain = overlay.chain(f"shipped/{template.name}"), overlay.chain(template.name)
-    if not shipped or chain[-1].parent:
+    try:
+        shipped, own = (printed(overlay.renderer, name) for name in (chain[0].name, template.name))
+    except TemplateError:  # told where it is rendered
         return
-    left = set(_handed_on(overlay, chain))
-    for name in sorted(set(_handed_on(overlay, shipped)) - left):
-        own = [
-            block for block in template.tree.find_all(nodes.Block) if name in _handed_on(overlay, shipped, block.name)
-        ]
+    for name in sorted(_handed_on(*shipped.values()) - _handed_on(*own.values())):
         message = f"the {name} of a request has no effect: the shipped template hands it on, and nothing here does"
-        line, word = (own[0].lineno, own[0].name) if own else (1, "")
+        places = {place for place, names in shipped.items() if name in _handed_on(names)}
+        blocks = {
+            block for step in chain for block, (first, last) in block_lines(step.source).items()
+            if any((step.path, line) in places for line in range(first, last + 1))
+        }  # fmt: skip
+        replaced = [block for block in template.tree.find_all(nodes.Block) if block.name in blocks]
+        line, word = (replaced[0].lineno, replaced[0].name) if replaced else (1, "")
         yield replace(at(template, "lost", message, line, word), level="warning")
 
 
-def _handed_on(overlay: Overlay, chain: list[Template], block: str = "") -> Iterator[str]:
-    """Which of _HANDED_ON the text that a chain of templates renders, or one block of it, reads."""
-    defined: dict[str, list[nodes.Block]] = {}
-    for template in chain:
-        for found in template.tree.find_all(nodes.Block):
-            defined.setdefault(found.name, []).append(found)
-    waiting: list[nodes.Node] = [*defined.get(block, [])[:1]] if block else [chain[-1].tree]
-    while waiting:
-        node = waiting.pop()
-        if (
-            isinstance(node, nodes.Assign)
-            and isinstance(node.target, nodes.Name)
-            and node.target.name in sandbox.POLICY
-        ):
-            continue
-        if isinstance(node, nodes.Block):
-            texts = defined[node.name]
-            last = next((n for n, text in enumerate(texts) if not _calls(text, "super")), len(texts))
-            waiting += [child for text in texts[: last + 1] for child in text.body]
-            continue
-        of_job = attribute_of(node) is not None and written(node.node) == "job"  # type: ignore[attr-defined]
-        name = node.name if isinstance(node, nodes.Name) else attribute_of(node) if of_job else None
-        yield from (said for prefix, said in _HANDED_ON.items() if name and name.startswith(prefix))
-        waiting += node.iter_child_nodes()
-        if isinstance(node, nodes.Include):
-            included = (overlay.template(name) for name in constants(node.template))
-            waiting += [template.tree for template in included if template]
+def _handed_on(*found: frozenset[str]) -> set[str]:
+    """Which of _HANDED_ON a text reads that depends on these names."""
+    names = [name.removeprefix("job.") for each in found for name in each if name.startswith("job.")]
+    return {said for name in names for prefix, said in _HANDED_ON.items() if name.startswith(prefix)}
 
 
 def _ends_line(body: list[nodes.Node]) -> bool:

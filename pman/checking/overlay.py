@@ -216,14 +216,6 @@ def _templates(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in files(directory) if path.suffix == ".j2")
 
 
-def constants(node: nodes.Node | None) -> list[str]:
-    """The text of a constant, or of a list of them."""
-    if isinstance(node, nodes.List | nodes.Tuple):
-        return [text for item in node.items for text in constants(item)]
-    values = node.value if isinstance(node, nodes.Const) else ()
-    return [values] if isinstance(values, str) else [*values] if isinstance(values, tuple | list) else []
-
-
 def branches(node: nodes.If) -> list[list[nodes.Node]]:
     """What an `if` may come to: its body, each `elif`, `else`."""
     elifs: list[list[nodes.Node]] = [[other] for other in node.elif_]

@@ -8,9 +8,10 @@ from typing import Literal, get_origin
 
 from jinja2 import nodes
 
-from pman.checking.overlay import Finding, Overlay, Template, at, branches, constants, macros, written
+from pman.checking.overlay import Finding, Overlay, Template, at, branches, macros, written
 from pman.targets import TARGETS
 from pman.targets.record import Directives
+from pman.templating.explain import constants
 from pman.templating.render import language
 
 _NUMBER_FILTERS = ("abs", "count", "float", "int", "length", "round", "sum")

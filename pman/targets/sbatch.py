@@ -35,124 +35,32 @@ FORMS: Mapping[str, tuple[str, str]] = {
     "yes-no": (r"(?i:yes|no)", "yes or no"),
     "sharing": (r"(?i:user|mcs|topo)", "user, mcs or topo"),
 }  # fmt: skip
-# NAME SHORT ARGUMENT FORM VERSIONS; ARGUMENT: = needs one, ? may have one with `=`, - has none.
+# ARGUMENT FORM: NAME[/SHORT][@VERSIONS] ...; ARGUMENT: = needs one, ? may have one with `=`, - has none.
 _TABLE = """
-account A = text
-acctg-freq - = text
-array a = text
-autocomplete - = text 23.02-
-batch - = text
-bb - = text
-bbf - = text
-begin b = text
-chdir D = text
-cluster - = text
-cluster-constraint - = text
-clusters M = text
-comment - = text
-constraint C = text
-container - = text
-container-id - = text 23.02-
-context - = text
-contiguous - -
-core-spec S = number
-cores-per-socket - = text
-cpu-freq - = text
-cpus-per-gpu - = count
-cpus-per-task c = count
-deadline - = text
-delay-boot - = text
-dependency d = text
-distribution m = text
-error e = text
-exclude x = text
-exclusive - ? sharing
-export - = text
-export-file - = text
-external - - - 25.05-
-extra - = text 23.02-
-extra-node-info B = text
-get-user-env - ? text
-gid - = text
-gpu-bind - = text
-gpu-freq - = text
-gpus G = gpus
-gpus-per-node - = gpus
-gpus-per-socket - = gpus
-gpus-per-task - = gpus
-gres - = gres
-gres-flags - = text
-help h -
-hint - = text
-hold H -
-ignore-pbs - -
-input i = text
-job-name J = text
-kill-on-invalid-dep - = yes-no
-licenses L = text
-mail-type - = text
-mail-user - = text
-mcs-label - = text
-mem - = memory
-mem-bind - = text
-mem-per-cpu - = memory
-mem-per-gpu - = memory
-mincpus - = count
-network - = text
-nice - ? signed
-no-kill k ? text
-no-requeue - -
-nodefile F = text
-nodelist w = text
-nodes N = nodes
-ntasks n = count
-ntasks-per-core - = count
-ntasks-per-gpu - = count
-ntasks-per-node - = count
-ntasks-per-socket - = count
-ntasks-per-tres - = number
-oom-kill-step - ? number 24.11-
-open-mode - = mode
-output o = text
-overcommit O -
-oversubscribe s -
-parsable - -
-partition p = text
-power - = text -23.11
-prefer - = text
-priority - = text
-profile - = text
-propagate - ? text
-qos q = text
-quiet Q -
-reboot - -
-requeue - -
-reservation - = text
-resv-ports - ? number 24.05-
-segment - = number 24.05-
-signal - = signal
-sockets-per-node - = text
-spread-job - -
-stepmgr - - - 24.05-
-switches - = text
-tasks-per-node - = count
-test-only - -
-thread-spec - = number
-threads-per-core - = text
-time t = time
-time-min - = time
-tmp - = memory
-tres-bind - = text 23.11-
-tres-per-task - = text 23.02-
-uid - = text
-usage - -
-use-min-nodes - -
-verbose v -
-version V -
-wait W -
-wait-all-nodes - = switch
-wckey - = text
-wrap - = text
+= text: account/A acctg-freq array/a autocomplete@23.02- batch bb bbf begin/b chdir/D cluster cluster-constraint
+  clusters/M comment constraint/C container container-id@23.02- context cores-per-socket cpu-freq deadline delay-boot
+  dependency/d distribution/m error/e exclude/x export export-file extra@23.02- extra-node-info/B gid gpu-bind
+  gpu-freq gres-flags hint input/i job-name/J licenses/L mail-type mail-user mcs-label mem-bind network nodefile/F
+  nodelist/w output/o partition/p power@-23.11 prefer priority profile qos/q reservation sockets-per-node switches
+  threads-per-core tres-bind@23.11- tres-per-task@23.02- uid wckey wrap
+= count: cpus-per-gpu cpus-per-task/c mincpus ntasks/n ntasks-per-core ntasks-per-gpu ntasks-per-node
+  ntasks-per-socket tasks-per-node
+= gpus: gpus/G gpus-per-node gpus-per-socket gpus-per-task
+= gres: gres
+= memory: mem mem-per-cpu mem-per-gpu tmp
+= mode: open-mode
+= nodes: nodes/N
+= number: core-spec/S ntasks-per-tres segment@24.05- thread-spec
+= signal: signal
+= switch: wait-all-nodes
+= time: time/t time-min
+= yes-no: kill-on-invalid-dep
+? text: get-user-env no-kill/k propagate
+- -: contiguous external@25.05- help/h hold/H ignore-pbs no-requeue overcommit/O oversubscribe/s parsable quiet/Q
+  reboot requeue spread-job stepmgr@24.05- test-only usage use-min-nodes verbose/v version/V wait/W
+? number: oom-kill-step@24.11- resv-ports@24.05-
+? sharing: exclusive
+? signed: nice
 """
 # Options that SLURM does not take together, and why. The shipped script may have given one of them.
 _EXCLUSIVE = (
@@ -201,13 +109,14 @@ class Option:
 
 
 def _options() -> Iterator[Option]:
-    for row in _TABLE.strip().splitlines():
-        name, short, argument, *rest = row.split()
-        yield Option(name, short, argument, form=next(iter(rest), "text"), versions="".join(rest[1:]))
+    for row in _TABLE.strip().replace("\n  ", " ").splitlines():
+        kind, _, names = row.partition(": ")
+        for name, short, versions in re.findall(r"([^\s/@]+)/?([^\s/@]*)@?(\S*)", names):
+            yield Option(name, short, kind[0], kind[2:], versions)
 
 
-OPTIONS: Mapping[str, Option] = {option.name: option for option in _options()}
-_SHORT = {option.short: option for option in OPTIONS.values() if option.short != "-"}
+OPTIONS: Mapping[str, Option] = {option.name: option for option in sorted(_options(), key=lambda option: option.name)}
+_SHORT = {option.short: option for option in OPTIONS.values() if option.short}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -19,8 +20,8 @@ from pman.errors import PmanError, TemplateError
 from pman.job import JobRequest
 from pman.templating.decide import Change, Compared, Decision, Step
 from pman.templating.files import shipped_templates
-from pman.templating.render import Renderer
-from pman.templating.rules import Rule, plain
+from pman.templating.render import Piece, Renderer
+from pman.templating.rules import Rule
 
 # Field of job that templates print -> the name by which rules set it.
 _OF_JOB = {
@@ -104,63 +105,52 @@ def unexpressed(renderer: Renderer, target: str) -> list[tuple[Rule, str]]:
     """What rules set and the templates of a target print nowhere: the rule, and the name of what it sets."""
     if not renderer.rules.rules:
         return []
-    names = {name for found in printed(renderer, renderer.targets[target].template).values() for name in found}
+    names = by_rules(*printed(renderer, renderer.targets[target].template).values())
     return [(rule, name) for rule in renderer.rules.rules for name in rule.changes if name not in names]
 
 
+def by_rules(*found: _Names) -> set[str]:
+    """The names by which rules set what `printed` has found."""
+    halves = [name.split(".") for names in found for name in names]
+    names = (name if owner == "policy" else _OF_JOB.get(name, "") for owner, name in halves)
+    return {name for name in names if name}
+
+
 def _lines(renderer: Renderer, decision: Decision, template: str) -> Iterator[Line]:
-    """The rendered lines; one that is made of several parts comes from the first of the site's, else from the first."""
     walk = _Walk(renderer)
     sources = walk.run(template)
+
+    def placed(part: Piece) -> tuple[str, int]:
+        below = part.file, part.line + part.offset
+        return below if below in sources else (part.file, part.line)
+
     changes = [(step.rule.name, change) for step in decision.steps for change in step.changes]
-    parts: list[_Part] = []
-    for piece in renderer.pieces(decision.accepted(), template):
-        for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece.text)):
-            line = piece.line + (offset if (piece.file, piece.line + offset) in sources else 0)
-            names = sources.get((piece.file, line), _NONE)
-            parts.append(_Part(text, piece.file, line, piece.block, names, (piece.file, line) not in walk.supers))
-            if text.endswith("\n"):
-                yield _line(renderer, parts, changes)
-                parts = []
-    if parts:
-        yield _line(renderer, parts, changes)
+    for parts in renderer.lines(decision.accepted(), template):
+        text, causes = "".join(part.text for part in parts).rstrip("\n"), dict[str, None]()
+        for place in map(placed, parts):
+            names = by_rules(sources.get(place, _NONE))
+            causes |= dict.fromkeys(_causes(text, names, changes, place not in walk.supers))
+        own = renderer.origin(parts)
+        file, line = placed(own)
+        yield Line(text, file.replace(f"{shipped_templates()}/", "shipped/", 1), line, own.block, tuple(causes))
 
 
-class _Part(NamedTuple):
-    """A part of a rendered line. exact: whether names are this line's own, not those of all that super() brings in."""
+def _causes(text: str, names: set[str], changes: list[tuple[str, Change]], exact: bool) -> list[str]:
+    """The rules behind a line: those that set a value which it shows, else all that set what it depends on.
 
-    text: str
-    file: str
-    line: int
-    block: str
-    names: _Names
-    exact: bool
-
-
-def _line(renderer: Renderer, parts: list[_Part], changes: list[tuple[str, Change]]) -> Line:
-    text = "".join(part.text for part in parts).rstrip("\n")
-    own = next((part for part in parts if renderer.is_own(part.file)), parts[0])
-    file = own.file.replace(f"{shipped_templates()}/", "shipped/", 1)
-    causes = {rule: None for part in parts for rule in _causes(text, part, changes)}
-    return Line(text, file, own.line, own.block, tuple(causes))
-
-
-def _causes(text: str, part: _Part, changes: list[tuple[str, Change]]) -> list[str]:
-    """The rules behind a line: those that set a value which it shows, else all that set what it depends on."""
-    own = [(rule, change) for rule, change in changes if change.name in part.names]
-    shown = [(rule, change) for rule, change in own if any(map(_shows(text), _new_words(change)))]
+    exact: whether the names are this line's own, not those of all that super() brings in.
+    """
+    own = [(rule, change) for rule, change in changes if change.name in names]
+    words = {id(change): "|".join(map(re.escape, _new_words(change))) for _, change in own}
+    shown = [id(change) for _, change in own if re.search(rf"(?<!\w)({words[id(change)] or '$^'})(?![0-9])", text)]
     # The environment holds the request's variables, too; other names are rules' alone.
-    settled = {"environment", *(change.name for _, change in shown)}
-    return [rule for rule, change in own if (rule, change) in shown or (part.exact and change.name not in settled)]
-
-
-def _shows(text: str) -> Callable[[str], bool]:
-    return lambda word: bool(re.search(rf"(?<!\w){re.escape(word)}(?![0-9])", text))
+    settled = {"environment", *(change.name for _, change in own if id(change) in shown)}
+    return [rule for rule, change in own if id(change) in shown or (exact and change.name not in settled)]
 
 
 def _new_words(change: Change) -> list[str]:
     """The texts by which a line shows what a rule added or set."""
-    before, after = plain(change.before), plain(change.after)
+    before, after = change.before, change.after
     if isinstance(after, Mapping):
         return [str(name) for name, value in after.items() if (before or {}).get(name) != value]
     if isinstance(after, list):
@@ -211,7 +201,7 @@ def _place(line: Line) -> str:
 
 
 def printed(renderer: Renderer, template: str) -> dict[tuple[str, int], _Names]:
-    """File and line of a template -> the names of rules' decisions that the text of this line depends on.
+    """File and line of a template -> `job.NAME` and `policy.NAME` of all that the text of this line depends on.
 
     Raises TemplateError for a template that cannot be read.
     """
@@ -227,6 +217,14 @@ def attribute_of(node: nodes.Node) -> str | None:
         return node.attr
     constant = node.arg if isinstance(node, nodes.Getitem) else None
     return constant.value if isinstance(constant, nodes.Const) and isinstance(constant.value, str) else None
+
+
+def constants(node: nodes.Node | None) -> list[str]:
+    """The text of a constant, or of a list of them."""
+    if isinstance(node, nodes.List | nodes.Tuple):
+        return [text for item in node.items for text in constants(item)]
+    values = node.value if isinstance(node, nodes.Const) else ()
+    return [values] if isinstance(values, str) else [*values] if isinstance(values, tuple | list) else []
 
 
 _Scope = dict[str, _Names]
@@ -252,7 +250,7 @@ class _Walk:
             if not parents or not isinstance(parents[0].template, nodes.Const) or parents[0].template.value in seen:
                 break
             seen.add(parents[0].template.value)
-            self._sets(tree.body, scope)
+            self._walk([node for node in tree.body if isinstance(node, nodes.Assign | nodes.If)], scope, _NONE, "")
             tree, path = self._parsed(parents[0].template.value)
         self._walk(tree.body, scope, _NONE, path)
         return self.lines
@@ -261,12 +259,6 @@ class _Walk:
         environment = self.renderer.environment(name)
         source, path, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
         return environment.parse(source, name, path), str(path)
-
-    def _sets(self, body: Iterable[nodes.Node], scope: _Scope) -> None:
-        """What a template that extends another sets before its blocks."""
-        for node in body:
-            if isinstance(node, nodes.Assign | nodes.If):
-                self._walk([node], scope, _NONE, "")
 
     def _walk(self, body: Iterable[nodes.Node], scope: _Scope, because: _Names, path: str) -> None:
         for node in body:
@@ -288,9 +280,11 @@ class _Walk:
                     )
             elif isinstance(node, nodes.Block):
                 self._block(node.name, 0, scope, because)
-            elif isinstance(node, nodes.Include) and isinstance(node.template, nodes.Const):
-                tree, file = self._parsed(node.template.value)
-                self._walk(tree.body, dict(scope), because, file)
+            elif isinstance(node, nodes.Include):
+                for name in constants(node.template):
+                    with suppress(jinja2.TemplateNotFound):  # told where it is rendered
+                        tree, file = self._parsed(name)
+                        self._walk(tree.body, dict(scope), because, file)
             elif not isinstance(node, nodes.Expr | nodes.Extends):
                 self._walk(node.iter_child_nodes(), scope, because, path)
 
@@ -335,22 +329,17 @@ class _Walk:
         """What an expression depends on."""
         if (name := attribute_of(node)) is not None and isinstance(node.node, nodes.Name):  # type: ignore[attr-defined]
             owner = node.node.name  # type: ignore[attr-defined]
-            if owner == "policy":
-                return frozenset({name})
-            if owner == "job":
-                return frozenset({_OF_JOB[name]}) if name in _OF_JOB else _NONE
+            if owner in ("job", "policy"):
+                return frozenset({f"{owner}.{name}"})
         if isinstance(node, nodes.Name):
             return scope.get(node.name, _NONE)
-        if isinstance(node, nodes.CondExpr) and _asks_whether_defined(node.test):
-            defined = node.test.node.name in scope  # type: ignore[attr-defined]
-            chosen = node.expr1 if defined else node.expr2
-            return self._names(chosen, scope) if chosen else _NONE
+        if isinstance(node, nodes.CondExpr) and isinstance(node.test, nodes.Test) and node.test.name == "defined":
+            asked = node.test.node
+            if isinstance(asked, nodes.Name):
+                chosen = node.expr1 if asked.name in scope else node.expr2
+                return self._names(chosen, scope) if chosen else _NONE
         return frozenset().union(*(self._names(child, scope) for child in node.iter_child_nodes()))
 
 
 def _targets(node: nodes.Node) -> list[str]:
     return [name.name for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)]
-
-
-def _asks_whether_defined(node: nodes.Node) -> bool:
-    return isinstance(node, nodes.Test) and node.name == "defined" and isinstance(node.node, nodes.Name)

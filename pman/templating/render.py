@@ -63,13 +63,14 @@ class Spec:
 class Piece(NamedTuple):
     """A part of a rendered text: the file and line that it comes from, and the innermost block, "" outside of all.
 
-    What `super()` brings in is one part, of the line and block that call it.
+    What `super()` brings in is one part, of the line and block that call it. offset: lines from the part's beginning.
     """
 
     text: str
     file: str
     line: int
     block: str
+    offset: int = 0
 
 
 class Renderer:
@@ -125,21 +126,24 @@ class Renderer:
             texts = self.environment(name).get_template(name).generate(self._context(job))
             return [Piece(text, *_origin(texts)) for text in texts]
 
-    def origins(self, job: Job, name: str) -> list[tuple[str, int]]:
-        """File and line of each line of the rendered template `name`: where it begins, or the site's first part of it.
-
-        Raises as `render` does.
-        """
-        lines: list[tuple[str, int]] = []
+    def lines(self, job: Job, name: str) -> list[list[Piece]]:
+        """The lines of the rendered template `name`, each as the parts that it is made of. Raises as `render` does."""
+        lines: list[list[Piece]] = []
         at_start = True
         for piece in self.pieces(job, name):
             for offset, text in enumerate(re.findall(r"[^\n]*\n|[^\n]+", piece.text)):
-                if at_start:
-                    lines.append((piece.file, piece.line + offset))
-                elif self.is_own(piece.file) and not self.is_own(lines[-1][0]):
-                    lines[-1] = (piece.file, piece.line + offset)
+                lines += [[]] if at_start else []
+                lines[-1].append(piece._replace(text=text, offset=offset))
                 at_start = text.endswith("\n")
         return lines
+
+    def origin(self, line: list[Piece]) -> Piece:
+        """The part that a line comes from: the first of the site's, else the first."""
+        return next((piece for piece in line if self.is_own(piece.file)), line[0])
+
+    def origins(self, job: Job, name: str) -> list[tuple[str, int]]:
+        """File and line that each line of the rendered template `name` comes from. Raises as `render` does."""
+        return [(part.file, part.line + part.offset) for part in map(self.origin, self.lines(job, name))]
 
     def is_own(self, file: str) -> bool:
         """Whether a template's file is one of the site's."""

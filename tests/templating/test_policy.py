@@ -144,7 +144,11 @@ def test_a_cap_that_ignored_limits_make_void_is_said(target: str, tmp_path: Path
 
 
 def names_of(target: str) -> set[str]:
-    return {name for found in explain.printed(SHIPPED, TARGETS[target].template).values() for name in found}
+    return {
+        name
+        for found in explain.printed(SHIPPED, TARGETS[target].template).values()
+        for name in explain.by_rules(found)
+    }
 
 
 def test_the_table_of_the_page_says_what_each_target_expresses() -> None:
