@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pman import __version__
@@ -65,6 +65,54 @@ BACKEND: dict[str, Any] = {
 }  # fmt: skip
 
 
+_TEXT: dict[str, Any] = {"type": "string"}
+_MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
+_MAYBE_NUMBER, _FLAG = {"type": ["integer", "null"]}, {"type": "integer", "enum": [0, 1]}
+_STATE = _TEXT | {"enum": [state.value for state in JobState]}
+_LOG_HEADERS = {
+    "Pman-Job-State": "the job's state",
+    "Pman-Logs-Next": "the value of `since` for what comes next; missing when all has been said",
+    "Pman-Logs-Cut": "yes, where output is left out before this text",
+}
+# Parameter of the query -> what it does, and its schema.
+_QUERY: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "tail": (
+        "How many of the last log lines, at most JOB_LOGS_TAIL.", {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+    ),
+    "state": ("Only jobs in this state.", _STATE),
+    "user": ("Only jobs of this user.", _TEXT),
+    "image": ("Only jobs whose image has this in its name.", _TEXT),
+    "text": ("Only jobs with this in jid, user, image, command or message, in any case.", _TEXT),
+    "posted_since": ("Only jobs posted at this time or later.", {"type": "string", "format": "date-time"}),
+    "sort": (
+        "The field to sort by; -field sorts in reverse. Without it, newest jobs first.",
+        {"type": "string", "pattern": f"^-?({'|'.join(SORTED)})$"},
+    ),
+    "limit": ("The most jobs of a page.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    "after": ("The value of `next` in the previous page.", {"type": "string", "maxLength": 300}),
+    "environment": ("1: with the environment's values, for users.", _FLAG),
+    "worker": ("Which worker; 0 if not given.", {"type": "integer", "minimum": 0}),
+    "since": ("The header Pman-Logs-Next of the previous answer.", _TEXT),
+    "follow": ("1: wait up to 20 s for output that is new.", _FLAG),
+    "notice": ("1: if earlier output is left out, the first line says so.", _FLAG),
+}  # fmt: skip
+# Method, path, name, what it is for, the schema that it answers with, the errors beside those that any may answer, and
+# its parameters.
+_OPERATIONS = (
+    ("get", "/api/v1/", "about", "What this pman is", "About", "", ""),
+    ("post", "/api/v1/", "submit", "Run a job, once", "Job", "400 409 413 415 500", ""),
+    ("get", "/api/v1/backend.json", "backend", "The backend, what it has, and pman's limits", "Backend", "", ""),
+    ("get", "/api/v1/jobs/", "list", "pman's jobs", "Page", "400 500",
+     "state user image text posted_since sort limit after"),
+    ("get", "/api/v1/jobs/{jid}/", "inspect", "All that is known of a job", "JobResource", "404 500", ""),
+    ("get", "/api/v1/jobs/{jid}/spec", "spec", "What was submitted", "Spec", "400 404 500", "environment"),
+    ("get", "/api/v1/jobs/{jid}/logs", "logs", "What a worker has written", "", "400 404 500",
+     "worker since follow notice"),
+    ("get", "/api/v1/{jid}/", "read", "A job and its logs", "Job", "400 404 405 500", "tail"),
+    ("delete", "/api/v1/{jid}/", "delete", "End and forget a job", "", "404 405 409 500", ""),
+)  # fmt: skip
+
+
 def document(server_has_users: bool) -> dict[str, Any]:
     """The description of this service as a JSON-compatible dict."""
     request = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -73,20 +121,15 @@ def document(server_has_users: bool) -> dict[str, Any]:
         field.pop("default", None)
         field.update(field.pop("anyOf", [{}])[0])
     jid = {"name": "jid", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    lines = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
-    tail = _query("tail", "How many of the last log lines, at most JOB_LOGS_TAIL.", lines)
-    state = _query("state", "Only jobs in this state.", {"type": "string", "enum": [s.value for s in JobState]})
-    limit = _query("limit", "The most jobs of a page.", {"type": "integer", "minimum": 1, "maximum": 1000})
-    flag = {"type": "integer", "enum": [0, 1]}
-    filters = [
-        _query("user", "Only jobs of this user.", {"type": "string"}),
-        _query("image", "Only jobs whose image has this in its name.", {"type": "string"}),
-        _query("text", "Only jobs with this in jid, user, image, command or message, in any case.", {"type": "string"}),
-        _query("posted_since", "Only jobs posted at this time or later.", {"type": "string", "format": "date-time"}),
-    ]
-    order = {"type": "string", "pattern": f"^-?({'|'.join(SORTED)})$"}
-    sort = _query("sort", "The field to sort by; -field sorts in reverse. Without it, newest jobs first.", order)
-    after = _query("after", "The value of `next` in the previous page.", {"type": "string", "maxLength": 300})
+    paths: dict[str, Any] = {}
+    for method, path, *row in _OPERATIONS:
+        paths.setdefault(path, {"parameters": [jid]} if "{jid}" in path else {})[method] = _operation(method, row)
+    body = {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}
+    paths["/api/v1/"]["post"]["requestBody"] = body
+    paths["/api/v1/jobs/{jid}/logs"]["get"]["responses"]["200"] |= {
+        "content": {"text/plain": {"schema": _TEXT, "example": "reading the image\n"}},
+        "headers": {name: {"description": said, "schema": _TEXT} for name, said in _LOG_HEADERS.items()},
+    }
     result: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -94,47 +137,7 @@ def document(server_has_users: bool) -> dict[str, Any]:
             "version": __version__,
             "description": "Runs jobs on a scheduler, each exactly once.",
         },
-        "paths": {
-            "/api/v1/": {
-                "get": _operation("about", "What this pman is", "200", _ref("About")),
-                "post": _operation("submit", "Run a job, once", "201", _ref("Job"), "400", "409", "413", "415", "500")
-                | {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref("JobRequest")}}}},
-            },
-            "/api/v1/backend.json": {
-                "get": _operation("backend", "The backend, what it has, and pman's limits", "200", _ref("Backend")),
-            },
-            "/api/v1/jobs/": {
-                "get": _operation("list", "pman's jobs", "200", _ref("Page"), "400", "500")
-                | {"parameters": [state, *filters, sort, limit, after]},
-            },
-            "/api/v1/jobs/{jid}/": {
-                "parameters": [jid],
-                "get": _operation("inspect", "All that is known of a job", "200", _ref("JobResource"), "404", "500"),
-            },
-            "/api/v1/jobs/{jid}/spec": {
-                "parameters": [jid],
-                "get": _operation("spec", "What was submitted", "200", _ref("Spec"), "400", "404", "500")
-                | {"parameters": [_query("environment", "1: with the environment's values, for users.", flag)]},
-            },
-            "/api/v1/jobs/{jid}/logs": {
-                "parameters": [jid],
-                "get": _text_operation("logs", "What a worker has written", "400", "404", "500")
-                | {
-                    "parameters": [
-                        _query("worker", "Which worker; 0 if not given.", {"type": "integer", "minimum": 0}),
-                        _query("since", "The header Pman-Logs-Next of the previous answer.", {"type": "string"}),
-                        _query("follow", "1: wait up to 20 s for output that is new.", flag),
-                        _query("notice", "1: if earlier output is left out, the first line says so.", flag),
-                    ]
-                },
-            },
-            "/api/v1/{jid}/": {
-                "parameters": [jid],
-                "get": _operation("read", "A job and its logs", "200", _ref("Job"), "400", "404", "405", "500")
-                | {"parameters": [tail]},
-                "delete": _operation("delete", "End and forget a job", "204", None, "404", "405", "409", "500"),
-            },
-        },
+        "paths": paths,
         "components": {"schemas": {"JobRequest": request, **_schemas()}},
     }
     if server_has_users:
@@ -143,73 +146,75 @@ def document(server_has_users: bool) -> dict[str, Any]:
     return result
 
 
+def _operation(method: str, row: Sequence[str]) -> dict[str, Any]:
+    name, summary, answer, errors, parameters = row
+    good: dict[str, Any] = {"description": summary}
+    if answer:
+        good["content"] = {"application/json": {"schema": _ref(answer)}}
+    wrong = {"content": {"application/json": {"schema": _ref("Error")}}}
+    responses = {{"post": "201", "delete": "204"}.get(method, "200"): good}
+    for error in sorted({*errors.split(), "401", "403", "503"}):
+        responses[error] = {"description": _ERRORS[error]} | wrong
+    asked = [
+        {"name": each, "in": "query", "required": False, "description": _QUERY[each][0], "schema": _QUERY[each][1]}
+        for each in parameters.split()
+    ]
+    return {"operationId": name, "summary": summary, "responses": responses} | ({"parameters": asked} if asked else {})
+
+
 def _schemas() -> dict[str, Any]:
-    fields = {name: {"type": "string", "description": text} for name, text in _FIELDS.items()}
-    status = {"type": "string", "enum": [state.value for state in JobState]}
-    posted_at = {"type": "string", "description": "when it was submitted, ISO 8601, or empty"}
-    about = {name: {"type": "string"} for name in ("server_version", "container_env", "storage_type")}
-    sentences = {"type": "object", "additionalProperties": {"type": "string"}}
-    message = {"oneOf": [{"type": "string"}, sentences], "description": "a sentence, or one for each wrong field"}
-    page = {
-        "jobs": {"type": "array", "items": _ref("ListedJob")},
-        "next": {"type": "string"},
-        "truncated": {"type": "boolean"},
-        "counts": _object({state.value: {"type": "integer"} for state in JobState}),
-    }
-    spec = {
-        "jid": {"type": "string"},
-        "target": {"type": "string"},
-        "parts": {**sentences, "examples": [{"spec": "#!/bin/bash\n"}]},
-        "environment": {"type": "boolean", "description": "whether the parts have the values of the job's environment"},
-    }
+    job = {name: _TEXT | {"description": text} for name, text in _FIELDS.items()} | {"status": _STATE}
+    posted_at = _TEXT | {"description": "when it was submitted, ISO 8601, or empty"}
+    sentences = {"type": "object", "additionalProperties": _TEXT}
+    message = {"oneOf": [_TEXT, sentences], "description": "a sentence, or one for each wrong field"}
+    page = {"jobs": _list(_ref("ListedJob")), "next": _TEXT, "truncated": {"type": "boolean"}}
+    values = {"type": "boolean", "description": "whether the parts have the values of the job's environment"}
+    parts = {**sentences, "examples": [{"spec": "#!/bin/bash\n"}]}
     return {
-        "Job": _object(fields | {"status": status}),
-        "ListedJob": _object(fields | {"status": status, "posted_at": posted_at, "user": {"type": ["string", "null"]}}),
-        "Spec": _object(spec),
+        "Job": _object(job),
+        "ListedJob": _object(job | {"posted_at": posted_at, "user": _MAYBE_TEXT}),
+        "Spec": _object({"jid": _TEXT, "target": _TEXT, "parts": parts, "environment": values}),
         "JobResource": {**_resource(), "examples": [EXAMPLE]},
-        "About": _object(about),
+        "About": _object(dict.fromkeys(("server_version", "container_env", "storage_type"), _TEXT)),
         "Backend": {**_backend(), "examples": [BACKEND]},
-        "Page": _object(page),
+        "Page": _object(page | {"counts": _object({state.value: {"type": "integer"} for state in JobState})}),
         "Error": _object({"message": message}),
     }
 
 
 def _resource() -> dict[str, Any]:
     """The schema of `pman.status.to_resource` and what `service.jobs` adds to it."""
-    state = {"type": "string", "enum": [state.value for state in JobState]}
-    reason = {"type": ["string", "null"], "enum": [*(reason.value for reason in Reason), None]}
-    moment = {"type": ["string", "null"], "format": "date-time"}
-    text, number = {"type": ["string", "null"]}, {"type": ["integer", "null"]}
-    texts = {"type": ["array", "null"], "items": {"type": "string"}}
-    ends = {"reason": reason, "exit_code": number, "started_at": moment, "finished_at": moment}
-    maybe = {**state, "type": ["string", "null"], "enum": [*state["enum"], None]}
-    worker = {"index": {"type": "integer"}, "state": maybe, **ends, "node": text, "message": {"type": "string"}}
-    plain = {name: {"type": "string"} for name in ("jid", "message", "image", "backend")}
-    names = dict.fromkeys(("user", "kind", "partition", "backend_id"), text)
-    limits = dict.fromkeys(("cpu_millicores", "memory_mib", "gpu_count"), number)
-    links = {name: {"type": "string", "description": "relative to this address"} for name in ("logs", "spec")}
+    reason = _MAYBE_TEXT | {"enum": [*(reason.value for reason in Reason), None]}
+    moment, texts = _MAYBE_TEXT | {"format": "date-time"}, {"type": ["array", "null"], "items": _TEXT}
+    ends = {"reason": reason, "exit_code": _MAYBE_NUMBER, "started_at": moment, "finished_at": moment}
+    maybe = _MAYBE_TEXT | {"enum": [*_STATE["enum"], None]}
+    worker = {"index": {"type": "integer"}, "state": maybe, **ends, "node": _MAYBE_TEXT, "message": _TEXT}
+    plain = dict.fromkeys(("jid", "message", "image", "backend"), _TEXT)
+    names = dict.fromkeys(("user", "kind", "partition", "backend_id"), _MAYBE_TEXT)
+    limits = dict.fromkeys(("cpu_millicores", "memory_mib", "gpu_count"), _MAYBE_NUMBER)
+    links = dict.fromkeys(("logs", "spec"), _TEXT | {"description": "relative to this address"})
     return _object(
-        {"state": state, **plain, **ends, "posted_at": moment, "argv": texts, **names, "nodes": texts}
-        | {"resources": _object(limits), "time_limit_minutes": number, "links": _object(links)}
-        | {"workers": {"type": "array", "items": _object(worker)}}
+        {"state": _STATE, **plain, **ends, "posted_at": moment, "argv": texts, **names, "nodes": texts}
+        | {"resources": _object(limits), "time_limit_minutes": _MAYBE_NUMBER, "links": _object(links)}
+        | {"workers": _list(_object(worker))}
     )
 
 
 def _backend() -> dict[str, Any]:
     """The schema of `service.overview.about`."""
-    text, number = {"type": ["string", "null"]}, {"type": ["integer", "null"]}
-    place = {name: {"type": "string"} for name in ("name", "kind", "state", "note")}
-    sizes = {
-        "cpus": {"type": ["number", "null"]},
-        **dict.fromkeys(("memory_mib", "gpus", "time_limit_minutes"), number),
-    }
-    limits = {name: {"type": "boolean"} if value is True else number for name, value in BACKEND["limits"].items()}
+    place = dict.fromkeys(("name", "kind", "state", "note"), _TEXT) | {"cpus": {"type": ["number", "null"]}}
+    place |= dict.fromkeys(("memory_mib", "gpus", "time_limit_minutes"), _MAYBE_NUMBER)
+    limits = {name: {"type": "boolean"} if v is True else _MAYBE_NUMBER for name, v in BACKEND["limits"].items()}
+    asked = {"asked_at": _MAYBE_TEXT | {"format": "date-time"}, "ready": {"type": ["boolean", "null"]}}
     return _object(
-        {name: {"type": "string"} for name in ("backend", "server_version", "message")}
-        | {"asked_at": {**text, "format": "date-time"}, "ready": {"type": ["boolean", "null"]}, "version": text}
-        | {"places": {"type": "array", "items": _object(place | sizes)}, "limits": _object(limits)}
-        | {"unknown": {"type": "array", "items": {"type": "string"}, "description": "what the backend does not tell"}}
+        dict.fromkeys(("backend", "server_version", "message"), _TEXT)
+        | {**asked, "version": _MAYBE_TEXT, "places": _list(_object(place)), "limits": _object(limits)}
+        | {"unknown": _list(_TEXT) | {"description": "what the backend does not tell"}}
     )
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,34 +228,3 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
-
-
-def _text_operation(name: str, summary: str, *errors: str) -> dict[str, Any]:
-    """Of an operation that answers with text."""
-    headers = {
-        "Pman-Job-State": "the job's state",
-        "Pman-Logs-Next": "the value of `since` for what comes next; missing when all has been said",
-        "Pman-Logs-Cut": "yes, where output is left out before this text",
-    }
-    operation = _operation(name, summary, "200", None, *errors)
-    operation["responses"]["200"] |= {
-        "content": {"text/plain": {"schema": {"type": "string"}, "example": "reading the image\n"}},
-        "headers": {each: {"description": text, "schema": {"type": "string"}} for each, text in headers.items()},
-    }
-    return operation
-
-
-def _operation(name: str, summary: str, code: str, answer: dict[str, str] | None, *errors: str) -> dict[str, Any]:
-    """errors: beside those that any operation may answer."""
-    good: dict[str, Any] = {"description": summary}
-    if answer:
-        good["content"] = {"application/json": {"schema": answer}}
-    wrong = {"content": {"application/json": {"schema": _ref("Error")}}}
-    responses = {code: good} | {
-        error: {"description": _ERRORS[error]} | wrong for error in sorted({*errors, "401", "403", "503"})
-    }
-    return {"operationId": name, "summary": summary, "responses": responses}
