@@ -71,16 +71,13 @@ def _foreign(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _absolute(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError("must be an absolute path")
-    return path
+def _begins(pattern: str, said: str) -> AfterValidator:
+    def judged(text: str) -> str:
+        if not re.match(pattern, text):
+            raise ValueError(said)
+        return text
 
-
-def _http_url(url: str) -> str:
-    if not re.match(r"https?://[^/]", url):
-        raise ValueError("must begin with http:// or https://")
-    return url
+    return AfterValidator(judged)
 
 
 def _host_name(text: str) -> str:
@@ -116,8 +113,8 @@ Proxies = Annotated[list[str], BeforeValidator(_names), AfterValidator(_proxies)
 Words = Annotated[list[str], BeforeValidator(_words)]
 Pair = Annotated[str, AfterValidator(_one_pair)]
 User = Annotated[str, AfterValidator(_user)]
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+AbsolutePath = Annotated[str, _begins("/", "must be an absolute path")]
+HttpUrl = Annotated[str, _begins("https?://[^/]", "must begin with http:// or https://")]
 
 
 class Settings(BaseModel, frozen=True):
@@ -254,7 +251,9 @@ def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]
     if problems:
         raise Misconfigured(" ".join(problems))
     warnings = [text for name, text in _NO_LONGER.items() if os.environ.get(name)]
-    warnings += [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in _near_misses(os.environ)]
+    strange = [name for name in os.environ if name.isupper() and name.lower() not in Settings.model_fields]
+    near = [name for name in strange if difflib.get_close_matches(name.lower(), Settings.model_fields, 1, 0.9)]
+    warnings += [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in near]
     key = settings.secret_key.get_secret_value() if settings.secret_key else ""
     if not settings.listens_locally and settings.auth_users_file is None:
         warnings.append("Whoever reaches LISTEN_ADDRESS can run jobs: keep it to pfcon, or set AUTH_USERS_FILE.")
@@ -308,8 +307,3 @@ def _sentence(error: Any) -> str:
 def _did_you_mean(name: str) -> str:
     near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.7)
     return f"; did you mean {near[0].upper()}?" if near else ""
-
-
-def _near_misses(environment: Mapping[str, str]) -> list[str]:
-    names = [name for name in environment if name.isupper() and name.lower() not in Settings.model_fields]
-    return [name for name in names if difflib.get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=0.9)]

@@ -5,8 +5,7 @@ A job's directory `<root>/<name>/` is made by one atomic rename, and taken away 
   job.sh               the rendered script, byte for byte
   stdout.N, stderr.N   of worker N
   pulling              the image, while the script pulls it
-  about.json           what `details` tells of the request
-  posted.json          the Job, for another try with templates that were mended since
+  posted.json          the Job, for `details` and for another try with templates that were mended since
   rc                   "EXIT_CODE REASON", renamed into place by the script after its last process has ended
   why                  the word (pman.status.Reason) for the reason that rc gives; written before that
 What a backend keeps there besides stands in its own module.
@@ -100,7 +99,6 @@ def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[
         try:
             _write(fresh / "job.json", json.dumps(fields))
             _write(fresh / "job.sh", spec.text)
-            (fresh / "about.json").write_text(json.dumps(_about(job)))
             (fresh / "posted.json").write_bytes(_JOB.dump_json(job))
             for name in files(record):
                 (fresh / name).touch()
@@ -115,22 +113,6 @@ def create(root: Path, job: Job, spec: Spec, files: Callable[[Record], Iterable[
     return record
 
 
-def _about(job: Job) -> dict[str, Any]:
-    limits = {"cpu_millicores": job.cpu_millicores, "memory_mib": job.memory_mib, "gpu_count": job.gpu_count}
-    return {"user": job.auid, "kind": job.kind, **limits, "env": len(job.env)}
-
-
-def about(record: Record) -> dict[str, Any]:
-    """What is kept of the request: user, kind, limits, the number of environment variables.
-
-    Nothing where an older pman has made the directory, and where a power cut has emptied the file.
-    """
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        found = json.loads(content(record.directory, "about.json"))
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
 def posted(record: Record) -> Job | None:
     """The job as it was posted. None where an older pman has made the directory, or a power cut emptied the file."""
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -140,19 +122,20 @@ def posted(record: Record) -> Job | None:
 
 def with_users(statuses: Iterable[JobStatus]) -> list[JobStatus]:
     """The statuses with the users of the jobs, as listings have them."""
-    return [replace(s, user=about(s.private).get("user")) for s in statuses if isinstance(s.private, Record)]
+    jobs = ((status, posted(status.kept(Record))) for status in statuses)
+    return [replace(status, user=job.auid if job else None) for status, job in jobs]
 
 
 def details(status: JobStatus, **known: Any) -> Details:
     """What the directory says of a job, and what its backend has `known` besides."""
-    record = status.kept(Record)
-    kept = about(record)
-    kept.pop("env", None)
-    limit = None
+    record, limit = status.kept(Record), None
+    if job := posted(record):
+        known |= {"user": job.auid, "kind": job.kind, "cpu_millicores": job.cpu_millicores}
+        known |= {"memory_mib": job.memory_mib, "gpu_count": job.gpu_count}
     with contextlib.suppress(FileNotFoundError):
         limit = _TIME_LIMIT.search((record.directory / "job.sh").read_text(errors="replace"))
-    kept |= {"time_limit_minutes": int(limit[1]) // 60 or None if limit else None, **known}
-    return Details(**kept, workers=workers_alike(status, record.workers))
+    minutes = int(limit[1]) // 60 or None if limit else None
+    return Details(time_limit_minutes=minutes, workers=workers_alike(status, record.workers), **known)
 
 
 def spec(status: JobStatus, environment: bool) -> dict[str, str]:
@@ -162,8 +145,8 @@ def spec(status: JobStatus, environment: bool) -> dict[str, str]:
         text = (record.directory / "job.sh").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise no_such_job(status.jid) from None
-    names = [name for name, _ in job.env] if (job := posted(record)) else []
-    return {"spec": text if environment else hiding.in_script(text, about(record).get("env"), names)}
+    names = [name for name, _ in job.env] if (job := posted(record)) else None
+    return {"spec": text if environment else hiding.in_script(text, None if names is None else len(names), names or ())}
 
 
 def content(directory: Path, name: str) -> str:

@@ -151,8 +151,11 @@ class Overlay:
         kind = self.type_of(node.node)  # type: ignore[attr-defined]
         if isinstance(kind, Mapping):
             return kind.get(name)
-        hints = typing.get_type_hints(kind) if isinstance(kind, type) else {}
-        return hints.get(name) or _property_type(kind, name)
+        if not isinstance(kind, type):
+            return None
+        found = getattr(kind, name, None)
+        of_property = typing.get_type_hints(found.fget).get("return") if isinstance(found, property) else None
+        return typing.get_type_hints(kind).get(name) or of_property
 
 
 @functools.lru_cache(maxsize=100)
@@ -165,11 +168,6 @@ def _read(environment: Environment, source: str, name: str, path: str) -> Templa
     parents = [parent.value for parent in extends if isinstance(parent, nodes.Const)]
     uses = tuple(name for name in meta.find_referenced_templates(tree) if name)
     return Template(name, path, source, tree, blocks, parents[0] if parents else None, uses)
-
-
-def _property_type(kind: Any, name: str) -> Any:
-    found = getattr(kind, name, None) if isinstance(kind, type) else None
-    return typing.get_type_hints(found.fget).get("return") if isinstance(found, property) else None
 
 
 def block_lines(source: str) -> dict[str, tuple[int, int]]:

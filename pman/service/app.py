@@ -241,7 +241,9 @@ def _end(response: flask.Response) -> flask.Response:
         "ms": round((time.monotonic() - flask.g.started_at) * 1000, 1),
     }
     route = flask.request.url_rule.rule if flask.request.url_rule else "unknown"
-    metrics.REQUESTS.labels(route, _known_method(), str(response.status_code)).inc()
+    # A label of metrics must have few values, whatever clients send.
+    method = fields["method"] if fields["method"] in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
+    metrics.REQUESTS.labels(route, method, str(response.status_code)).inc()
     log.info("request", extra={"fields": fields})
     return response
 
@@ -257,7 +259,10 @@ def _answer(error: Exception) -> tuple[flask.Response, int]:
             response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
         return response, error.http_status
     if isinstance(error, RequestEntityTooLarge):
-        _drain()
+        # A client that sends all of the body before it reads would otherwise meet a reset, not the answer.
+        left = DRAIN_BYTES
+        while left > 0 and (chunk := flask.request.environ["wsgi.input"].read(65536)):
+            left -= len(chunk)
         return flask.jsonify(message=f"The body is larger than {MAX_BODY_BYTES} bytes."), 413
     if isinstance(error, HTTPException):
         if error.code == 404 and _asks_for_a_page():
@@ -276,25 +281,6 @@ def _asks_for_a_page() -> bool:
     return best == "text/html" and not flask.request.path.startswith("/api/")
 
 
-def _drain() -> None:
-    """Read the rest of the body: a client that sends all of it first would otherwise meet a reset, not the answer."""
-    body, left = flask.request.environ["wsgi.input"], DRAIN_BYTES
-    while left > 0 and (chunk := body.read(65536)):
-        left -= len(chunk)
-
-
-def _of_request() -> dict[str, str]:
-    if not flask.has_request_context() or "request_id" not in flask.g:
-        return {}
-    return {"request_id": flask.g.request_id, "jid": flask.g.get("jid", ""), "pid": str(os.getpid())}
-
-
-def _known_method() -> str:
-    """The request's method, or `other`: a label of metrics must have few values, whatever clients send."""
-    method = flask.request.method
-    return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
-
-
 class LineFormatter(logging.Formatter):
     """One line per record, as `key=value` text or as JSON; line breaks in values are escaped.
 
@@ -311,9 +297,10 @@ class LineFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_of_request(),
-            **getattr(record, "fields", {}),
         }
+        if flask.has_request_context() and "request_id" in flask.g:
+            fields |= {"request_id": flask.g.request_id, "jid": flask.g.get("jid", ""), "pid": str(os.getpid())}
+        fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         if self._as_json:

@@ -45,7 +45,10 @@ class Page:
 def listing() -> tuple[dict[str, object], int]:
     """The newest MAX_LISTED jobs, in pages: `limit` jobs that come behind the jid `after` and pass the filters."""
     page = asked_page()
-    rows = [_row(job) for job in page.jobs]
+    rows = [
+        {**job.to_json(), "posted_at": job.posted_at.isoformat() if job.posted_at else "", "user": job.user}
+        for job in page.jobs
+    ]
     return {"jobs": rows, "next": page.next, "truncated": page.truncated, "counts": page.counts}, 200
 
 
@@ -79,11 +82,6 @@ def _sorted(jobs: list[JobStatus], by: str) -> list[JobStatus]:
     value = attrgetter(by.removeprefix("-"))
     known = sorted((job for job in jobs if value(job)), key=value, reverse=by.startswith("-"))
     return known + [job for job in jobs if not value(job)]
-
-
-def _row(job: JobStatus) -> dict[str, str | None]:
-    posted_at = job.posted_at.isoformat() if job.posted_at else ""
-    return {**job.to_json(), "posted_at": posted_at, "user": job.user}
 
 
 def _filter() -> Callable[[JobStatus], bool]:
@@ -176,22 +174,20 @@ Look = tuple[JobState, str, str, bool]
 
 
 def _looks(jid: str, worker: int, cursor: str) -> Iterator[Look]:
-    """One after another: the job's state, what is new of its output, the next cursor, whether some is left out."""
+    """One after another: the job's state, what is new of its output, the next cursor, whether some is left out.
+
+    Raises NotFound where the job has fewer workers.
+    """
     known = worker == 0
     while True:
         status = read(jid)  # before its output: what is final has written all of it
         found = news(status, worker, cursor)
         if not known and status.state is not JobState.NOT_STARTED:
-            _require(worker, status)
+            count = len(metrics.ask("details", functools.partial(service().backend.details, status)).workers)
+            if 0 < count <= worker:
+                raise NotFound(f"The job {jid} has no worker {worker}: there are {count}, and the first one is 0.")
         known = True
         yield status.state, *found
-
-
-def _require(worker: int, status: JobStatus) -> None:
-    """Raises NotFound where the job has fewer workers."""
-    count = len(metrics.ask("details", lambda: service().backend.details(status)).workers)
-    if 0 < count <= worker:
-        raise NotFound(f"The job {status.jid} has no worker {worker}: there are {count}, and the first one is 0.")
 
 
 def news(status: JobStatus, worker: int, cursor: str) -> tuple[str, str, bool]:

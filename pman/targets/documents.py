@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from pman.errors import Misconfigured
 from pman.job import Job
 from pman.targets.record import CANARY, Flaw, Problem
-from pman.templating.site import StrictLoader
+from pman.templating.site import StrictLoader, node_at
 
 
 def need(module: str) -> Any:
@@ -49,24 +49,10 @@ def said(error: Any) -> str:
 
 def line(text: str, error: Any) -> int:
     """The line of the YAML node that a schema does not accept; for an unknown key, that of the key."""
-    node = _node(text, error.absolute_path)
+    node, _ = node_at(yaml.compose(text, yaml.SafeLoader), error.absolute_path)
     named = re.findall(r"'([^']*)'", error.message) if error.validator == "additionalProperties" else []
     keys = [key for key, _ in node.value if key.value in named] if isinstance(node, yaml.MappingNode) else []
     return int((keys[0] if keys else node).start_mark.line) + 1
-
-
-def _node(text: str, path: Iterable[str | int]) -> Any:
-    """The YAML node at the path, or as far along it as there are nodes."""
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    for part in path:
-        node = _child(node, part)
-    return node
-
-
-def _child(node: Any, part: Any) -> Any:
-    if isinstance(part, int):
-        return node.value[part]
-    return next((value for key, value in node.value if key.value == part), node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +75,8 @@ class Identity:
     def flaws(self, job: Job, document: Any, text: str) -> Iterator[Flaw]:
         """What the document, read from `text`, lacks of the job's identity."""
         if found := self.lacks(job, document):
-            yield Flaw("identity", found[1], int(_node(text, found[0]).start_mark.line) + 1)
+            node, _ = node_at(yaml.compose(text, yaml.SafeLoader), found[0])
+            yield Flaw("identity", found[1], int(node.start_mark.line) + 1)
 
 
 def json_problems(text: str) -> Iterator[Problem]:

@@ -24,14 +24,10 @@ from pman.targets.record import CANARY, MARK, Delivered, Flaw, Problem, Starter,
 
 _TIMEOUT_SECONDS = 20
 _CPU_SECONDS = 3  # of each process of a script; a whole script takes some 20 ms
+# SC2140: {{ }} writes a word of its own between two others.
 _SHELLCHECK = (
-    "shellcheck",
-    "--format=json",
-    "--severity=warning",
-    "--shell=bash",
-    "--exclude=SC2034,SC1111,SC1112,SC2140",  # the last: {{ }} writes a word of its own between two others
-    "-",
-)
+    "shellcheck", "--format=json", "--severity=warning", "--shell=bash", "--exclude=SC2034,SC1111,SC1112,SC2140", "-",
+)  # fmt: skip
 LOAD_MODULES = "{% for name in site.modules %}\nmodule load {{ name|sh }}\n{% endfor %}\n"
 # On a node, where `module` is a function of the profile.
 STARTER = Starter(
@@ -98,13 +94,9 @@ def bash_problems(script: str, shellcheck: bool = False) -> Iterator[Problem]:
     if run.returncode and not found:
         yield Problem(first_line(run.stderr.decode(errors="replace")))
     if shellcheck and not found and shutil.which("shellcheck"):
-        yield from _shellcheck(script)
-
-
-def _shellcheck(script: str) -> Iterator[Problem]:
-    run = subprocess.run(_SHELLCHECK, input=script.encode(), capture_output=True, check=False)
-    for item in json.loads(run.stdout or b"[]"):
-        yield Problem(f"shellcheck SC{item['code']}: {item['message']}", item["line"])
+        run = subprocess.run(_SHELLCHECK, input=script.encode(), capture_output=True, check=False)
+        for item in json.loads(run.stdout or b"[]"):
+            yield Problem(f"shellcheck SC{item['code']}: {item['message']}", item["line"])
 
 
 def identity(claim: str, text: str) -> Iterator[Flaw]:

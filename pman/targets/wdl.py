@@ -37,16 +37,11 @@ def wdl_command(value: Any) -> str:
     if _PLAIN.fullmatch(raw) and not _CROMWELL_WORD.search(raw):
         return f"'{raw.decode()}'"
     body = raw.rstrip(b"\n")  # $( ) drops final newlines
-    form = _octal(body)
+    form = "".join(map(_octal_byte, _CROMWELL_WORD.sub(lambda match: match[1] + b"\0", body)))
     if form.startswith("-"):
         form = "\\055" + form[1:]  # printf would take it for an option
     head = f"\"$(printf '{form}')\"" if body else ""
     return head + '"$nl"' * (len(raw) - len(body))
-
-
-def _octal(raw: bytes) -> str:
-    marked = _CROMWELL_WORD.sub(lambda match: match[1] + b"\0", raw)
-    return "".join(_octal_byte(byte) for byte in marked)
 
 
 def _octal_byte(byte: int) -> str:

@@ -18,7 +18,7 @@ from jinja2 import nodes
 
 from pman.errors import PmanError, TemplateError
 from pman.job import JobRequest
-from pman.templating.decide import Change, Compared, Decision, Step
+from pman.templating.decide import Change, Decision, Step
 from pman.templating.files import shipped_templates
 from pman.templating.render import Piece, Renderer
 from pman.templating.rules import Rule
@@ -166,17 +166,11 @@ def _new_words(change: Change) -> list[str]:
 
 def _step(step: Step, file: str) -> Iterator[str]:
     yield f"{file}:{step.rule.line}: {step.rule.name}: {'yes' if step.matched else 'no'}"
-    for each in step.compared:
-        yield f"    {_compared(each)}"
+    for each in step.compared:  # such as `gpus 0 is not >= 1`
+        part, verb = "unless: " if each.part == "unless" else "", "is" if each.holds else "is not"
+        yield f"    {part}{each.field} {_value(each.found)} {verb} {_value(each.wanted)}"
     for change in step.changes:
         yield f"    {change.name}: {_value(change.before)} -> {_value(change.after)}"
-
-
-def _compared(each: Compared) -> str:
-    """A comparison in words, such as `gpus 0 is not >= 1`."""
-    verb = "is" if each.holds else "is not"
-    part = "unless: " if each.part == "unless" else ""
-    return f"{part}{each.field} {_value(each.found)} {verb} {_value(each.wanted)}"
 
 
 def _outcome(decision: Decision) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,24 +53,23 @@ def read_rules(overlay: Path | None, values: Mapping[str, Any], targets: Iterabl
     path = overlay / "site.yaml"
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     try:
-        return rules.read(values["policy"], lambda place: _line(node, ("policy", *place)), str(path), targets)
+        return rules.read(values["policy"], lambda place: node_at(node, ("policy", *place))[1], str(path), targets)
     except rules.Wrong as error:
-        raise TemplateError(f"{path}:{_line(node, ('policy', *error.place))}: {error}") from None
+        raise TemplateError(f"{path}:{node_at(node, ('policy', *error.place))[1]}: {error}") from None
 
 
-def _line(node: yaml.Node | None, place: Sequence[str | int]) -> int:
-    """The line, from 1, in which the value at this place begins; where it cannot be found, of what is around it."""
+def node_at(node: Any, place: Iterable[str | int]) -> tuple[Any, int]:
+    """The node at this place, or as far on the way as there are nodes, and the line, from 1, of its key or itself."""
     line = 1
     for step in place:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == step), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-    return line
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node, line = node.value[step], node.value[step].start_mark.line + 1
+        elif found := next(((key, value) for key, value in pairs if key.value == step), None):
+            node, line = found[1], found[0].start_mark.line + 1
+        else:
+            break
+    return node, line
 
 
 class StrictLoader(yaml.SafeLoader):

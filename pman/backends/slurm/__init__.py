@@ -18,40 +18,12 @@ from pathlib import Path
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
 from pman.backends.discovery import Overview
+from pman.backends.slurm import state as disk
+from pman.backends.slurm import verdict
 from pman.backends.slurm.commands import Commands, Failed, Place, SlurmJob
 from pman.backends.slurm.discovery import discover as discover
 from pman.backends.slurm.discovery import overview
 from pman.backends.slurm.sources import Seen, Sources, owner
-from pman.backends.slurm.state import (
-    DELETED,
-    LOST,
-    Busy,
-    Files,
-    close,
-    create_directory,
-    locked,
-    may_begin_again,
-    read_files,
-    require_locks,
-    settle,
-    slurm_name,
-    stuck_since,
-    write,
-)
-from pman.backends.slurm.verdict import (
-    HELD,
-    LAUNCHING,
-    REQUEUED,
-    by_absence,
-    by_result,
-    by_slurm,
-    ended,
-    over,
-    recent,
-    slurm_logs,
-    state_of,
-    waits,
-)
 from pman.backends.slurm.words import BY_HAND, cannot_heal
 from pman.errors import (
     BackendError,
@@ -94,25 +66,26 @@ class SlurmBackend:
         self._patience_seconds = patience_seconds
         try:
             directories.open_root(root)
-            require_locks(root)
+            disk.require_locks(root)
         except OSError as error:
             raise Misconfigured(f"SLURM_STATE_DIR={root} cannot be made: {error.strerror}.") from None
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         for _ in range(SUBMIT_TRIES):
-            fresh = not (self._root / job.name).is_dir() and create_directory(self._root, job, spec)
+            fresh = not (self._root / job.name).is_dir() and disk.create_directory(self._root, job, spec)
             with contextlib.suppress(NotFound):  # deleted since
                 return self._submit(find(self._root, job.jid), job.digest, None if fresh else spec)
         raise BackendError(f"{self._root / job.name} is in the way of a job; remove it.")
 
     def _submit(self, record: Record, digest: str, again: Spec | None) -> JobStatus:
-        if (files := read_files(record)).closed == DELETED:  # by a pman that is at it, or was killed before it was done
+        files = disk.read_files(record)
+        if files.closed == disk.DELETED:  # by a pman that is at it, or was killed before it was done
             self._delete(record)
             raise NotFound("The job was deleted.")
         if record.digest != digest:
             raise jid_taken(record.jid)
         if files.slurm_id is None:
-            with locked(record, wait_seconds=2 * END_SECONDS) as trash:
+            with disk.locked(record, wait_seconds=2 * END_SECONDS) as trash:
                 try:
                     if self._hand_over(record, lambda: again, first=again is None):
                         return make_status(record, JobState.NOT_STARTED)
@@ -127,31 +100,31 @@ class SlurmBackend:
         again: makes the script of another try, from templates that may have been mended since; None: as it is. Only
         for whoever holds the lock. A look does not see an sbatch that is still on its way: the claim stops its job.
         """
-        files = read_files(record)
+        files = disk.read_files(record)
         if files.slurm_id or files.closed:
             return False
         known = files.claim or (None if first else self._sources.earlier(record, files))
         number, fresh = (known, False) if known else self._sbatch(record, again)
-        write(record.directory / "slurm_id", number)
+        disk.write(record.directory / "slurm_id", number)
         return fresh
 
     def _sbatch(self, record: Record, again: Callable[[], Spec | None]) -> tuple[str, bool]:
         """The number of the SLURM job, and whether it is a new one."""
         try:
             if spec := again():
-                write(record.directory / "job.sh", spec.text)
+                disk.write(record.directory / "job.sh", spec.text)
             script = (record.directory / "job.sh").read_text(encoding="utf-8")
-            options = (f"--job-name={slurm_name(record)}", f"--chdir={record.directory}", "--ignore-pbs")
+            options = (f"--job-name={disk.slurm_name(record)}", f"--chdir={record.directory}", "--ignore-pbs")
             return self._commands.sbatch(script, *options), True
         except (BadRequest, TemplateError):  # an earlier sbatch may have got through all the same
-            if earlier := close(record, LOST):
+            if earlier := disk.close(record, disk.LOST):
                 return earlier, False
             raise
 
     def status(self, jid: str) -> JobStatus:
         record = find(self._root, jid)
-        files = read_files(record)
-        if files.closed == DELETED:
+        files = disk.read_files(record)
+        if files.closed == disk.DELETED:
             raise no_such_job(jid)
         if files.final:
             return files.final
@@ -167,7 +140,7 @@ class SlurmBackend:
         found = []
         for record in newest(self._root, limit):
             with contextlib.suppress(NotFound):
-                if (files := read_files(record)).closed != DELETED:
+                if (files := disk.read_files(record)).closed != disk.DELETED:
                     found.append((record, files))
         seen = self._sources.look([entry for entry in found if not (entry[1].final or entry[1].unknown_to_slurm)])
         statuses = []
@@ -176,7 +149,7 @@ class SlurmBackend:
                 statuses.append(files.final or self._listed(record, files, seen.get(record.token)))
         return directories.with_users(statuses)
 
-    def _listed(self, record: Record, files: Files, seen: Seen | None) -> JobStatus:
+    def _listed(self, record: Record, files: disk.Files, seen: Seen | None) -> JobStatus:
         """The job in a listing, which one that cannot be judged now does not spoil."""
         message = ""
         if seen:
@@ -189,56 +162,56 @@ class SlurmBackend:
     def _catch_up(self, record: Record) -> JobStatus:
         """Submit a job whose pman was killed before it did. Where the template is at fault, the jid is free again."""
         try:
-            with locked(record, wait_seconds=0) as trash:
+            with disk.locked(record, wait_seconds=0) as trash:
                 try:
                     self._hand_over(record, lambda: self._render(record), first=False)
                 except TemplateError:
                     trash.append(take_away(record))
                     raise
-        except Busy:
+        except disk.Busy:
             pass  # another thread or process is at it
         except BadRequest as error:
-            return settle(make_status(record, JobState.FAILED, Why(str(error), Reason.REFUSED)))
+            return disk.settle(make_status(record, JobState.FAILED, Why(str(error), Reason.REFUSED)))
         return make_status(record, JobState.NOT_STARTED)
 
     def _render(self, record: Record) -> Spec | None:
         job = directories.posted(record)
         return self._renderer.render(job, "slurm") if job else None
 
-    def _judge(self, record: Record, asked: Files, seen: Seen) -> JobStatus:
+    def _judge(self, record: Record, asked: disk.Files, seen: Seen) -> JobStatus:
         """What becomes of the job whose directory said `asked`, whereupon SLURM said `seen`. Raises Unreachable."""
-        files = read_files(record)  # again: SLURM was asked before, so what it saw end has left its files
+        files = disk.read_files(record)  # again: SLURM was asked before, so what it saw end has left its files
         if files.claim != asked.claim:  # perhaps by a SLURM job that is younger than SLURM's answer
             return self._judge(record, files, self._sources.look([(record, files)])[record.token])
         job = owner(files, seen.jobs)
-        if files.result and (over(files, job) if job else _stands(record, files, seen)):
-            return settle(make_status(record, *by_result(record, files, job), files.result[2]))
+        if files.result and (verdict.over(files, job) if job else _stands(record, files, seen)):
+            return disk.settle(make_status(record, *verdict.by_result(record, files, job), files.result[2]))
         if job is None and not seen.gone:
             raise Unreachable(seen.error or "SLURM does not say what has become of the job.")
-        if files.claim is None and (job is None or ended(job)) and close(record, LOST):
+        if files.claim is None and (job is None or verdict.ended(job)) and disk.close(record, disk.LOST):
             return make_status(record, JobState.STARTED)  # by a second SLURM job, at this moment
         if job is None:
-            return settle(make_status(record, JobState.FAILED, by_absence(record, files)))
-        if ended(job):
+            return disk.settle(make_status(record, JobState.FAILED, verdict.by_absence(record, files)))
+        if verdict.ended(job):
             unbegun = files.claim is None and job.state == "CANCELLED"
             nodes = self._commands.place(job.id).nodes if unbegun else ()
-            return settle(make_status(record, *by_slurm(record, files, job, nodes), job.ended_at))
+            return disk.settle(make_status(record, *verdict.by_slurm(record, files, job, nodes), job.ended_at))
         return self._active(record, files, job)
 
-    def _active(self, record: Record, files: Files, job: SlurmJob) -> JobStatus:
+    def _active(self, record: Record, files: disk.Files, job: SlurmJob) -> JobStatus:
         """The state of a job that SLURM still has to do with."""
-        state, message = state_of(job)
+        state, message = verdict.state_of(job)
         if state is JobState.UNDEFINED:
             log.warning("job %s is %s in SLURM", record.jid, job.state)
         if state is JobState.STARTED and files.claim != job.id:
-            return make_status(record, JobState.NOT_STARTED, message or LAUNCHING)
-        if not waits(job):
+            return make_status(record, JobState.NOT_STARTED, message or verdict.LAUNCHING)
+        if not verdict.waits(job):
             image = pulled_image(record.directory)
             return make_status(record, state, message or (f"Pulling the image {image}." if image else ""))
         if files.claim == job.id:
-            if job.state in HELD and not may_begin_again(record):
-                return settle(make_status(record, JobState.FAILED, message))
-            message = f"{REQUEUED} {message}".strip()
+            if job.state in verdict.HELD and not disk.may_begin_again(record):
+                return disk.settle(make_status(record, JobState.FAILED, message))
+            message = f"{verdict.REQUEUED} {message}".strip()
         elif job.state == "PENDING" and job.reason not in ("", "None"):
             return self._pending(record, job)
         return make_status(record, state, message)
@@ -246,33 +219,33 @@ class SlurmBackend:
     def _pending(self, record: Record, job: SlurmJob) -> JobStatus:
         """A job that has not begun, with SLURM's reason. One that waits in vain is ended when patience is over."""
         vain = cannot_heal(job.reason)
-        waited_seconds = time.time() - stuck_since(record, job.reason if vain else "")
+        waited_seconds = time.time() - disk.stuck_since(record, job.reason if vain else "")
         if not vain or waited_seconds < self._patience_seconds:
             held = " Somebody has to release it." if job.reason in BY_HAND else ""
             return make_status(record, JobState.NOT_STARTED, f"Waiting in SLURM's queue: {job.reason}.{held}")
         try:
-            with locked(record, wait_seconds=0):
-                if close(record, LOST):
+            with disk.locked(record, wait_seconds=0):
+                if disk.close(record, disk.LOST):
                     return make_status(record, JobState.STARTED)
                 self._commands.run("scancel", "--quiet", job.id)
-        except Busy:
+        except disk.Busy:
             return make_status(record, JobState.NOT_STARTED)
         sentence = f"SLURM cannot start the job: {job.reason}. pman gave it up after {waited_seconds / 60:.0f} min."
-        return settle(make_status(record, JobState.FAILED, Why(sentence, Reason.REFUSED)))
+        return disk.settle(make_status(record, JobState.FAILED, Why(sentence, Reason.REFUSED)))
 
     def logs(self, status: JobStatus, max_lines: int) -> str:
         record = status.kept(Record)
         text = logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
         if status.state is not JobState.FAILED:
             return text
-        said = slurm_logs(record, max_lines, self._max_log_bytes)
+        said = verdict.slurm_logs(record, max_lines, self._max_log_bytes)
         return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
 
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
         """With what SLURM says of a job that failed, as in `logs`."""
         record = status.kept(Record)
         own = logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
-        said = slurm_logs(record, max_lines, self._max_log_bytes) if status.state is JobState.FAILED else ()
+        said = verdict.slurm_logs(record, max_lines, self._max_log_bytes) if status.state is JobState.FAILED else ()
         return [*own, *said]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
@@ -280,7 +253,7 @@ class SlurmBackend:
 
     def details(self, status: JobStatus) -> Details:
         record = status.kept(Record)
-        files = read_files(record)
+        files = disk.read_files(record)
         number = files.claim or files.slurm_id
         place = self._commands.place(number) if number and number.isdecimal() else Place()
         began = place.started_at if files.claim else None
@@ -291,29 +264,29 @@ class SlurmBackend:
         self._delete(find(self._root, jid))
 
     def _delete(self, record: Record) -> None:
-        with locked(record, wait_seconds=2 * END_SECONDS) as trash:
-            if (files := read_files(record)).final:
+        with disk.locked(record, wait_seconds=2 * END_SECONDS) as trash:
+            if (files := disk.read_files(record)).final:
                 self._cancel_others(record, files)
             else:
                 self._end(record)
             trash.append(take_away(record))
 
-    def _cancel_others(self, record: Record, files: Files) -> None:
+    def _cancel_others(self, record: Record, files: disk.Files) -> None:
         """Take jobs out of the queue that carry an attempt which another one has run: they could only end at once."""
         with contextlib.suppress(Unreachable):
             jobs = self._sources.listed(record, files, fresh=False)
-            if others := sorted(job.id for job in jobs if not ended(job) and job.id != files.claim):
+            if others := sorted(job.id for job in jobs if not verdict.ended(job) and job.id != files.claim):
                 self._commands.run("scancel", "--quiet", *others)
 
     def _end(self, record: Record) -> None:
         """Nothing of the job starts any more, and what runs of it ends: SLURM says so of each of its numbers."""
-        close(record, DELETED)
+        disk.close(record, disk.DELETED)
         cancelled, past, left, looks = set[str](), set[str](), list[str](), 0
 
         def ended_all() -> bool:
             nonlocal looks
-            files = read_files(record)
-            left[:] = [job.id for job in self._sources.active(record, files, past) if not over(files, job)]
+            files = disk.read_files(record)
+            left[:] = [job.id for job in self._sources.active(record, files, past) if not verdict.over(files, job)]
             if new := sorted(set(left) - cancelled):
                 self._commands.run("scancel", "--quiet", *new)
                 cancelled.update(new)
@@ -383,7 +356,7 @@ def create(settings: Settings) -> SlurmBackend:
     return SlurmBackend(Path(settings.slurm_state_dir), commands, max_log_bytes, renderer, patience_seconds)
 
 
-def _stands(record: Record, files: Files, seen: Seen) -> bool:
+def _stands(record: Record, files: disk.Files, seen: Seen) -> bool:
     """Whether the script's result counts for a job that SLURM does not show.
 
     While SLURM does not answer at all, a failure that is recent waits for SLURM's explanation.
@@ -391,4 +364,4 @@ def _stands(record: Record, files: Files, seen: Seen) -> bool:
     assert files.result
     if seen.gone:
         return True
-    return not may_begin_again(record) and not (seen.error and files.result[0] and recent(files.result[2]))
+    return not disk.may_begin_again(record) and not (seen.error and files.result[0] and verdict.recent(files.result[2]))
