@@ -1,4 +1,4 @@
-"""SLURM's commands as argument vectors, what their answers mean, and one squeue for all who ask at the same time."""
+"""SLURM's commands as argument vectors, and what their answers mean."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from pman.backends.directories import TOKEN_DIGITS
-from pman.backends.shared import Shared
 from pman.backends.slurm import words
 from pman.backends.slurm.words import Fault
 from pman.errors import BackendError, BadRequest, TemplateError, Unreachable
@@ -34,7 +33,7 @@ _QUEUE_FIELDS = "%A|%T|%S|%e|%r|%j"
 _PLACE_FIELDS = "Start,Partition,NodeList"
 _ACCOUNT_FIELDS = "JobIDRaw,State,Start,End,JobName"
 # The token of an attempt in the name of its SLURM job, before or behind which a plug-in may have put something.
-_TOKEN = re.compile(rf"\.([0-9a-f]{{{TOKEN_DIGITS}}})(?![0-9a-f])")
+TOKEN = re.compile(rf"\.([0-9a-f]{{{TOKEN_DIGITS}}})(?![0-9a-f])")
 _ROW = re.compile(r"(\d+)\|([A-Z_]+)[^|]*\|([^|]*)\|([^|]*)\|(?:([^|]*)\|)?(.*)")
 _OTHER_CLUSTERS = re.compile(r"^#SBATCH\s+(?:.*\s)?(--clusters?\b|-M)", re.MULTILINE)
 
@@ -219,37 +218,12 @@ class Commands:
         return [*self._prefix, *line]
 
 
-class Queue:
-    """What squeue says of this user's jobs: one call for all threads that ask within a second."""
-
-    def __init__(self, commands: Commands) -> None:
-        self._seen = Shared(lambda: _by_key(commands.squeue_rows("--me")))
-
-    def jobs(self, keys: Iterable[str], *, fresh: bool = False) -> list[SlurmJob]:
-        """The jobs of these numbers and tokens that squeue showed; fresh: in a call that began after this one."""
-        seen, keys = self._seen.get(fresh=fresh), set(keys)
-        rows = dict.fromkeys("\n".join(seen.get(key, "") for key in keys).splitlines())
-        return [job for job in parse_rows("\n".join(rows)) if {job.id, job.token} & keys]
-
-
-def _by_key(text: str) -> dict[str, str]:
-    """The rows by number and by token, as lines. Only those that are asked for are parsed: there may be thousands.
-
-    No row is in a list of its own, which would cost half as much time again, and more at each garbage collection.
-    """
-    rows: dict[str, str] = {}
-    for row in text.splitlines():
-        for key in (row.partition("|")[0], *_TOKEN.findall(row)[-1:]):
-            rows[key] = f"{rows[key]}\n{row}" if key in rows else row
-    return rows
-
-
 def parse_rows(text: str) -> Iterator[SlurmJob]:
     """The jobs in lines of squeue and sacct; other lines, such as a site's banner, are left out."""
     for line in text.splitlines():
         if row := _ROW.fullmatch(line):
             number, state, start, end, reason, name = row.groups()
-            tokens = _TOKEN.findall(name)  # a plug-in adds nothing of its form behind it; a site's prefix may have it
+            tokens = TOKEN.findall(name)  # a plug-in adds nothing of its form behind it; a site's prefix may have it
             yield SlurmJob(number, tokens[-1] if tokens else "", state, reason or "", _time(start), _time(end))
 
 

@@ -30,7 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pman.backends.directories import Record
-from pman.backends.slurm.commands import Commands, Queue, SlurmJob
+from pman.backends.shared import Shared
+from pman.backends.slurm.commands import TOKEN, Commands, SlurmJob, parse_rows
 from pman.backends.slurm.state import Files, may_begin_again, slurm_name
 from pman.backends.slurm.verdict import ended, waits
 from pman.errors import Unreachable
@@ -63,11 +64,13 @@ class Sources:
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
-        self._queue = Queue(commands)
+        self._queue = Shared(lambda: _by_key(commands.squeue_rows("--me")))
 
     def listed(self, record: Record, files: Files, *, fresh: bool) -> list[SlurmJob]:
-        """The attempt's jobs in squeue's list: one up to a second old, or a `fresh` one."""
-        return self._queue.jobs([*files.numbers, record.token], fresh=fresh)
+        """The attempt's jobs in squeue's list: one up to a second old, or if `fresh`, one that is asked for now."""
+        seen, keys = self._queue.get(fresh=fresh), [*files.numbers, record.token]
+        rows = dict.fromkeys("\n".join(seen.get(key, "") for key in keys).splitlines())
+        return [job for job in parse_rows("\n".join(rows)) if {job.id, job.token} & set(keys)]
 
     def look(self, asked: Sequence[tuple[Record, Files]]) -> dict[str, Seen]:
         """What SLURM says of each attempt, by its token. Raises Unreachable where squeue does not answer at all."""
@@ -142,7 +145,19 @@ class Sources:
 
     def ping(self) -> None:
         """Raises Unreachable where squeue does not answer."""
-        self._queue.jobs([])
+        self._queue.get()
+
+
+def _by_key(text: str) -> dict[str, str]:
+    """The rows by number and by token, as lines. Only those that are asked for are parsed: there may be thousands.
+
+    No row is in a list of its own, which would cost half as much time again, and more at each garbage collection.
+    """
+    rows: dict[str, str] = {}
+    for row in text.splitlines():
+        for key in (row.partition("|")[0], *TOKEN.findall(row)[-1:]):
+            rows[key] = f"{rows[key]}\n{row}" if key in rows else row
+    return rows
 
 
 _LATER = Seen(error="SLURM was not asked for this job, because too many others had to be asked for by their numbers.")
