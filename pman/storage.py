@@ -74,9 +74,10 @@ def prepare(job: Job, settings: Settings) -> None:
         return
     base = os.path.realpath(settings.storebase)
     fields = {"input_dir": job.input_dir, "output_dir": job.output_dir}
-    bad = {name: _LEAVES for name, path in fields.items() if not _within(base, os.path.join(base, path))}
-    if bad:
-        raise BadRequest(bad)
+    below = base.rstrip("/") + "/"
+    if bad := [name for name, path in fields.items() if not os.path.realpath(below + path).startswith(below)]:
+        said = "leaves the store through a symbolic link; it must be a path that stays below the store."
+        raise BadRequest(dict.fromkeys(bad, said))
     owner = _owner(job, settings)
     _make(os.path.join(base, job.output_dir), owner, "output_dir")
     if os.path.isdir(os.path.join(base, job.input_dir)):
@@ -85,13 +86,6 @@ def prepare(job: Job, settings: Settings) -> None:
         _make(os.path.join(base, job.input_dir), owner, "input_dir")
     elif job.kind == "fs" or settings.storage_type == "kubernetes_pvc":
         raise BadRequest({"input_dir": "does not exist in the store; it must be a directory there."})
-
-
-_LEAVES = "leaves the store through a symbolic link; it must be a path that stays below the store."
-
-
-def _within(base: str, path: str) -> bool:
-    return os.path.realpath(path).startswith(base.rstrip("/") + "/")
 
 
 def _owner(job: Job, settings: Settings) -> tuple[int, int]:
@@ -105,8 +99,12 @@ def _owner(job: Job, settings: Settings) -> tuple[int, int]:
 
 def _make(path: str, owner: tuple[int, int], name: str) -> None:
     """The directory and those above it that are missing, each owned by the job's user."""
+    missing: list[str] = []  # from above
+    while not os.path.isdir(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
     try:
-        for made in _missing(path):
+        for made in missing:
             try:
                 os.mkdir(made)
             except FileExistsError:
@@ -117,12 +115,3 @@ def _make(path: str, owner: tuple[int, int], name: str) -> None:
                 os.chown(made, *owner)
     except OSError as error:
         log.warning("cannot make %s, or give it to the user %s:%s of the job: %s", name, *owner, error.strerror)
-
-
-def _missing(path: str) -> list[str]:
-    """`path` and its parents that do not exist, from above."""
-    missing: list[str] = []
-    while not os.path.isdir(path):
-        missing.insert(0, path)
-        path = os.path.dirname(path)
-    return missing

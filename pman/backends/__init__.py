@@ -113,8 +113,9 @@ def check_for_service(settings: Settings) -> list[str]:
     if settings.container_env not in BACKENDS:
         raise Misconfigured(f"CONTAINER_ENV: must be one of {', '.join(BACKENDS)}")
     module = _module(settings)
-    problems = [*_storage(settings), *getattr(module, "problems", _none)(settings)]
-    return [*pman_settings.check_for_service(settings, problems), *getattr(module, "warnings", _none)(settings)]
+    own = [*getattr(module, "problems", lambda _: ())(settings)]
+    warnings = pman_settings.check_for_service(settings, [*_storage(settings), *own])
+    return [*warnings, *getattr(module, "warnings", lambda _: ())(settings)]
 
 
 def live(settings: Settings, spec: Spec) -> list[Problem]:
@@ -159,10 +160,6 @@ def line_named(text: str, said: str) -> int | None:
 
 def _module(settings: Settings) -> ModuleType:
     return importlib.import_module(BACKENDS[settings.container_env].module)
-
-
-def _none(_settings: Settings) -> list[str]:
-    return []
 
 
 def _storage(settings: Settings) -> Iterator[str]:

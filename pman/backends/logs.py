@@ -27,17 +27,13 @@ def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = 
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if within and not _is_regular_below(file.fileno(), within):
-                return ""
+            if within:  # what was opened is judged, not its name, which may change in between. Linux: /proc/self/fd
+                where = os.readlink(f"/proc/self/fd/{file.fileno()}")
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not where.startswith(f"{within}/"):
+                    return ""
             return clean(tail_bytes(_last_bytes(file.fileno(), max_lines, max_bytes), max_lines))
     except (FileNotFoundError, NotADirectoryError):
         return ""
-
-
-def _is_regular_below(fd: int, directory: Path) -> bool:
-    """Judges what was opened, not its name, which may change in between. Linux: /proc/self/fd."""
-    where = os.readlink(f"/proc/self/fd/{fd}")
-    return stat.S_ISREG(os.fstat(fd).st_mode) and where.startswith(f"{directory}/")
 
 
 def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:

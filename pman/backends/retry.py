@@ -21,10 +21,6 @@ SOON_SECONDS = 3.0
 MOST_RETRY_AFTER_SECONDS = 20.0
 
 
-def _transient(error: BaseException) -> bool:
-    return isinstance(error, PmanError) and error.transient
-
-
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.1, max=2)
 
 
@@ -39,7 +35,7 @@ def _log(state: tenacity.RetryCallState) -> None:
 
 
 _POLICY = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_transient),
+    retry=tenacity.retry_if_exception(lambda error: isinstance(error, PmanError) and error.transient),
     stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(TOTAL_SECONDS),
     wait=_wait,
     before_sleep=_log,

@@ -189,8 +189,10 @@ class _Attempt:
         """What the parser or schema of the language says."""
         found = []
         for problem in problems(spec, how):
-            own = self._own_part(spec) if problem.message.startswith("bash: ") else None
-            found.append(own or self._of(problem))
+            said = self._own_part(spec) if problem.message.startswith("bash: ") else None
+            exact = problem.rule != "invalid"
+            said = said or self.at(problem.rule, problem.message, problem.line, problem.part, exact)
+            found.append(replace(said, level="warning") if exact and not self.renderer.is_own(said.file) else said)
         return found
 
     def _own_part(self, spec: Spec) -> Finding | None:
@@ -203,12 +205,6 @@ class _Attempt:
                 file, line = places[min(wrong.line or 1, len(places)) - 1]
                 return Finding("invalid", f"{wrong.message} (request: {self.case})", file, line)
         return None
-
-    def _of(self, problem: Problem) -> Finding:
-        if problem.rule == "invalid":
-            return self.at("invalid", problem.message, problem.line, problem.part)
-        found = self.at(problem.rule, problem.message, problem.line, problem.part, exact=True)
-        return found if self.renderer.is_own(found.file) else replace(found, level="warning")
 
     def heard(self, problem: Problem) -> Finding:
         """What a backend said, where the site's own files name what it is about, else where the line comes from."""

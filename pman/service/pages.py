@@ -28,7 +28,7 @@ from pman.service.proxies import root
 from pman.status import Details, to_resource
 from pman.targets import TARGETS, judge
 from pman.templating.explain import explain
-from pman.templating.render import SAMPLE, Piece, Spec
+from pman.templating.render import SAMPLE, Piece
 
 blueprint = flask.Blueprint(
     "pages", __name__, template_folder="html", static_folder="static", static_url_path="/static"
@@ -150,20 +150,17 @@ def render() -> tuple[dict[str, Any], int]:
     spec = s.renderer.render(job, data["target"])
     templates = {"spec": TARGETS[spec.target].template, **TARGETS[spec.target].extras}
     parts = {name: segments(s.renderer.pieces(job, template)) for name, template in templates.items()}
-    return {"parts": parts, "problems": _problems(spec), **told}, 200
+    try:
+        problems = judge(spec)
+    except Misconfigured as error:
+        problems = [f"not checked: {error}"]
+    return {"parts": parts, "problems": problems, **told}, 200
 
 
 def segments(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
     """(block, text) for each part of a rendered text."""
     groups = itertools.groupby(pieces, key=lambda piece: piece.block)
     return [(block, "".join(piece.text for piece in group)) for block, group in groups]
-
-
-def _problems(spec: Spec) -> list[str]:
-    try:
-        return judge(spec)
-    except Misconfigured as error:
-        return [f"not checked: {error}"]
 
 
 def _page(name: str, forms: str = "'none'", **values: Any) -> flask.Response:

@@ -13,7 +13,7 @@ import yaml
 
 from pman.job import INCOMING, OUTGOING, Job
 from pman.targets.documents import Identity, line, need, said, yaml_document
-from pman.targets.record import Delivered, Judging, Problem, Starter, Target
+from pman.targets.record import Delivered, Problem, Starter, Target
 
 JID, DIGEST = "org.chrisproject.pman.name", "org.chrisproject.pman.digest"  # labels
 IDENTITY = Identity({("Labels", JID): "job.jid", ("Labels", DIGEST): "job.digest"})
@@ -36,10 +36,6 @@ def schema_problems(text: str, operation: str) -> Iterator[Problem]:
 def _validator(operation: str) -> Any:
     schema = json.loads((Path(__file__).parent / "docker.json").read_text(encoding="utf-8"))
     return need("jsonschema").Draft202012Validator(schema | {"$ref": f"#/$defs/{operation}"})
-
-
-def _judge(text: str, _how: Judging) -> Iterator[Problem]:
-    return schema_problems(text, "ContainerCreate")
 
 
 def _read(job: Job, text: str) -> Delivered:
@@ -79,7 +75,7 @@ TARGET = Target(
         "{% if site.extra_hosts %}\n  ExtraHosts: {{ site.extra_hosts }}\n{% endif %}\n",
         '# Lines for every container\'s /etc/hosts, e.g. ["license:192.0.2.7"]\nextra_hosts: []\n',
     ),
-    judge=_judge,
+    judge=lambda text, _: schema_problems(text, "ContainerCreate"),
     read=_read,
     causes=CAUSES,
 )

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from pman.job import Job
 from pman.targets import shell
-from pman.targets.record import Delivered, Judging, Problem, Target
-
-
-def _judge(text: str, how: Judging) -> Iterator[Problem]:
-    return shell.bash_problems(text, how.shellcheck)
+from pman.targets.record import Delivered, Target
 
 
 def _read(job: Job, text: str) -> Delivered:
@@ -25,7 +20,7 @@ TARGET = Target(
     template="local/job.sh.j2",
     storage_types=("host",),
     starter=shell.STARTER,
-    judge=_judge,
+    judge=lambda text, how: shell.bash_problems(text, how.shellcheck),
     read=_read,
     causes=shell.CAUSES,
 )

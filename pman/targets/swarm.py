@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from pman.job import Job
 from pman.targets import docker
 from pman.targets.docker import CAUSES, engine, mount_source, schema_problems
 from pman.targets.documents import Identity, expanded
-from pman.targets.record import Delivered, Judging, Problem, Starter, Target
+from pman.targets.record import Delivered, Starter, Target
 from pman.templating import quote
 
 IDENTITY = Identity({("Name",): "job.name", **docker.IDENTITY.parts})
@@ -27,10 +26,6 @@ def escaped(text: str) -> str:
 def go_template(value: Any) -> str:
     """YAML for a string that Docker Swarm expands as a Go template: env entries, mounts and the host name."""
     return quote.yaml(escaped(quote.text_of(value)))
-
-
-def _judge(text: str, _how: Judging) -> Iterator[Problem]:
-    return schema_problems(text, "ServiceCreate")
 
 
 def _read(job: Job, text: str) -> Delivered:
@@ -67,7 +62,7 @@ TARGET = Target(
         "{% if site.constraints %}\n  Placement:\n    Constraints: {{ site.constraints }}\n{% endif %}\n",
         "# Placement constraints of every job, e.g. [node.role == worker]\nconstraints: []\n",
     ),
-    judge=_judge,
+    judge=lambda text, _: schema_problems(text, "ServiceCreate"),
     read=_read,
     causes=CAUSES,
 )

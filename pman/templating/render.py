@@ -172,7 +172,15 @@ class Renderer:
 
     def explain(self, error: Exception, name: str) -> str:
         """`file:line: cause` of an error raised while the template `name` was compiled or rendered."""
-        return _explain(error, name, {word for filters in self.filters.values() for word in filters})
+        place = f"{name}:1"
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            place = f"{error.filename or error.name or name}:{error.lineno}"
+        traceback = error.__traceback__ if not isinstance(error, jinja2.TemplateSyntaxError) else None
+        while traceback:
+            if traceback.tb_frame.f_code.co_filename.endswith(".j2"):
+                place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            traceback = traceback.tb_next
+        return f"{place}: {_cause(error, {word for filters in self.filters.values() for word in filters})}"
 
     def _blamed(self, error: quote.Unwritable, name: str, job: Job) -> PmanError:
         """What to say of a value that cannot be written: to the user, or to who wrote site.yaml or a setting."""
@@ -223,18 +231,6 @@ def _texts(value: Any) -> list[str]:
 def sample_job(settings: Settings) -> Job:
     """A plain job, for trying templates at start."""
     return make_job(JobRequest(**SAMPLE), settings)
-
-
-def _explain(error: Exception, name: str, quoting: set[str]) -> str:
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"{error.filename or error.name or name}:{error.lineno}: {_cause(error, quoting)}"
-    place = f"{name}:1"
-    traceback = error.__traceback__
-    while traceback:
-        if traceback.tb_frame.f_code.co_filename.endswith(".j2"):
-            place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return f"{place}: {_cause(error, quoting)}"
 
 
 def language(name: str) -> str:

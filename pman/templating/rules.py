@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -310,21 +311,16 @@ def _tests(conditions: _When, groups: Mapping[str, list[str]], place: tuple[str 
         if name in conditions.model_fields_set:
             wanted = getattr(conditions, name)
             given = wanted if isinstance(wanted, list) else [wanted]
-            texts = list(_expanded(given, groups, (*place, name)))
-            holds, example = (_any_number(given), _near) if name in NUMBERS else (_any_text(texts), _example)
-            examples = tuple(value for text in texts for value in example(text))
+            examples: tuple[Any, ...]
+            if name in NUMBERS:
+                holds, examples = _any_number(given)
+            else:
+                texts = list(_expanded(given, groups, (*place, name)))
+                holds = _any_text(texts)
+                # A text that fits each pattern.
+                fit = functools.partial(re.sub, r"\[!?(.)[^\]]*\]|[*?]", lambda found: found[1] or "x")
+                examples = tuple(text and fit(text) for text in texts)
             yield Condition(name, plain(wanted), holds, examples)
-
-
-def _near(wanted: int | str | None) -> list[int | None]:
-    """Numbers on both sides of those in a comparison."""
-    numbers = [int(number) for number in re.findall("[0-9]+", str(wanted))]
-    return [None] if wanted is None else [value for number in numbers for value in (number, number - 1, number + 1)]
-
-
-def _example(pattern: str | None) -> list[str | None]:
-    """A text that fits a pattern."""
-    return [pattern and re.sub(r"\[!?(.)[^\]]*\]|[*?]", lambda found: found[1] or "x", pattern)]
 
 
 def _expanded(given: list[Any], groups: Mapping[str, list[str]], place: tuple[str | int, ...]) -> Iterator[str | None]:
@@ -352,9 +348,13 @@ def _any_text(patterns: list[str | None]) -> Callable[[Any], bool]:
     return holds
 
 
-def _any_number(given: list[Any]) -> Callable[[Any], bool]:
+def _any_number(given: list[Any]) -> tuple[Callable[[Any], bool], tuple[int | None, ...]]:
+    """Whether a number meets one of the comparisons; the numbers in them, and those on both sides of these."""
     ranges = [_comparison(entry) for entry in given]
-    return ranges[0] if len(ranges) == 1 else lambda value: any(holds(value) for holds in ranges)
+    numbers = [int(number) for entry in given for number in re.findall("[0-9]+", str(entry))]
+    examples: list[int | None] = [n + step for n in numbers for step in (0, -1, 1)]
+    examples += [None] if None in given else []
+    return (ranges[0] if len(ranges) == 1 else lambda value: any(holds(value) for holds in ranges)), tuple(examples)
 
 
 def _comparison(wanted: int | str | None) -> Callable[[Any], bool]:

@@ -106,7 +106,7 @@ class LocalBackend:
         claim = _claim(record.directory)
         if _runs_elsewhere(claim, record):
             return directories.make_status(record, JobState.UNDEFINED, f"The job belongs to the machine {claim.host}.")
-        has_ended = _has_ended(record)
+        has_ended = _end_mark(record).exists()
         alive = claim is not None and not has_ended and is_alive(claim, record.token)
         # read after `alive`: the script writes it before it ends; without a claim then, it was not begun then
         result = directories.result(record.directory) if claim else None
@@ -116,7 +116,8 @@ class LocalBackend:
         message, finished_at = "", None
         if state.final:
             if not has_ended:
-                _note_end(record)
+                with contextlib.suppress(OSError):
+                    _end_mark(record).touch()
             code, message, finished_at = result or (None, WITHOUT_RESULT, directories.mtime(record.directory / "claim"))
             state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
         elif image := directories.pulled_image(record.directory):
@@ -234,22 +235,13 @@ def _is_deleted(directory: Path) -> bool:
         return False
 
 
-def _has_ended(record: Record) -> bool:
-    return _end_mark(record).exists()
-
-
-def _note_end(record: Record) -> None:
-    with contextlib.suppress(OSError):
-        _end_mark(record).touch()
-
-
 def _end_mark(record: Record) -> Path:
     """Of this attempt alone: the next one's directory has the same path."""
     return record.directory / f"ended.{record.token}"
 
 
 def _runs_elsewhere(claim: Claim | None, record: Record) -> TypeGuard[Claim]:
-    return claim is not None and claim.is_elsewhere and not _has_ended(record)
+    return claim is not None and claim.is_elsewhere and not _end_mark(record).exists()
 
 
 def _stop(record: Record) -> None:
@@ -262,7 +254,7 @@ def _stop(record: Record) -> None:
             f"The job belongs to the machine {claim.host}: delete it there, or remove {record.directory} "
             "once that machine is gone."
         )
-    if not _has_ended(record):
+    if not _end_mark(record).exists():
         _end_processes(claim, record.token)
     if not (record.directory / "rc").exists():  # the script was killed before its own clean-up
         with contextlib.suppress(subprocess.SubprocessError, OSError):

@@ -177,7 +177,9 @@ class Commands:
         except (Failed, BackendError) as error:
             if not words.no_accounts(error.detail):
                 raise Unreachable(f"SLURM's accounts do not answer: {error}", detail=error.detail) from None
-            self._say_without_accounts(error.detail)
+            if not self._without_accounts:
+                log.warning("pman judges jobs without SLURM's accounts, because sacct says: %s", _short(error.detail))
+            self._without_accounts = True
             return []
         return list(parse_rows(text))
 
@@ -202,11 +204,6 @@ class Commands:
                 self.sacct(["1"], "", time.time())
 
         threading.Thread(target=ask, daemon=True).start()
-
-    def _say_without_accounts(self, said: str) -> None:
-        if not self._without_accounts:
-            log.warning("pman judges jobs without SLURM's accounts, because sacct says: %s", _short(said))
-        self._without_accounts = True
 
     def line(self, argv: Sequence[str]) -> list[str]:
         """The argument vector that is run for `argv`, with the prefix."""

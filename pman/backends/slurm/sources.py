@@ -82,7 +82,10 @@ class Sources:
             if files.result is None or may_begin_again(record):
                 left -= 1
                 found[record.token] = self._by_number(files, found[record.token]) if left >= 0 else _LATER
-        self._ask_accounts([entry for entry in unlisted if not _known(entry[1], found[entry[0].token])], found)
+        seen = [(record, files, found[record.token]) for record, files in unlisted]
+        self._ask_accounts(
+            [(r, files) for r, files, said in seen if not said.error and not owner(files, said.jobs)], found
+        )
         return found
 
     def _in_the_list(self, record: Record, files: Files) -> Seen:
@@ -161,8 +164,3 @@ def _by_key(text: str) -> dict[str, str]:
 
 
 _LATER = Seen(error="SLURM was not asked for this job, because too many others had to be asked for by their numbers.")
-
-
-def _known(files: Files, seen: Seen) -> bool:
-    """Whether the accounts need not be asked."""
-    return bool(seen.error) or owner(files, seen.jobs) is not None
