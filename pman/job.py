@@ -262,7 +262,6 @@ class Job:
 
 
 def make_job(request: JobRequest, settings: Settings) -> Job:
-    """The job that this request means under these settings."""
     digest = _digest(request)
     user = settings.container_user
     uid, gid = (_draw(part, request.jid) if part else None for part in (user or ":").split(":"))

@@ -122,7 +122,6 @@ class Worker:
 
     @classmethod
     def of(cls, state: JobState, why: str = "", **known: Any) -> Self:
-        """A worker in this state; why: the sentence about it."""
         seen = JobStatus("", "", "", state, why)
         return cls(state, seen.reason, seen.exit_code, message=why, **known)
 

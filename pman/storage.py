@@ -26,8 +26,6 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The mounts of a job and what they are made of."""
-
     type: str  # host, nfs, docker_local_volume or kubernetes_pvc
     incoming: Mount  # the input directory
     outgoing: Mount  # the output directory

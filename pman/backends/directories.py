@@ -272,6 +272,5 @@ def mtime(path: Path) -> datetime:
 
 
 def make_status(record: Record, state: JobState, message: str = "", finished_at: datetime | None = None) -> JobStatus:
-    """The contract's view of the job."""
     posted_at = datetime.fromtimestamp(record.created_at, UTC)
     return JobStatus(record.jid, record.image, record.cmd, state, message, finished_at, record, posted_at)

@@ -186,7 +186,6 @@ class _Attempt:
     job: Job  # as it is rendered
 
     def judged(self, spec: Spec, how: Judging) -> list[Finding]:
-        """What the parser or schema of the language says."""
         found = []
         for problem in problems(spec, how):
             said = self._own_part(spec) if problem.message.startswith("bash: ") else None

@@ -91,7 +91,6 @@ def _with(storage_type: str | None) -> list[str]:
 
 
 def _hostile(value: str) -> dict[str, Any]:
-    """Fields that hold the value wherever a user may put it."""
     directories = {"input_dir": f"{value}/in", "output_dir": f"{value}/out"}
     return {"jid": value, "auid": value, "args": [value], "env": [f"V={value}"], **directories}
 

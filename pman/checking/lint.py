@@ -33,7 +33,6 @@ _HANDED_ON = {
 
 
 def findings(overlay: Overlay) -> list[Finding]:
-    """Everything that is wrong in the site's own files."""
     rules = (_references, _blocks, _lost, _names, _sets, _marked_safe, quoting.findings)
     templates = [template for name in overlay.site_names if (template := overlay.template(name))]
     found = [finding for template in templates for rule in rules for finding in rule(overlay, template)]
@@ -58,7 +57,6 @@ def _unused(overlay: Overlay, directory: Path) -> Iterator[Finding]:
 
 
 def _references(overlay: Overlay, template: Template) -> Iterator[Finding]:
-    """Other templates that this one names."""
     known = {*overlay.site_names, *overlay.shipped_names, *(f"shipped/{name}" for name in overlay.shipped_names)}
     for node in template.tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
         names = constants(node.template)  # type: ignore[attr-defined]

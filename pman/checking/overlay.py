@@ -198,7 +198,6 @@ def outside_of_blocks(source: str) -> str:
 
 
 def finding_of(text: str, rule: str = "template") -> Finding:
-    """`file:line: cause` as a finding."""
     found = re.match(r"(?s)(.*?):(\d+): (.*)", text)
     return Finding(rule, found[3], found[1], int(found[2])) if found else Finding(rule, text, "")
 

@@ -67,7 +67,6 @@ def _shell_words_elsewhere(template: Template, in_shell: set[int]) -> Iterator[F
 
 
 def _shell_text(template: Template) -> list[nodes.Node]:
-    """The parts of a template that are text of the shell."""
     if _language(template) == "sh":
         return [template.tree]
     names = _shell_blocks(_language(template))

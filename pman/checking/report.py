@@ -30,7 +30,6 @@ def each_once(findings: Sequence[Finding]) -> Iterator[Finding]:
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """The findings as a JSON list."""
     names = ("level", "rule", "file", "line", "column", "message")
     return json.dumps([{name: getattr(finding, name) for name in names} for finding in findings], indent=2)
 

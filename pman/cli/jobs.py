@@ -264,7 +264,6 @@ class Results:
         return cls(copies, Path(noted) if noted else None) if copies else None
 
     def fetch(self) -> None:
-        """Copy the output to where it is wanted."""
         if self.outgoing:
             _copy(self.copies / "outgoing", self.outgoing)
 
@@ -401,7 +400,6 @@ class Output:
         self.shown: int | None = None  # the worker whose output was printed last
 
     def show(self) -> None:
-        """Print what is new of a job that has begun."""
         if not self._cursors:
             workers = self._service.in_time("GET", self._place).get("workers") or [{}]
             self._cursors = dict.fromkeys(range(len(workers)), "")

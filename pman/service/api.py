@@ -37,7 +37,6 @@ class Service:
 
 
 def service() -> Service:
-    """The service of the application that handles this request."""
     found = flask.current_app.extensions["pman"]
     assert isinstance(found, Service)
     return found

@@ -55,5 +55,4 @@ def ask_once(operation: str, function: Callable[[], T]) -> T:
 
 
 def text() -> bytes:
-    """All metrics of this process in Prometheus' text format."""
     return generate_latest()

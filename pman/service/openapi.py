@@ -114,7 +114,6 @@ _OPERATIONS = (
 
 
 def document(server_has_users: bool) -> dict[str, Any]:
-    """The description of this service as a JSON-compatible dict."""
     request = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     for field in request["properties"].values():
         # Generators of clients make a field with a default required, and of a union a class.

@@ -199,7 +199,6 @@ def _serve_with_restart(settings: Settings, look: app.Look) -> None:
 
 
 def _serve_once(settings: Settings, listener: socket.socket) -> None:
-    """Until the next change of the code."""
     try:
         _serve(app.start(settings), settings, listener)
     except PmanError as error:

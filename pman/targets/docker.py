@@ -60,7 +60,6 @@ def engine(words: list[str], env: list[str], mounts: list[Any], read: Callable[[
 
 
 def mount_source(mount: Mapping[str, Any]) -> str:
-    """The directory that a mount of an engine shows."""
     options = mount.get("VolumeOptions") or {}
     device = ((options.get("DriverConfig") or {}).get("Options") or {}).get("device", "")
     return str(options.get("Subpath") or device.removeprefix(":") or mount.get("Source", ""))

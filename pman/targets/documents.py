@@ -80,7 +80,6 @@ class Identity:
 
 
 def json_problems(text: str) -> Iterator[Problem]:
-    """What is wrong with a JSON document."""
     try:
         json.loads(text, object_pairs_hook=_each_name_once)
     except json.JSONDecodeError as error:

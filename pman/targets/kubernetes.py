@@ -89,7 +89,6 @@ def _containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _expandable(container: Mapping[str, Any]) -> Iterator[str]:
-    """The texts in which Kubernetes expands $(NAME)."""
     yield from _words(container)
     yield from (entry["value"] for entry in container.get("env") or [] if "value" in entry)
     yield from (mount.get("subPathExpr", "") for mount in container.get("volumeMounts") or [])

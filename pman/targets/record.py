@@ -63,8 +63,6 @@ class Flaw:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What a spec would run, as its target reads it back."""
-
     words: list[str]  # the whole command line, wrappers included; holds MARK
     env: Mapping[str, str] = field(default_factory=dict)
     incoming: str | None = None

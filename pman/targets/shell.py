@@ -85,7 +85,6 @@ hash() { :; }
 
 
 def bash_problems(script: str, shellcheck: bool = False) -> Iterator[Problem]:
-    """What is wrong with a script of bash."""
     run = subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True, check=False)
     found = re.findall(r"(?m)^bash: line (\d+): (.*)$", run.stderr.decode(errors="replace"))
     for line, message in found:

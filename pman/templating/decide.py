@@ -18,8 +18,6 @@ _LIVE = ("partition", "cpu_millicores", "memory_mib", "gpus", "time_limit_minute
 
 
 class Compared(NamedTuple):
-    """A condition of `when` or `unless` with what it met."""
-
     part: str
     field: str
     wanted: Any
@@ -28,8 +26,6 @@ class Compared(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a rule changed."""
-
     name: str
     before: Any
     after: Any

@@ -87,7 +87,6 @@ class Explanation:
 
 
 def explain(renderer: Renderer, request: JobRequest, target: str | None) -> Explanation:
-    """Why this request becomes what it becomes."""
     decision, file = renderer.decide(request), renderer.rules.file
     if target is None or decision.refused is not None:
         return Explanation(decision, file, target)
@@ -320,7 +319,6 @@ class _Walk:
         self.lines[place] = self.lines.get(place, _NONE) | names
 
     def _names(self, node: nodes.Node, scope: _Scope) -> _Names:
-        """What an expression depends on."""
         if (name := attribute_of(node)) is not None and isinstance(node.node, nodes.Name):  # type: ignore[attr-defined]
             owner = node.node.name  # type: ignore[attr-defined]
             if owner in ("job", "policy"):

@@ -93,13 +93,11 @@ class Renderer:
         }
 
     def _read_site(self) -> None:
-        """The values and the rules of site.yaml."""
         files.require_readable(self.settings.templates_dir)
         self.site = read_site(self.settings.templates_dir)
         self.rules = read_rules(self.settings.templates_dir, self.site, self.targets)
 
     def decide(self, request: JobRequest) -> decide.Decision:
-        """What the site's rules make of a request."""
         if self.settings.dev:
             self._read_site()
         decision = decide.decide(make_job(request, self.settings), self.rules, self.settings.timelimit_max_minutes)
@@ -222,7 +220,6 @@ def _blame(value: Any, parts: Iterable[tuple[Any, str]]) -> tuple[Any, str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """All text in a value."""
     if isinstance(value, Mapping):
         return [text for pair in value.items() for part in pair for text in _texts(part)]
     return [text for part in value for text in _texts(part)] if isinstance(value, list | tuple) else [str(value)]
@@ -234,7 +231,6 @@ def sample_job(settings: Settings) -> Job:
 
 
 def language(name: str) -> str:
-    """The language of a template of this name."""
     return name.removesuffix(".j2").rsplit(".", 1)[-1]
 
 

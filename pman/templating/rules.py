@@ -416,7 +416,6 @@ def plain(value: Any) -> Any:
 
 
 def schema() -> dict[str, Any]:
-    """A JSON Schema of site.yaml."""
     own = _Site.model_json_schema(ref_template="#/$defs/{model}")
     definitions = own.pop("$defs")
     return {

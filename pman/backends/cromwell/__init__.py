@@ -353,7 +353,6 @@ class CromwellBackend:
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """Why the settings are not enough."""
     if settings.cromwell_url is None:
         yield "CROMWELL_URL is required with CONTAINER_ENV=cromwell."
     if settings.timelimit_minutes is None:

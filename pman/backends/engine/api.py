@@ -386,7 +386,6 @@ def understood(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def problems(settings: Settings) -> list[str]:
-    """Why the settings are not enough."""
     lacking = settings.docker_tls_verify and settings.docker_cert_path is None
     return ["DOCKER_CERT_PATH is required with DOCKER_TLS_VERIFY."] if lacking else []
 
@@ -413,7 +412,6 @@ def sentence(text: str) -> str:
 
 
 def overtime(labels: Mapping[str, str]) -> Why:
-    """The sentence about a job that its time limit has ended."""
     said = f"The job ran into its time limit of {labels.get(LIMIT, 'some')} minutes."
     return Why(said, Reason.TIME_LIMIT)
 

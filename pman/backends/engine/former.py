@@ -9,7 +9,6 @@ from pman.backends.former import Former
 
 
 def of_container(document: Json) -> Former:
-    """A container as the engine's inspect has it."""
     config = document["Config"]
     mounts = [(m["Source"], m["Destination"], not m["RW"]) for m in document.get("Mounts") or []]
     return Former(
@@ -18,7 +17,6 @@ def of_container(document: Json) -> Former:
 
 
 def of_service(document: Json) -> Former:
-    """A service as the engine's inspect has it."""
     spec, container = document["Spec"], document["Spec"]["TaskTemplate"]["ContainerSpec"]
     mounts = [(m.get("Source", ""), m["Target"], bool(m.get("ReadOnly"))) for m in container.get("Mounts") or []]
     return Former(spec["Name"], spec.get("Labels") or {}, container["Image"], container.get("Command") or (), mounts)

@@ -175,12 +175,10 @@ class LocalBackend:
 
 
 def warnings(settings: Settings) -> list[str]:
-    """What the settings ask for in vain."""
     return directories.warnings(settings, settings.local_runtime)
 
 
 def create(settings: Settings) -> LocalBackend:
-    """The backend over LOCAL_STATE_DIR."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     state_dir = settings.local_state_dir or Path(home, "pman", "jobs")
     return LocalBackend(state_dir, settings.job_logs_max_kib * 1024, settings.local_runtime)

@@ -41,7 +41,6 @@ class _Process(NamedTuple):
 
 
 def is_alive(claim: Claim, token: str) -> bool:
-    """True while any process of the job exists."""
     return runs(claim) or any(_members(claim, token))
 
 

@@ -199,7 +199,6 @@ class SlurmBackend:
         return self._active(record, files, job)
 
     def _active(self, record: Record, files: disk.Files, job: SlurmJob) -> JobStatus:
-        """The state of a job that SLURM still has to do with."""
         state, message = verdict.state_of(job)
         if state is JobState.UNDEFINED:
             log.warning("job %s is %s in SLURM", record.jid, job.state)
@@ -307,7 +306,6 @@ class SlurmBackend:
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """Why the settings are not enough."""
     base, own = settings.storebase, settings.slurm_state_dir
     if own is None or (base is not None and Path(own).is_relative_to(base)):
         yield (
@@ -317,7 +315,6 @@ def problems(settings: Settings) -> Iterator[str]:
 
 
 def warnings(settings: Settings) -> list[str]:
-    """What the settings ask for in vain."""
     return directories.warnings(settings, settings.slurm_runtime)
 
 
@@ -347,7 +344,6 @@ def live(settings: Settings, spec: Spec) -> Iterator[Problem]:
 
 
 def create(settings: Settings) -> SlurmBackend:
-    """The backend over SLURM_STATE_DIR."""
     assert settings.slurm_state_dir  # settings.check_for_service
     commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
     commands.note_accounts()

@@ -65,7 +65,6 @@ _COMPLAINT = re.compile(r"^slurmstepd\S* error: (?!\*\*\*)(.+)", re.MULTILINE)
 
 
 def state_of(job: SlurmJob) -> tuple[JobState, str]:
-    """pman's state for SLURM's, and the sentence of the table."""
     return STATES.get(job.state, (JobState.UNDEFINED, f"SLURM says {job.state}."))
 
 
