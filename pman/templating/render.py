@@ -186,8 +186,8 @@ class Renderer:
             "jid": job.jid, "auid": job.auid, "partition": job.partition, "input_dir": job.input_dir,
             "output_dir": job.output_dir, "args": job.argv, "env": [value for _, value in job.env],
         }  # fmt: skip
-        of_request = [(name, text) for name, value in fields.items() if value for text in _texts(value)]
-        of_settings = [(name.upper(), text) for name, value in self._public.items() for text in _texts(value)]
+        of_request = [(name, text) for name, value in fields.items() if value for text in texts(value)]
+        of_settings = [(name.upper(), text) for name, value in self._public.items() for text in texts(value)]
         source, part = _blame(error.value, [*of_request, *scalars(self.settings.templates_dir), *of_settings])
         place, said = self.explain(error, name), f"cannot be written for this scheduler: {error}"
         if source in fields:
@@ -214,15 +214,16 @@ def _blame(value: Any, parts: Iterable[tuple[Any, str]]) -> tuple[Any, str]:
 
     That is one with a control character or half a surrogate pair, else the longest.
     """
-    texts = _texts(value)
-    found = [part for part in parts if part[1] and any(part[1] in text for text in texts)]
+    found_in = texts(value)
+    found = [part for part in parts if part[1] and any(part[1] in text for text in found_in)]
     return max(found, key=lambda part: (bool(_UNUSUAL.search(part[1])), len(part[1])), default=("", ""))
 
 
-def _texts(value: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
+    """All text in a value, of mappings also the keys."""
     if isinstance(value, Mapping):
-        return [text for pair in value.items() for part in pair for text in _texts(part)]
-    return [text for part in value for text in _texts(part)] if isinstance(value, list | tuple) else [str(value)]
+        return [text for pair in value.items() for part in pair for text in texts(part)]
+    return [text for part in value for text in texts(part)] if isinstance(value, list | tuple) else [str(value)]
 
 
 def sample_job(settings: Settings) -> Job:

@@ -15,7 +15,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -48,7 +48,7 @@ from pman.status import (
     word_of,
 )
 from pman.targets.docker import IDENTITY
-from pman.templating.render import Spec
+from pman.templating.render import Spec, texts
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ class DockerBackend:
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings)
         self._store = Store(self._engine, settings)
-        self._starter = Starter(self._engine, Images(self._engine, settings.pull_policy or "missing"), _startable)
+        images = Images(self._engine, settings.pull_policy or "missing")
+        self._starter = Starter(self._engine, images, lambda found: _state(found) is JobState.NOT_STARTED)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
 
     @engine.understood
@@ -90,7 +91,11 @@ class DockerBackend:
             _refuse_options(job, body)
         if job.workers > MAX_WORKERS:
             raise BadRequest({"number_of_workers": f"One engine runs at most {MAX_WORKERS} workers of a job."})
-        workers = [(_name(job.name, index), _for_worker(body, index)) for index in range(job.workers)]
+        workers = []
+        for index in range(job.workers):
+            own: Json = {"Env": [*body.get("Env", []), f"PMAN_WORKER_INDEX={index}"]}
+            own["Labels"] = {**body.get("Labels", {}), POSTED: f"{time.time_ns():020}"}
+            workers.append((_name(job.name, index), body | own))
         if job.name != job.jid and self._former(job.jid):
             return self._existing_former(job)
         try:
@@ -312,7 +317,7 @@ def _refuse_options(job: Job, body: Json) -> None:
     (https://github.com/containers/podman/blob/v5.4.2/pkg/api/handlers/compat/containers_create.go, cliOpts).
     """
     for mount in body.get("HostConfig", {}).get("Mounts") or []:
-        for text in _texts(mount):
+        for text in texts(mount):
             if _JOINED.search(text):
                 fields = {"input_dir": job.input_dir, "output_dir": job.output_dir}
                 said = "must not hold a comma, a double quote or a line break: Podman would read a mount option there."
@@ -321,18 +326,6 @@ def _refuse_options(job: Job, body: Json) -> None:
     program = _list(body.get("Entrypoint"))
     if len(program) == 1 and _is_json_list(program[0]):
         raise BadRequest({"entrypoint": "names a program that Podman would read as a JSON list."})
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a document, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from (*_texts(key), *_texts(item))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
 
 
 def _is_json_list(text: str) -> bool:
@@ -349,11 +342,6 @@ def _is_json_list(text: str) -> bool:
 def _name(name: str, index: int) -> str:
     """A dot is in no other job's name, which are DNS labels."""
     return f"{name}.{index}" if index else name
-
-
-def _for_worker(body: Json, index: int) -> Json:
-    env = [*body.get("Env", []), f"PMAN_WORKER_INDEX={index}"]
-    return body | {"Env": env, "Labels": {**body.get("Labels", {}), POSTED: f"{time.time_ns():020}"}}
 
 
 def _labels(container: Json) -> Json:
@@ -379,10 +367,6 @@ def _broken_off(container: Json) -> str:
     if name in (JobState.NOT_STARTED, JobState.SUCCEEDED) and began and not ended:
         return "The job was cut off: the machine restarted while it ran."
     return str(state.get("Error") or "") if name is JobState.NOT_STARTED else ""
-
-
-def _startable(container: Json) -> bool:
-    return _state(container) is JobState.NOT_STARTED
 
 
 def _overdue(container: Json) -> bool:

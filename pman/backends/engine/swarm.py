@@ -133,8 +133,9 @@ class SwarmBackend:
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         body = documents.load(job, spec, IDENTITY)
-        self._store.place(job, body["TaskTemplate"]["ContainerSpec"].get("Mounts") or [])
-        headers = self._engine.registry_auth(_image(body))
+        container = body["TaskTemplate"]["ContainerSpec"]
+        self._store.place(job, container.get("Mounts") or [])
+        headers = self._engine.registry_auth(str(container.get("Image", "")))
         try:
             # Perhaps of a service that is gone: after a DELETE that was cut short, and for a moment during each.
             if any(self._is_up(task) for task in self._living(job.jid)):
@@ -213,8 +214,10 @@ class SwarmBackend:
         return tasks
 
     def _status(self, service: Json, tasks: Iterable[Json]) -> JobStatus:
-        slots = _newest_by_slot(tasks)
-        missing = _replicas(service) - len(slots)
+        newest = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}
+        slots = [newest[slot] for slot in sorted(newest)]
+        replicas = service["Spec"].get("Mode", {}).get("Replicated", {}).get("Replicas", 1)
+        missing = int(replicas) - len(slots)
         memory = [self._out_of_memory(task) for task in slots]
         states = [with_memory(_state(task), out) for task, out in zip(slots, memory, strict=True)]
         states += [JobState.NOT_STARTED] * max(0, missing)
@@ -259,8 +262,9 @@ class SwarmBackend:
 
     def _out_of_memory(self, task: Json) -> bool | None:
         """Swarm itself does not say it; the node does, where it is the one that pman asks. None: it is not known."""
-        state = task["Status"]["State"]
-        return self._engine.end(_container(task), _ran_out) if state in ENDED and _container(task) else None
+        if task["Status"]["State"] not in ENDED or not _container(task):
+            return None
+        return self._engine.end(_container(task), lambda container: bool(container["State"].get("OOMKilled")))
 
     def _words(self, service: Json, task: Json, out_of_memory: bool | None) -> str:
         status, text = task["Status"], engine.sentence(task["Status"].get("Err", ""))
@@ -385,13 +389,8 @@ class SwarmBackend:
     def _remove(self, service: Json) -> None:
         """Once Swarm has cleared the tasks away: dockerd 20.10 can end by a panic while it does both at once."""
         with contextlib.suppress(NotFound):
-            retry.wait_until(lambda: not self._tasks_of(service), CLEARED_SECONDS, longest_pause=0.25)
+            retry.wait_until(lambda: not self._tasks(service), CLEARED_SECONDS, longest_pause=0.25)
             self._engine.call("DELETE", f"/services/{service['ID']}")
-
-    def _tasks_of(self, service: Json) -> list[Json]:
-        """All that Swarm still has of the service. Raises NotFound where that is gone."""
-        found: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
-        return found
 
     def _kill(self, containers: Iterable[str]) -> None:
         """End those of this engine. Swarm takes a second before it begins to end those of a service (20.10)."""
@@ -485,26 +484,8 @@ def _jid(service: Json) -> str:
     return str(_labels(service).get(engine.JID) or service["Spec"]["Name"])
 
 
-def _replicas(service: Json) -> int:
-    return int(service["Spec"].get("Mode", {}).get("Replicated", {}).get("Replicas", 1))
-
-
-def _image(body: Json) -> str:
-    return str(body.get("TaskTemplate", {}).get("ContainerSpec", {}).get("Image", ""))
-
-
-def _ran_out(container: Json) -> bool:
-    return bool(container["State"].get("OOMKilled"))
-
-
 def _container(task: Json) -> str:
     return str(task["Status"].get("ContainerStatus", {}).get("ContainerID", ""))
-
-
-def _newest_by_slot(tasks: Iterable[Json]) -> list[Json]:
-    """One task for each slot, in the order of the slots."""
-    slots = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}
-    return [slots[slot] for slot in sorted(slots)]
 
 
 def _memory_limit(service: Json) -> int:
