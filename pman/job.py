@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fai
 
 from pman.errors import BadRequest
 from pman.policy import Policy
-from pman.settings import Settings
+from pman.settings import Settings, must
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ MAX_ARG_BYTES = 131_071
 MAX_NAME_BYTES = 255  # of a file or directory; NAME_MAX of limits.h
 RESERVED_JIDS = frozenset({".", "..", "jobs", "openapi.json", "backend.json"})
 
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENV_ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 # The grammar of https://pkg.go.dev/github.com/distribution/reference: [domain/]path[:tag][@digest].
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
@@ -53,12 +53,6 @@ def _text(value: str) -> str:
     return value
 
 
-def _argument(value: str) -> str:
-    if len(value.encode()) > MAX_ARG_BYTES:
-        raise ValueError(f"holds an argument longer than {MAX_ARG_BYTES} bytes, the most that Linux takes")
-    return value
-
-
 def _integer(value: Any) -> Any:
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,12}", value, re.ASCII) else value
 
@@ -79,19 +73,6 @@ def image_reference(value: str) -> str:
     return value
 
 
-def _entrypoint(value: list[str]) -> list[str]:
-    if not value or not value[0] or value[0].startswith("-") or "=" in value[0]:
-        raise ValueError("names no program")  # env(1), which sets a job's environment, would take it for its own
-    return value
-
-
-def _env_entry(value: str) -> str:
-    name, equals, _ = value.partition("=")
-    if not equals or not _ENV_NAME.fullmatch(name):
-        raise ValueError("does not begin with NAME=")  # never repeats the entry: it may be a secret
-    return _argument(value)
-
-
 def _relative(value: str) -> str:
     path = posixpath.normpath(value) if value else "."
     if path == "." or path.startswith("/") or ".." in value.split("/"):
@@ -101,17 +82,20 @@ def _relative(value: str) -> str:
     return path
 
 
-def _one_word(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,@+-]{0,199}", value):
-        raise ValueError("is no name")
-    return value
-
-
+_SHORT_ENOUGH = must(
+    lambda value: len(value.encode()) <= MAX_ARG_BYTES,
+    f"holds an argument longer than {MAX_ARG_BYTES} bytes, the most that Linux takes",
+)
+_IS_NAMED = must(_ENV_ENTRY.match, "does not begin with NAME=")  # never repeats the entry: it may be a secret
+# env(1), which sets a job's environment, would take other words for its own.
+_HAS_PROGRAM = must(
+    lambda words: words and words[0] and not words[0].startswith("-") and "=" not in words[0], "names no program"
+)
 Text = Annotated[str, Field(strict=True), AfterValidator(_text)]
-Argument = Annotated[Text, AfterValidator(_argument)]
+Argument = Annotated[Text, _SHORT_ENOUGH]
 StorePath = Annotated[Text, AfterValidator(_relative)]
-
-EnvEntry = Annotated[Text, AfterValidator(_env_entry), Field(json_schema_extra={"pattern": f"^{_ENV_NAME.pattern}="})]
+Word = Annotated[Text, must(re.compile(r"[A-Za-z0-9][A-Za-z0-9._,@+-]{0,199}").fullmatch, "is no name")]
+EnvEntry = Annotated[Text, _IS_NAMED, _SHORT_ENOUGH, Field(json_schema_extra={"pattern": f"^{_ENV_ENTRY.pattern}"})]
 Item = TypeVar("Item")
 # One sentence a field: an error for each of the two million wrong items that a body may hold would take 2 GiB.
 Items = Annotated[list[Item], FailFast()]
@@ -144,7 +128,7 @@ class JobRequest(BaseModel):
         description="an OCI image reference such as docker.io/fnndsc/pl-simpledsapp:2.1.0",
         json_schema_extra={"pattern": f"^{_IMAGE.pattern.replace('?P<name>', '?:')}$"},
     )
-    entrypoint: Annotated[Items[Argument], AfterValidator(_entrypoint)] = Field(
+    entrypoint: Annotated[Items[Argument], _HAS_PROGRAM] = Field(
         description="a list of strings, of which the first names a program, has no = and does not begin with -",
         json_schema_extra={"minItems": 1},  # not prefixItems, which clients' generators read in different ways
     )
@@ -156,9 +140,7 @@ class JobRequest(BaseModel):
     input_dir: StorePath | None = Field(None, description="a path relative to the store, without ..")
     output_dir: StorePath | None = Field(None, description="a path relative to the store, without ..")
     time_limit_minutes: Minutes | None = Field(None, description="an integer of minutes from 1 to 525600")
-    partition: Annotated[Text, AfterValidator(_one_word)] | None = Field(
-        None, description="the name of a partition: letters, digits and . _ , @ + -"
-    )
+    partition: Word | None = Field(None, description="the name of a partition: letters, digits and . _ , @ + -")
     append_directories: bool = Field(
         True, strict=True, description="true, or false where the command does not end with its directories"
     )

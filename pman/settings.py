@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -50,12 +50,6 @@ def _words(text: Any) -> Any:
     return shlex.split(text) if isinstance(text, str) else text
 
 
-def _one_pair(text: str) -> str:
-    if len(_pairs(text)) != 1:
-        raise ValueError("must be one k=v pair")
-    return text
-
-
 def _user(text: str) -> str:
     match = _USER.fullmatch(text)
     if not match:
@@ -71,11 +65,13 @@ def _foreign(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _begins(pattern: str, said: str) -> AfterValidator:
-    def judged(text: str) -> str:
-        if not re.match(pattern, text):
+def must(holds: Callable[[Any], object], said: str) -> AfterValidator:
+    """A validator that refuses with this sentence a value for which `holds` is false."""
+
+    def judged(value: Any) -> Any:
+        if not holds(value):
             raise ValueError(said)
-        return text
+        return value
 
     return AfterValidator(judged)
 
@@ -111,10 +107,10 @@ Names = Annotated[list[str], BeforeValidator(_names)]
 HostNames = Annotated[list[Annotated[str, AfterValidator(_host_name)]], BeforeValidator(_names)]
 Proxies = Annotated[list[str], BeforeValidator(_names), AfterValidator(_proxies)]
 Words = Annotated[list[str], BeforeValidator(_words)]
-Pair = Annotated[str, AfterValidator(_one_pair)]
+Pair = Annotated[str, must(lambda text: len(_pairs(text)) == 1, "must be one k=v pair")]
 User = Annotated[str, AfterValidator(_user)]
-AbsolutePath = Annotated[str, _begins("/", "must be an absolute path")]
-HttpUrl = Annotated[str, _begins("https?://[^/]", "must begin with http:// or https://")]
+AbsolutePath = Annotated[str, must(lambda path: path.startswith("/"), "must be an absolute path")]
+HttpUrl = Annotated[str, must(re.compile("https?://[^/]").match, "must begin with http:// or https://")]
 
 
 class Settings(BaseModel, frozen=True):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pman.job import image_reference
-from pman.settings import OWN_LABELS
+from pman.settings import OWN_LABELS, must
 from pman.templating import sandbox
 
 _COMPARISON = r"^(>=|<=|>|<) *[0-9]+$|^[0-9]+ to [0-9]+$"
@@ -76,23 +76,11 @@ class _Toleration(_Model):
     tolerationSeconds: int | None = None  # noqa: N815 - as Kubernetes writes it
 
 
-def _not_own(labels: dict[str, str]) -> dict[str, str]:
-    if any(name.startswith((OWN_LABELS, "app.kubernetes.io/")) for name in labels):
-        raise ValueError("pman finds its jobs by these")
-    return labels
-
-
 def _not_empty(comparison: str) -> str:
     low, to, high = comparison.partition(" to ")
     if to and int(low) > int(high):
         raise ValueError("no number is between these")
     return comparison
-
-
-def _variable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError("no name of a variable")
-    return name
 
 
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -105,8 +93,11 @@ _Partition = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,@+-]{0,199}
 _Text = _Line | _Lookup | None
 _Image = Annotated[str, AfterValidator(image_reference)]
 _Map = dict[_Line, _Value]
-_Labels = Annotated[_Map, AfterValidator(_not_own)]
-_Name = Annotated[str, AfterValidator(_variable)]
+_OWN = (OWN_LABELS, "app.kubernetes.io/")
+_Labels = Annotated[
+    _Map, must(lambda labels: not any(name.startswith(_OWN) for name in labels), "pman finds its jobs by these")
+]
+_Name = Annotated[str, must(re.compile("[A-Za-z_][A-Za-z0-9_]*").fullmatch, "no name of a variable")]
 _Kind = Literal["ds", "fs", "ts"]
 _Kinds = _Kind | Annotated[list[_Kind], Field(min_length=1)]
 
