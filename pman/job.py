@@ -9,7 +9,7 @@ import math
 import posixpath
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -151,7 +151,8 @@ def parse_request(body: bytes) -> JobRequest:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body must be JSON: {_short(error)}.") from None
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
+        raise BadRequest(f"The body must be JSON: {said}.") from None
     return validate(data)
 
 
@@ -182,17 +183,11 @@ def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:
         if item["type"] == "missing":
             yield name, f"is required and must be {hint}."
         elif item["type"] == "value_error":
-            yield name, f"{_place(item['loc'])}{item['ctx']['error']}; it must be {hint}."
+            index = item["loc"][-1]
+            place = f"item {index + 1} " if isinstance(index, int) else ""
+            yield name, f"{place}{item['ctx']['error']}; it must be {hint}."
         else:
             yield name, f"must be {hint}."
-
-
-def _place(location: Sequence[int | str]) -> str:
-    return f"item {location[1] + 1} " if len(location) > 1 and isinstance(location[1], int) else ""
-
-
-def _short(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
 
 
 _NO_POLICY = Policy()

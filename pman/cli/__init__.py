@@ -71,14 +71,13 @@ def serve() -> None:
     """
     from pman.service import server
 
-    server.serve(settings.load(), _look_at_templates)
+    def look(renderer: Renderer) -> None:
+        if renderer.settings.templates_dir:  # the shipped ones have been looked at
+            from pman import checking
 
+            checking.log_findings(renderer)
 
-def _look_at_templates(renderer: Renderer) -> None:
-    if renderer.settings.templates_dir:  # the shipped ones have been looked at
-        from pman import checking
-
-        checking.log_findings(renderer)
+    server.serve(settings.load(), look)
 
 
 @main.command("help")

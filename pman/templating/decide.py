@@ -87,14 +87,6 @@ class Decision:
             "refused": self.refused,
         }
 
-    def changed_by(self) -> dict[str, list[str]]:
-        """Name -> the rules that changed it, in their order."""
-        found: dict[str, list[str]] = {}
-        for step in self.steps:
-            for change in step.changes:
-                found.setdefault(change.name, []).append(step.rule.name)
-        return found
-
 
 def decide(job: Job, site: Rules, most_minutes: int | None) -> Decision:
     """Apply the rules to a job as it was asked for. most_minutes: TIMELIMIT_MAX_MINUTES."""

@@ -93,7 +93,7 @@ def explain(renderer: Renderer, request: JobRequest, target: str | None) -> Expl
     lost: tuple[str, ...] = ()
     try:
         missing = {name for _, name in unexpressed(renderer, target)}
-        lost = tuple(sorted(missing.intersection(decision.changed_by())))
+        lost = tuple(sorted(missing.intersection(decision.outcome())))
         lines = tuple(_lines(renderer, decision, renderer.targets[target].template))
     except PmanError as error:
         return Explanation(decision, file, target, (), lost, str(error))
@@ -267,10 +267,9 @@ class _Walk:
                 inner = {**scope, **dict.fromkeys(_targets(node.target), names)}
                 self._walk([*node.body, *node.else_], inner, because | names, path)
             elif isinstance(node, nodes.Assign):
+                names = self._names(node.node, scope) | because
                 for target in _targets(node.target):
-                    scope[target] = (
-                        self._names(node.node, scope) | because | (scope.get(target, _NONE) if because else _NONE)
-                    )
+                    scope[target] = names | scope.get(target, _NONE) if because else names
             elif isinstance(node, nodes.Block):
                 self._block(node.name, 0, scope, because)
             elif isinstance(node, nodes.Include):
@@ -309,11 +308,9 @@ class _Walk:
         return found
 
     def _print(self, node: nodes.Node, scope: _Scope, because: _Names, path: str) -> None:
-        if isinstance(node, nodes.TemplateData):
-            for offset in range(node.data.count("\n") + 1):
-                self._add((path, node.lineno + offset), because)
-        else:
-            self._add((path, node.lineno), because | self._names(node, scope))
+        below = node.data.count("\n") if isinstance(node, nodes.TemplateData) else 0
+        for line in range(node.lineno, node.lineno + below + 1):
+            self._add((path, line), because | self._names(node, scope))
 
     def _add(self, place: tuple[str, int], names: _Names) -> None:
         self.lines[place] = self.lines.get(place, _NONE) | names

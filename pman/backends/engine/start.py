@@ -85,17 +85,18 @@ class Starter:
         def exists() -> bool:
             return self._exists(job, name)
 
+        def create() -> str:
+            answer = self._engine.call("POST", "/containers/create", body=body, name=name)
+            return str(engine.decoded(answer)["Id"])
+
         try:
-            return self._images.with_image(str(body.get("Image")), lambda: self._post(name, body), exists, first)
+            return self._images.with_image(str(body.get("Image")), create, exists, first)
         except Foreign:
             raise
         except Conflict:
             if not retry.wait_until(exists, NAMED_SECONDS):
                 raise Unreachable(f"The job {job.jid} is just being made or deleted.") from None
             return ""
-
-    def _post(self, name: str, body: Json) -> str:
-        return str(engine.decoded(self._engine.call("POST", "/containers/create", body=body, name=name))["Id"])
 
     def _exists(self, job: Job, name: str) -> bool:
         try:

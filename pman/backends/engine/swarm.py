@@ -275,7 +275,8 @@ class SwarmBackend:
             said = "The job's container was removed while it ran, as by an engine that shuts down."
             return Why(said, Reason.LOST)
         if out_of_memory or (code == 137 and status["State"] == "failed"):
-            return explain_memory(_memory_limit(service) >> 20, code, out_of_memory)
+            limits = (service["Spec"]["TaskTemplate"].get("Resources") or {}).get("Limits") or {}
+            return explain_memory(int(limits.get("MemoryBytes", 0)) >> 20, code, out_of_memory)
         if status["State"] == "failed" and code and (not text or text.startswith("non-zero exit")):
             return Why(f"The job ended with exit code {code}.", word_of(code), code)
         if LACKING in text:
@@ -486,12 +487,6 @@ def _jid(service: Json) -> str:
 
 def _container(task: Json) -> str:
     return str(task["Status"].get("ContainerStatus", {}).get("ContainerID", ""))
-
-
-def _memory_limit(service: Json) -> int:
-    """In bytes; 0 for none."""
-    resources = service["Spec"]["TaskTemplate"].get("Resources") or {}
-    return int((resources.get("Limits") or {}).get("MemoryBytes", 0))
 
 
 def _resources(document: Json | None) -> dict[str, int]:
