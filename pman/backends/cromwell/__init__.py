@@ -22,19 +22,9 @@ from typing import Any
 
 from pman.backends import hiding, logs, retry
 from pman.backends.cromwell import files as cromwell_files
-from pman.backends.cromwell import labels as cromwell_labels
+from pman.backends.cromwell import labels as label
 from pman.backends.cromwell import rest as cromwell_rest
-from pman.backends.cromwell.labels import (
-    CMD,
-    DELETED,
-    DIGEST,
-    LABEL_MAX,
-    MANAGED,
-    NAME,
-    VARIABLES,
-    Workflow,
-    workflow_id,
-)
+from pman.backends.cromwell.labels import Workflow
 from pman.backends.discovery import Overview, Place
 from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
 from pman.job import Job
@@ -108,7 +98,7 @@ class CromwellBackend:
         self._client = cromwell_rest.connect(settings)
         self._files = cromwell_files.Files(settings.cromwell_execution_root_map)
         self._settings = settings
-        self._labels = cromwell_labels.of_site(settings.job_labels)
+        self._labels = label.of_site(settings.job_labels)
         self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._posted: dict[str, _Posted] = {}
         self._stock_until = 0.0
@@ -121,13 +111,13 @@ class CromwellBackend:
             found = self._find(job.jid)
             attempt = found.attempt + 1 if found else 1
             if found and not found.dead:
-                _require_same(found.labels.get(DIGEST, job.digest), job)
+                _require_same(found.labels.get(label.DIGEST, job.digest), job)
                 return self._describe(job.jid, found)
             posted = self._recently_posted(job.jid, attempt)
             if posted:
                 _require_same(posted.digest, job)
                 return _unseen(job.jid, posted)
-            labels = self._labels | cromwell_labels.of_job(job, attempt)
+            labels = self._labels | label.of_job(job, attempt)
             if self._create(job, spec, labels, attempt):
                 return self._accepted(job, attempt)
             self._await_taken(job.jid, attempt, labels)
@@ -137,9 +127,9 @@ class CromwellBackend:
         if self._settings.cromwell_sharedir_only and not mounts(job, self._settings).shared:
             raise BadRequest(_NO_SIBLINGS)
         options = spec.extras["options.json"]
-        if CMD not in labels:
-            options = json.dumps(json.loads(options) | {CMD: job.cmd})
-        answer = self._client.submit(workflow_id(job.jid, attempt), spec.text, options, labels)
+        if label.CMD not in labels:
+            options = json.dumps(json.loads(options) | {label.CMD: job.cmd})
+        answer = self._client.submit(label.workflow_id(job.jid, attempt), spec.text, options, labels)
         if answer.status_code != 201 and not cromwell_rest.IN_USE.search(answer.text):
             raise BadRequest(f"Cromwell refuses the job: {cromwell_rest.words(answer)}", detail=answer.text)
         return answer.status_code == 201
@@ -173,8 +163,8 @@ class CromwellBackend:
             return
         # A workflow that only its id finds lost its labels when Cromwell was killed. It may also have begun to show
         # since the last look, so there is another one before it gets labels.
-        if self._client.status(workflow_id(jid, attempt)) and not self._shown(jid, attempt):
-            self._client.patch_labels(workflow_id(jid, attempt), labels)
+        if self._client.status(label.workflow_id(jid, attempt)) and not self._shown(jid, attempt):
+            self._client.patch_labels(label.workflow_id(jid, attempt), labels)
         if not self._await_shown(jid, attempt, WINDOW_SECONDS / 2):
             raise Unreachable("Cromwell has accepted the job but does not show it yet; it may have been restarted.")
 
@@ -182,11 +172,11 @@ class CromwellBackend:
 
     def _find(self, jid: str) -> Workflow | None:
         """The jid's last workflow, a living one before a deleted one (the older pman may have made several)."""
-        if len(jid) > LABEL_MAX:
+        if len(jid) > label.LABEL_MAX:
             return None
-        rows = self._client.query(f"{NAME}:{jid}")
+        rows = self._client.query(f"{label.NAME}:{jid}")
         # Some databases compare without regard to case.
-        mine = [w for w in map(Workflow.of, rows) if w.labels.get(NAME) == jid]
+        mine = [w for w in map(Workflow.of, rows) if w.labels.get(label.NAME) == jid]
         last = max(mine, key=lambda w: (w.attempt, not w.dead, w.submission), default=None)
         posted = self._posted.get(jid)
         if last and posted and last.attempt >= posted.attempt:
@@ -209,7 +199,7 @@ class CromwellBackend:
         """
         if not self._may_probe:
             return False
-        name, labels = workflow_id(jid, attempt), cromwell_labels.of_grave(jid, attempt)
+        name, labels = label.workflow_id(jid, attempt), label.of_grave(jid, attempt)
         answer = self._client.submit(name, "", json.dumps({"hogGroup": _HOG_GROUP_TOO_LONG}), labels, on_hold=True)
         if answer.status_code == 201:
             log.warning("Cromwell's database accepts any hogGroup, so that other replicas may not see a new job")
@@ -223,7 +213,7 @@ class CromwellBackend:
             return self._describe(jid, found)
         attempt = found.attempt + 1 if found else 1
         posted = self._recently_posted(jid, attempt)
-        if posted or (len(jid) <= LABEL_MAX and self._is_taken(jid, attempt)):
+        if posted or (len(jid) <= label.LABEL_MAX and self._is_taken(jid, attempt)):
             return _unseen(jid, posted or self._posted.get(jid))
         self._posted.pop(jid, None)
         raise no_such_job(jid)
@@ -273,7 +263,7 @@ class CromwellBackend:
         found = seen.workflow
         files = (self._client.metadata(found.id, ["submittedFiles"]) or {}).get("submittedFiles", {}) if found else {}
         text = files.get("workflow", "")
-        count = found.labels.get(VARIABLES, "") if found else "0"
+        count = found.labels.get(label.VARIABLES, "") if found else "0"
         shown = text if environment else hiding.in_script(text, int(count) if count.isdecimal() else None)
         return {"spec": shown, "options.json": files.get("options", "")}
 
@@ -284,13 +274,15 @@ class CromwellBackend:
             return Details()
         meta = self._client.metadata(seen.workflow.id, ["runtimeAttributes"]) if seen.calls else None
         calls = [entry for entries in (meta or {}).get("calls", {}).values() for entry in entries]
-        return cromwell_labels.details(status, seen.workflow, calls[-1].get("runtimeAttributes", {}) if calls else {})
+        return label.details(status, seen.workflow, calls[-1].get("runtimeAttributes", {}) if calls else {})
 
     def delete(self, jid: str) -> None:
         found = self._find(jid)
         if found is None or found.dead:
             attempt = found.attempt + 1 if found else 1
-            known = self._recently_posted(jid, attempt) or (len(jid) <= LABEL_MAX and self._is_taken(jid, attempt))
+            known = self._recently_posted(jid, attempt) or (
+                len(jid) <= label.LABEL_MAX and self._is_taken(jid, attempt)
+            )
             if not known and not found:
                 raise no_such_job(jid)
             if not known and self._may_probe:  # deleted before, by a DELETE whose answer may have been lost
@@ -321,7 +313,7 @@ class CromwellBackend:
             raise Unreachable("Cromwell has not ended the job yet; delete it again.")
 
     def _bury(self, jid: str, found: Workflow) -> None:
-        self._client.patch_labels(found.id, {DELETED: "yes"})
+        self._client.patch_labels(found.id, {label.DELETED: "yes"})
 
         def buried() -> bool:
             last = self._find(jid)
@@ -332,8 +324,8 @@ class CromwellBackend:
 
     def jobs(self, limit: int) -> list[JobStatus]:
         """From one query: a job that Cromwell runs is `started` here, also while it is queued in SLURM."""
-        more = {"page": "1", "pagesize": str(limit), "excludeLabelAnd": f"{DELETED}:yes"}
-        rows = sorted(map(Workflow.of, self._client.query(f"{MANAGED}:yes", more)), key=lambda w: w.submission)
+        more = {"page": "1", "pagesize": str(limit), "excludeLabelAnd": f"{label.DELETED}:yes"}
+        rows = sorted(map(Workflow.of, self._client.query(f"{label.MANAGED}:yes", more)), key=lambda w: w.submission)
         return [_listed(found) for found in reversed(rows)]
 
     def ping(self) -> None:
@@ -398,7 +390,7 @@ _WAITING = {
 def _listed(found: Workflow) -> JobStatus:
     state = _state(found.status, "Running")
     end = datetime.fromisoformat(found.end) if state.final and found.end else None
-    name = found.labels.get(NAME, "")
+    name = found.labels.get(label.NAME, "")
     identity = found.identity({}, [])
     return JobStatus(name, *identity, state, finished_at=end, posted_at=found.posted_at, user=found.user)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+from pman import status as outcome
 from pman.backends import documents, logs
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
@@ -34,19 +35,7 @@ from pman.backends.former import may_name
 from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import (
-    Details,
-    JobState,
-    JobStatus,
-    Reason,
-    Why,
-    Worker,
-    explain_memory,
-    join_messages,
-    merge,
-    with_memory,
-    word_of,
-)
+from pman.status import Details, JobState, JobStatus, Reason, Why, Worker
 from pman.targets.docker import IDENTITY
 from pman.templating.render import Spec, texts
 
@@ -124,7 +113,7 @@ class DockerBackend:
         present = [container for container in workers if container]
         first = present[0]
         states = [_state(container) for container in present] + [JobState.NOT_STARTED] * workers.count(None)
-        state = merge(states)
+        state = outcome.merge(states)
         ended = [end for container in present if (end := engine.time_of(container["State"].get("FinishedAt")))]
         labels, config = _labels(first), first["Config"]
         return JobStatus(
@@ -132,7 +121,7 @@ class DockerBackend:
             image=labels.get(engine.IMAGE, config["Image"]),
             cmd=shlex.join(_list(config.get("Cmd"))),
             state=state,
-            message=join_messages([_words(container) for container in workers]),
+            message=outcome.join_messages([_words(container) for container in workers]),
             finished_at=(max(ended, default=None) or engine.time_of(first["Created"])) if state.final else None,
             private=workers,
             posted_at=engine.time_of(first["Created"]),
@@ -266,7 +255,7 @@ class DockerBackend:
     def _listed(self, first: Json, workers: Iterable[Json]) -> JobStatus:
         """From the list of containers, which has no messages. One that has ended well in it is looked at once."""
         labels = first["Labels"]
-        state = merge(self._listed_state(container) for container in workers)
+        state = outcome.merge(self._listed_state(container) for container in workers)
         image, posted_at = labels.get(engine.IMAGE, first["Image"]), datetime.fromtimestamp(first["Created"], UTC)
         user = labels.get(engine.USER)
         return JobStatus(labels[engine.JID], image, first["Command"], state, posted_at=posted_at, user=user)
@@ -384,16 +373,18 @@ def _state(container: Json) -> JobState:
         log.warning("the engine says %r of a container, which pman does not know", name)
     if state is JobState.SUCCEEDED and (container["State"].get("ExitCode") or _overdue(container)):
         return JobState.FAILED
-    return JobState.FAILED if _broken_off(container) else with_memory(state, container["State"].get("OOMKilled"))
+    return (
+        JobState.FAILED if _broken_off(container) else outcome.with_memory(state, container["State"].get("OOMKilled"))
+    )
 
 
 def _words(container: Json | None) -> str:
     if container is None:
         return "There is no container yet, or somebody removed it."
-    state, labels, outcome = container["State"], _labels(container), _state(container)
-    if outcome is JobState.NOT_STARTED:
+    state, labels, became = container["State"], _labels(container), _state(container)
+    if became is JobState.NOT_STARTED:
         return "The container has been made, but not started; post the job again."
-    if outcome is not JobState.FAILED:
+    if became is not JobState.FAILED:
         return ""
     if error := _broken_off(container):
         began = engine.time_of(state["StartedAt"])
@@ -414,7 +405,7 @@ def _worker(container: Json | None) -> Worker:
 def _end(state: Json, limit_bytes: int) -> Why:
     code = state.get("ExitCode", 0)
     if state.get("OOMKilled") or code == 137:
-        return explain_memory(limit_bytes >> 20, code, state.get("OOMKilled"))
+        return outcome.explain_memory(limit_bytes >> 20, code, state.get("OOMKilled"))
     error = state.get("Error")
-    word = Reason.UNKNOWN if error else word_of(code)
+    word = Reason.UNKNOWN if error else outcome.word_of(code)
     return Why(engine.sentence(error or f"The job ended with exit code {code}"), word, code)

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from pman import status as outcome
 from pman.backends import documents, logs, retry
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
@@ -36,19 +37,7 @@ from pman.backends.shared import Shared
 from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
-from pman.status import (
-    Details,
-    JobState,
-    JobStatus,
-    Reason,
-    Why,
-    Worker,
-    explain_memory,
-    join_messages,
-    merge,
-    with_memory,
-    word_of,
-)
+from pman.status import Details, JobState, JobStatus, Reason, Why, Worker
 from pman.targets.swarm import IDENTITY, escaped
 from pman.templating.render import Spec
 
@@ -219,9 +208,9 @@ class SwarmBackend:
         replicas = service["Spec"].get("Mode", {}).get("Replicated", {}).get("Replicas", 1)
         missing = int(replicas) - len(slots)
         memory = [self._out_of_memory(task) for task in slots]
-        states = [with_memory(_state(task), out) for task, out in zip(slots, memory, strict=True)]
+        states = [outcome.with_memory(_state(task), out) for task, out in zip(slots, memory, strict=True)]
         states += [JobState.NOT_STARTED] * max(0, missing)
-        state = merge(states)
+        state = outcome.merge(states)
         labels, container = _labels(service), service["Spec"]["TaskTemplate"]["ContainerSpec"]
         ended = [end for task in slots if (end := engine.time_of(task["Status"].get("Timestamp")))]
         words = [self._words(service, *one) for one in zip(slots, memory, strict=True)]
@@ -230,7 +219,7 @@ class SwarmBackend:
             image=labels.get(engine.IMAGE, container["Image"].split("@")[0]),
             cmd=shlex.join([*container.get("Command", []), *container.get("Args", [])]),
             state=state,
-            message=join_messages(words),
+            message=outcome.join_messages(words),
             finished_at=max(ended, default=None) if state.final else None,
             private=_Found(service, slots, tuple(map(Worker.of, states, [*words, *[""] * max(0, missing)]))),
             posted_at=engine.time_of(service.get("CreatedAt")),
@@ -276,9 +265,9 @@ class SwarmBackend:
             return Why(said, Reason.LOST)
         if out_of_memory or (code == 137 and status["State"] == "failed"):
             limits = (service["Spec"]["TaskTemplate"].get("Resources") or {}).get("Limits") or {}
-            return explain_memory(int(limits.get("MemoryBytes", 0)) >> 20, code, out_of_memory)
+            return outcome.explain_memory(int(limits.get("MemoryBytes", 0)) >> 20, code, out_of_memory)
         if status["State"] == "failed" and code and (not text or text.startswith("non-zero exit")):
-            return Why(f"The job ended with exit code {code}.", word_of(code), code)
+            return Why(f"The job ended with exit code {code}.", outcome.word_of(code), code)
         if LACKING in text:
             return text + self._lacks(service)
         return _end(task, text or _unsaid(task), code)
