@@ -243,3 +243,13 @@ def explain_exit(code: int, who: str = "The job") -> str:
     if 128 < code <= 192:
         return Why(f"{who} was ended by signal {code - 128}.", Reason.SIGNAL, code)
     return Why(f"{who} ended with exit code {code}.", Reason.EXIT, code) if code else ""
+
+
+def span(seconds: float, units: int = 2) -> str:
+    """A time in its largest units, such as `1 h 2 min`."""
+    left, said = max(0, int(seconds)), list[str]()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count or (size == 1 and not said):
+            said.append(f"{count} {unit}")
+    return " ".join(said[:units])

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from pman.cli.jobs import COLORS, TERMINATED, NoAnswer, Service, as_json
-from pman.status import JobState
+from pman.status import JobState, span
 
 WATCH_SECONDS = 2.0
 MAX_WATCH_SECONDS = 60.0
@@ -107,7 +107,9 @@ def _frame(page: dict[str, Any], said: str, terminal: os.terminal_size) -> list[
 
 def _table(jobs: list[dict[str, str]], columns: int | None) -> Iterator[str]:
     """Lines of equal columns. Where `columns` is given, they are cut there, and images lose their registry for it."""
-    rows = [[j["jid"], j["status"], _age(j.get("posted_at", "")), j["image"], j["message"]] for j in jobs]
+    posted = [datetime.fromisoformat(at).timestamp() if (at := job.get("posted_at")) else None for job in jobs]
+    ages = [span(time.time() - at, 1) if at else "" for at in posted]
+    rows = [[j["jid"], j["status"], age, j["image"], j["message"]] for j, age in zip(jobs, ages, strict=True)]
     rows = [_HEADING, *([_CONTROLS.sub(" ", text) for text in row] for row in rows)]
     if columns and max(sum(map(len, row)) for row in rows) + 8 > columns:
         rows = [[*row[:3], row[3].rpartition("/")[2], row[4]] for row in rows]
@@ -116,15 +118,3 @@ def _table(jobs: list[dict[str, str]], columns: int | None) -> Iterator[str]:
         line = "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()[:columns]
         begin, end = widths[0] + 2, widths[0] + 2 + len(row[1])
         yield line[:begin] + click.style(line[begin:end], fg=COLORS.get(row[1])) + line[end:]
-
-
-def _age(posted_at: str) -> str:
-    """How long ago that was, in the largest unit; "" where it is not known."""
-    if not posted_at:
-        return ""
-    seconds = max(0, int(time.time() - datetime.fromisoformat(posted_at).timestamp()))
-    return next(
-        f"{seconds // size}{unit}"
-        for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-        if seconds >= size or size == 1
-    )

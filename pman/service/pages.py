@@ -25,7 +25,7 @@ from pman.job import parse_request
 from pman.service import jobs, metrics, origins, overview
 from pman.service.api import number, service
 from pman.service.proxies import root
-from pman.status import Details, to_resource
+from pman.status import Details, span, to_resource
 from pman.targets import TARGETS, judge
 from pman.templating.explain import explain
 from pman.templating.render import SAMPLE, Piece
@@ -56,7 +56,7 @@ def listing() -> flask.Response:
     now = datetime.now(UTC).replace(microsecond=0)
     since = {name: (now - timedelta(hours=hours)).isoformat() for name, hours in SINCE.items()}
     shown = {"page": page, "note": note, "problem": problem, "columns": COLUMNS, "link": _link, "since": since}
-    return _page("jobs.html", forms="'self'", **shown, age=_age, span=_span)
+    return _page("jobs.html", forms="'self'", **shown, age=_age, span=span)
 
 
 def _link(**changes: str) -> str:
@@ -80,7 +80,7 @@ def job(jid: str) -> flask.Response:
         notes.append(f"The log cannot be had now: {error}")
     shown = {"job": status, "details": details, "argv": to_resource(status, details)["argv"], "notes": notes}
     now = datetime.now(UTC)
-    return _page("job.html", **shown, worker=worker, logs=_plain(text), cut=cut, age=_age, span=_span, now=now)
+    return _page("job.html", **shown, worker=worker, logs=_plain(text), cut=cut, age=_age, span=span, now=now)
 
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
@@ -183,14 +183,4 @@ def _page(name: str, forms: str = "'none'", **values: Any) -> flask.Response:
 
 def _age(moment: datetime | None) -> str:
     """How long ago that was, in the largest fitting unit; "" for None."""
-    return f"{_span((datetime.now(UTC) - moment).total_seconds(), 1)} ago" if moment else ""
-
-
-def _span(seconds: float, units: int = 2) -> str:
-    """A time in its largest units, such as `1 h 2 min`."""
-    left, said = max(0, int(seconds)), list[str]()
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        count, left = divmod(left, size)
-        if count or (size == 1 and not said):
-            said.append(f"{count} {unit}")
-    return " ".join(said[:units])
+    return f"{span((datetime.now(UTC) - moment).total_seconds(), 1)} ago" if moment else ""
