@@ -24,11 +24,10 @@ from pman.backends import documents, logs
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
-from pman.backends.engine import live as engine_live
+from pman.backends.engine import overview as engine_overview
 from pman.backends.engine import start as docker_start
 from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.images import Images
-from pman.backends.engine.overview import overview
 from pman.backends.engine.start import Starter
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
@@ -270,7 +269,7 @@ class DockerBackend:
 
     @engine.understood
     def overview(self) -> Overview:
-        return overview(self._engine, is_swarm=False)
+        return engine_overview.overview(self._engine, is_swarm=False)
 
     @engine.understood
     def ping(self) -> str | None:
@@ -284,7 +283,7 @@ class DockerBackend:
         return note or None
 
 
-problems, live = engine.problems, engine_live.live
+problems, live = engine.problems, engine_overview.live
 
 
 def create(settings: Settings) -> DockerBackend:

@@ -28,9 +28,8 @@ from pman.backends import documents, logs, retry
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
-from pman.backends.engine import live as engine_live
+from pman.backends.engine import overview as engine_overview
 from pman.backends.engine.api import Engine, Json
-from pman.backends.engine.overview import overview
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
 from pman.backends.shared import Shared
@@ -430,7 +429,7 @@ class SwarmBackend:
 
     @engine.understood
     def overview(self) -> Overview:
-        return overview(self._engine, is_swarm=True, gpu=self._gpu)
+        return engine_overview.overview(self._engine, is_swarm=True, gpu=self._gpu)
 
     @engine.understood
     def ping(self) -> None:
@@ -450,7 +449,7 @@ class SwarmBackend:
         return error
 
 
-problems, live = engine.problems, engine_live.live
+problems, live = engine.problems, engine_overview.live
 
 
 def create(settings: Settings) -> SwarmBackend:

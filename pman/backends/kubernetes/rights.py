@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 REVIEW_PATH = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
@@ -45,13 +45,10 @@ def missing(status: Mapping[str, Any], namespace: str) -> tuple[list[str], list[
 
 
 def _granted(right: Right, rules: list[Mapping[str, Any]]) -> bool:
-    return any(all(want in have or "*" in have for want, have in zip(right, row, strict=True)) for row in _rows(rules))
-
-
-def _rows(rules: list[Mapping[str, Any]]) -> Iterator[tuple[list[str], list[str], list[str]]]:
-    for rule in rules:
-        if not rule.get("resourceNames"):  # those are rights to objects of these names only
-            yield rule.get("verbs") or [], rule.get("apiGroups") or [], rule.get("resources") or []
+    names = ("verbs", "apiGroups", "resources")
+    # Rules with resourceNames give rights to objects of these names only.
+    rows = [[rule.get(name) or [] for name in names] for rule in rules if not rule.get("resourceNames")]
+    return any(all(want in have or "*" in have for want, have in zip(right, row, strict=True)) for row in rows)
 
 
 def _lacks(right: Right, namespace: str) -> str:

@@ -175,7 +175,7 @@ class Commands:
                 f"--format={_ACCOUNT_FIELDS}",
             )  # fmt: skip
         except (Failed, BackendError) as error:
-            if not words.no_accounts(error.detail):
+            if not words.NO_ACCOUNTS.search(error.detail):
                 raise Unreachable(f"SLURM's accounts do not answer: {error}", detail=error.detail) from None
             if not self._without_accounts:
                 log.warning("pman judges jobs without SLURM's accounts, because sacct says: %s", _short(error.detail))

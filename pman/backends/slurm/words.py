@@ -64,8 +64,8 @@ _SSH = re.compile(
     r"|Control socket|@@@@)",
     re.MULTILINE,
 )
-# sacct where a cluster keeps no accounts or keeps them from this user.
-_NO_ACCOUNTS = re.compile(
+# sacct where it has nothing to tell, now or later: a cluster keeps no accounts, or keeps them from this user.
+NO_ACCOUNTS = re.compile(
     r"accounting storage is disabled"  # 22.05 with accounting_storage/none
     r"|operation not permitted|permission denied|not authorized"  # sites: the command or slurmdbd denies it
     r"|command not found|no such file or directory|not running a supported accounting_storage",
@@ -82,11 +82,6 @@ def fault_of(words: str) -> Fault | None:
 def says_ssh(words: str) -> bool:
     """Whether OpenSSH's client says this, or nobody says anything (as ssh -q)."""
     return not words.strip() or bool(_SSH.search(words))
-
-
-def no_accounts(words: str) -> bool:
-    """Whether sacct says that there is nothing to be had from it, now or later."""
-    return bool(_NO_ACCOUNTS.search(words))
 
 
 # Reasons of a pending job that do not heal by waiting: the job asks for more than one job may have, or for what it may
