@@ -413,6 +413,17 @@ def test_following_shows_whole_lines_once(pman: Pman, server: Server, rig: Rig) 
     assert process.returncode == 0
 
 
+def test_each_worker_is_followed_by_itself(pman: Pman, server: Server, rig: Rig) -> None:
+    script = 'seq 3; echo "worker $PMAN_WORKER_INDEX"'
+    server.post(rig.request("pair", script) | {"number_of_workers": 2})
+    server.wait_final("pair")
+    parts = [f"=== worker {n} ===\n1\n2\n3\nworker {n}\n" for n in (0, 1)]
+    assert pman("logs", "-f", "pair").stdout == "".join(parts)
+    last = pman("logs", "-f", "-n", "1", "pair")
+    assert last.stdout == "=== worker 0 ===\nworker 0\n=== worker 1 ===\nworker 1\n"
+    assert "Earlier output is not shown" in last.stderr
+
+
 def test_jids_are_taken_literally(pman: Pman, server: Server, rig: Rig) -> None:
     server.post(rig.request("kept", "true"))
     for jid in ("../v1/kept", "kept?x=1", "kept#part", "no-such-job"):
