@@ -396,7 +396,7 @@ class Output:
 
     def __init__(self, service: Service, jid: str, tail: int | None = None) -> None:
         self._service, self._place, self._tail = service, f"jobs/{_path(jid)}", tail
-        self._cursors: dict[int, str] = {}  # by worker
+        self._cursors: dict[int, str | None] = {}  # by worker; None: all has been said
         self.shown: int | None = None  # the worker whose output was printed last
 
     def show(self) -> None:
@@ -404,15 +404,21 @@ class Output:
             workers = self._service.in_time("GET", self._place).get("workers") or [{}]
             self._cursors = dict.fromkeys(range(len(workers)), "")
         for worker, cursor in self._cursors.items():
-            params = {"worker": worker, "since": cursor}
-            answer = self._service.in_time("GET", f"{self._place}logs", full=True, params=params)
-            self._cursors[worker] = answer.headers.get(_NEXT, cursor)
-            lines = re.findall(r"[^\n]*\n|[^\n]+", answer.text)
-            kept = lines if cursor or self._tail is None else lines[max(0, len(lines) - self._tail) :]
-            if len(self._cursors) > 1 and kept and self.shown != worker:
-                kept = [f"=== worker {worker} ===\n", *kept]
-            _print_log("".join(kept), _CUT in answer.headers or len(kept) < len(lines), bool(cursor))
-            self.shown = worker if kept else self.shown
+            if cursor is not None:
+                params = {"worker": worker, "since": cursor}
+                answer = self._service.in_time("GET", f"{self._place}logs", full=True, params=params)
+                self._cursors[worker] = answer.headers.get(_NEXT)
+                self._print(worker, answer.text, _CUT in answer.headers, later=bool(cursor))
+
+    def _print(self, worker: int, text: str, cut: bool, later: bool) -> None:
+        if self._tail is not None and not later:
+            lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+            cut |= len(lines) > self._tail
+            text = "".join(lines[max(0, len(lines) - self._tail) :])
+        if text and len(self._cursors) > 1 and self.shown != worker:
+            click.echo(f"=== worker {worker} ===")
+        _print_log(text, cut, later)
+        self.shown = worker if text else self.shown
 
 
 def _print_log(text: str, cut: bool, later: bool = False) -> None:

@@ -424,6 +424,14 @@ def test_each_worker_is_followed_by_itself(pman: Pman, server: Server, rig: Rig)
     assert "Earlier output is not shown" in last.stderr
 
 
+def test_output_comes_once_where_the_job_ends_between_two_looks(pman: Pman) -> None:
+    log = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nall of it\n"  # without Pman-Logs-Next
+    begun, ended = job_answer("started", exit_code=None), job_answer("finishedSuccessfully")
+    with gateway(begun, begun, log, ended) as found:
+        done = pman("logs", "-f", "x", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
+    assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
+
+
 def test_jids_are_taken_literally(pman: Pman, server: Server, rig: Rig) -> None:
     server.post(rig.request("kept", "true"))
     for jid in ("../v1/kept", "kept?x=1", "kept#part", "no-such-job"):
