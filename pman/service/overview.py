@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,37 +21,37 @@ from pman.settings import Settings
 from pman.templating.render import MAX_SPEC_BYTES
 
 blueprint = flask.Blueprint("overview", __name__)
-NO_ANSWER = "The backend has not answered yet."
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look at the backend has found. message: why it takes no jobs, or what does not work although jobs do."""
+    """What a look at the backend has found; asked_at and ready are None while none has come to its end.
 
-    asked_at: datetime
-    ready: bool
-    message: str
-    overview: Overview
+    message: why it takes no jobs, or what does not work although jobs do.
+    """
+
+    asked_at: datetime | None = None
+    ready: bool | None = None
+    message: str = "The backend has not answered yet."
+    overview: Overview = field(default_factory=Overview)
 
 
 @blueprint.get("/api/v1/backend.json")
 def about() -> tuple[dict[str, Any], int]:
     """The backend as it was a few seconds ago, and the limits of this service. null for what is not known."""
     config, seen = service().settings, newest()
-    known = {
-        "asked_at": seen.asked_at.isoformat() if seen else None, "ready": seen.ready if seen else None,
-        "message": seen.message if seen else NO_ANSWER, "version": (seen.overview.version or None) if seen else None,
-        "places": [dataclasses.asdict(place) for place in seen.overview.places] if seen else [],
-        "unknown": seen.overview.unasked if seen else [],
-    }  # fmt: skip
-    own = {"backend": config.container_env, "server_version": __version__}
-    return own | known | {"limits": limits(config)}, 200
+    return {
+        "backend": config.container_env, "server_version": __version__,
+        "asked_at": seen.asked_at.isoformat() if seen.asked_at else None, "ready": seen.ready, "message": seen.message,
+        "version": seen.overview.version or None, "places": [asdict(place) for place in seen.overview.places],
+        "unknown": seen.overview.unasked, "limits": limits(config),
+    }, 200  # fmt: skip
 
 
-def newest() -> Seen | None:
-    """The last look at the backend; None where none has come to its end."""
+def newest() -> Seen:
+    """The last look at the backend that has come to its end."""
     s = service()
-    return s.looks.get(functools.partial(_look, s.backend))
+    return s.looks.get(functools.partial(_look, s.backend)) or Seen()
 
 
 def _look(backend: Backend) -> Seen:

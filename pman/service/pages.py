@@ -116,7 +116,7 @@ def problem(error: PmanError) -> flask.Response:
 def backend() -> flask.Response:
     """Whether the backend can take jobs, where it runs them, and what this pman allows."""
     limits = overview.limits(service().settings)
-    return _page("backend.html", seen=overview.newest(), limits=limits, no_answer=overview.NO_ANSWER, age=_age)
+    return _page("backend.html", seen=overview.newest(), limits=limits, age=_age)
 
 
 @blueprint.get("/render")
