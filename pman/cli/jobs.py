@@ -382,12 +382,6 @@ def _follow(service: Service, jid: str, output: Output | None = None) -> dict[st
         time.sleep(POLL_SECONDS)
 
 
-def _clear_row() -> None:
-    """Take away what the row of a terminal shows, which is how the job goes."""
-    if sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)
-
-
 class Output:
     """A job's output as it comes, of each of its workers: the service says what is new since the look before.
 

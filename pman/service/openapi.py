@@ -77,7 +77,8 @@ _LOG_HEADERS = {
 # Parameter of the query -> what it does, and its schema.
 _QUERY: Mapping[str, tuple[str, dict[str, Any]]] = {
     "tail": (
-        "How many of the last log lines, at most JOB_LOGS_TAIL.", {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+        "How many of the last log lines, at most JOB_LOGS_TAIL.",
+        {"type": "integer", "minimum": 0, "maximum": 999_999_999},
     ),
     "state": ("Only jobs in this state.", _STATE),
     "user": ("Only jobs of this user.", _TEXT),

@@ -19,9 +19,9 @@ from flask.testing import FlaskClient
 from pman import settings
 from pman.backends import Backend
 from pman.backends.discovery import Overview, Place
-from pman.service import latest, pages
+from pman.service import latest
 from pman.service.app import create_app
-from pman.status import JobState, JobStatus
+from pman.status import JobState, JobStatus, span
 from tests.backends.test_local import local_rig
 from tests.rig import Rig, Server, running, wait_for
 
@@ -101,7 +101,7 @@ def test_a_job_says_how_long_it_waited_and_ran(server: Server) -> None:
      (93_784, 1, "1 d"), (86_400, 1, "1 d")],
 )  # fmt: skip
 def test_times_are_said_in_their_largest_units(seconds: float, units: int, said: str) -> None:
-    assert pages._span(seconds, units) == said
+    assert span(seconds, units) == said
 
 
 def test_a_wrong_query_is_named(server: Server) -> None:
