@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.conftest import scope_of
 from tests.rig import ROOT
 
 # The rows of the table of rooms: from the top to the bottom.
@@ -96,6 +97,16 @@ def test_rendering_loads_neither_the_web_nor_any_backend(script: str) -> None:
     loaded = set(run.stderr.splitlines()[-1].split())
     assert "pman.templating.render" in loaded
     assert {m for m in loaded if m.split(".")[0] in HEAVY or m.startswith("pman.backends.")} == set()
+
+
+def test_live_tests_of_a_shared_engine_follow_each_other() -> None:
+    """They stop and start it, so that one worker of pytest-xdist has all of them."""
+    engines = {
+        "tests/live/kubernetes/test_deployments.py::test_x": "kubernetes", "tests/live/test_deploy.py::test_x": "swarm",
+        "tests/live/test_chaos.py::test_x[podman]": "podman", "tests/live/test_docker.py::TestPodman::test_x": "podman",
+        "tests/live/test_docker.py::TestDocker::test_x": "swarm", "tests/live/test_slurm.py::test_x": "test_slurm.py",
+    }  # fmt: skip
+    assert {test: scope_of(test).rsplit("/", 1)[-1] for test in engines} == engines
 
 
 def test_functions_are_short() -> None:

@@ -62,6 +62,7 @@ def test_a_delete_leaves_the_service_that_was_posted_after_another_delete(
 ) -> None:
     """That one was done first, its 204 came through, and the jid was posted anew while this one still waited."""
     monkeypatch.setattr(swarm, "MARK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(swarm, "DELETE_SECONDS", 0.5)
     backend = load("swarm", engine)[0]
     service(engine, task("running"))
 
