@@ -180,6 +180,7 @@ def on_kubernetes(directory: Path, state: str) -> Iterator[Place]:
         return 200, created(job, spec)
 
     def begin() -> str:
+        await_removals()  # of the job before, whose name and UID are the same
         found[:] = [(200, created(job, spec) if state == "running" else finished(job, spec))]
         return "ok2"
 
