@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pman import settings
 from pman.job import make_job, validate
 from pman.targets import TARGETS
 from pman.templating.render import Renderer
+from tests.conftest import development
 from tests.live.kubernetes.cluster import EXAMPLES, PAGE, Cluster, claim, evict, kubernetes_rig, namespace, wait_message
 from tests.rig import COUNTED, running, wait_for
 
@@ -74,21 +76,6 @@ def test_a_job_that_runs_again_after_an_eviction(tmp_path: Path) -> None:
         assert (job["status"], rig.executions("again")) == ("finishedSuccessfully", 2), job
 
 
-def test_a_queue(tmp_path: Path) -> None:
-    """Suspended as for Kueue, and resumed as Kueue does it."""
-    with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
-        server = rig.start(TEMPLATES_DIR=recipe(tmp_path, "Kueue", queue="imaging"))
-        server.post(rig.request("queued", COUNTED))
-        wait_message(server, "queued", "The job waits until Kueue admits it from the queue imaging.")
-        workload = {"kind": "Workload", "name": "job-queued-0a1b2", "namespace": cluster.namespace}
-        said = {"reason": "Pending", "message": "insufficient unused quota for cpu", "involvedObject": workload}
-        cluster.apply({"apiVersion": "v1", "kind": "Event", "type": "Warning", "metadata": {"name": "e"}, **said})
-        assert wait_message(server, "queued", "imaging: insufficient unused quota")["status"] == "notstarted"
-        cluster.kubectl("patch", "job", "queued", '--patch={"spec": {"suspend": false}}')
-        assert server.wait_final("queued")["status"] == "finishedSuccessfully"
-        assert rig.executions("queued") == 1
-
-
 def kueue_queue(cluster: Cluster) -> list[dict[str, Any]]:
     """A queue with room for one job of 100m, in Kueue's newest API."""
     group, name, here = {"apiVersion": "kueue.x-k8s.io/v1beta2"}, cluster.namespace, {"namespace": cluster.namespace}
@@ -104,26 +91,40 @@ def kueue_queue(cluster: Cluster) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def kueue() -> Iterator[None]:
+    """Kueue 0.17 while a test needs it; a cluster that is given has its own."""
+    given = development("kubernetes")["PMAN_DEV_KUBERNETES_MADE_BY"] == "context"
+    if not given:
+        development("kubernetes", command=("start", "kueue"))
+    yield
+    if not given:
+        development("kubernetes", command=("stop", "kueue"))
+
+
+@pytest.mark.usefixtures("kueue")
 def test_a_queue_of_kueue(tmp_path: Path) -> None:
-    """Where the cluster has Kueue (0.14 or later): a job waits until the one before it has ended, and is explained."""
+    """A job waits until the one before it has ended, and is explained."""
     with namespace() as cluster, running(kubernetes_rig(cluster, tmp_path)) as rig:
-        if cluster.attempt("get", "crd", "clusterqueues.kueue.x-k8s.io").returncode:
-            pytest.skip("the cluster has no Kueue")
         queue = kueue_queue(cluster)
         try:
-            cluster.apply(*queue)
             server = rig.start(TEMPLATES_DIR=recipe(tmp_path, "Kueue", queue="imaging"))
             server.post(rig.request("first", COUNTED + 'until [ -e "$out/go" ]; do sleep 0.2; done'))
+            wait_message(server, "first", "The job waits until Kueue admits it from the queue imaging.")
+            cluster.apply(*queue)
             server.wait_state("first", "started")
             server.post(rig.request("second", COUNTED))
             job = wait_message(server, "second", "from the queue imaging: ")
             assert (job["status"], "insufficient unused quota for cpu" in job["message"]) == ("notstarted", True), job
+            server.post(rig.request("deleted", COUNTED))
+            assert server.delete("deleted").status_code == 204  # a suspended job ends by no deadline
+            wait_for(lambda: cluster.attempt("get", "job", "deleted").returncode, 30, "the suspended job to be gone")
             (rig.outgoing("first") / "go").touch()
             assert server.wait_final("second")["status"] == "finishedSuccessfully"
-            assert (rig.executions("first"), rig.executions("second")) == (1, 1)
+            assert [rig.executions(jid) for jid in ("first", "second", "deleted")] == [1, 1, 0]
         finally:
             for document in queue:
-                cluster.kubectl("delete", document["kind"], document["metadata"]["name"], "--wait=false")
+                cluster.attempt("delete", document["kind"], document["metadata"]["name"], "--wait=false")
 
 
 def test_a_side_car(tmp_path: Path) -> None:
