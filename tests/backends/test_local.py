@@ -57,6 +57,16 @@ class TestLocal(Contract):
         server.post(rig.request(jid, "env"))
         assert "SECRET" not in server.wait_final(jid)["logs"]
 
+    def test_a_module_that_cannot_be_loaded(self, rig: Rig, jid: str, tmp_path: Path) -> None:
+        """The command does not begin without what the site's rules promise it."""
+        (tmp_path / "site.yaml").write_text("policy: {rules: [{name: tools, set: {modules: [no-such-module/1]}}]}\n")
+        server = rig.start(TEMPLATES_DIR=str(tmp_path))
+        server.post(rig.request(jid, COUNTED))
+        job = server.wait_final(jid)
+        assert job["status"] == "finishedWithError"
+        assert job["message"].startswith("the modules that this site's rules name could not be loaded on "), job
+        assert rig.executions(jid) == 0
+
     def test_what_a_command_leaves_behind_is_ended(self, server: Server, rig: Rig, jid: str) -> None:
         server.post(
             rig.request(jid, OUT + 'sleep 600 & echo $! > "$out/pid"; bash -mc "sleep 601 & echo \\$! > $out/pid2"')
