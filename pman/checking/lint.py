@@ -98,15 +98,20 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
 
 def _lost(overlay: Overlay, template: Template) -> Iterator[Finding]:
     """What of a request the shipped template hands on to the scheduler, and what comes in its place does not."""
-    chain = overlay.chain(f"shipped/{template.name}")
+    chain, of_site = overlay.chain(f"shipped/{template.name}"), overlay.chain(template.name)
     is_whole = template.name in {target.template for target in TARGETS.values()}
-    if not is_whole or not chain or overlay.chain(template.name)[-1].parent:
+    if not is_whole or not chain or of_site[-1].parent:
         return
     try:
         shipped, own = (printed(overlay.renderer, name) for name in (chain[0].name, template.name))
     except TemplateError:  # told where it is rendered
         return
-    for name in sorted(_handed_on(*shipped.values()) - _handed_on(*own.values())):
+    set_by_site = {
+        f"job.{node.target.name}"
+        for step in of_site if step not in chain
+        for node in step.tree.find_all(nodes.Assign) if isinstance(node.target, nodes.Name)
+    }  # fmt: skip
+    for name in sorted(_handed_on(*shipped.values()) - _handed_on(*own.values(), frozenset(set_by_site))):
         message = f"the {name} of a request has no effect: the shipped template hands it on, and nothing here does"
         places = {place for place, names in shipped.items() if name in _handed_on(names)}
         blocks = {
