@@ -235,7 +235,7 @@ def on_cromwell(directory: Path, state: str) -> Iterator[Place]:
 
         def begin() -> str:
             name = f"cut-{uuid.uuid4().hex[:8]}"
-            words = ["sleep", "300"] if state == "running" else ["true"]
+            words = ["sh", "-c", "sleep 300"] if state == "running" else ["true"]
             assert made.client.post("/api/v1/", json=REQUEST | {"jid": name, "entrypoint": words}).status_code == 201
             wanted = ("started",) if state == "running" else ("finishedSuccessfully", "finishedWithError")
             assert retry.wait_until(lambda: made.client.get(f"/api/v1/{name}/").json["status"] in wanted, 30)  # type: ignore[index]
