@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import socket
@@ -198,7 +199,7 @@ class EngineCases(Contract):
         """The job goes on without it and ends with exit code 0; what it wrote may be incomplete."""
         server.post(rig.request(jid, f"sh -c '{EATING}' || echo going on", memory_limit=16))
         job = server.wait_final(jid, rig.job_seconds)
-        assert "going on\n" in job["logs"]
+        assert "going on\n" in job["logs"], job
         if job["status"] == "finishedSuccessfully":
             assert not self.knows_memory, job
             return
@@ -439,6 +440,10 @@ class EngineCases(Contract):
             return False
         return True
 
+    def with_log(self, server: Server, jid: str) -> dict[str, str] | None:
+        job: dict[str, str] = server.get(jid).json()
+        return job if job["logs"] else None
+
     def test_jobs_of_pman_6(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
         """They are read, and deleted; a POST that is repeated across the upgrade makes no second one."""
         scripts = {
@@ -450,6 +455,8 @@ class EngineCases(Contract):
         for name, state in zip(scripts, (*FINAL, "started", FINAL[0]), strict=True):
             job = server.wait_state(name, state, rig.job_seconds)
             assert job["cmd"].endswith(" sh /share/outgoing")
+            if state == "started":  # what it writes comes a moment later
+                job = wait_for(functools.partial(self.with_log, server, name), 20, "the log of a job that runs")
             assert job["logs"].splitlines()[0] in ("to stdout", "on")
             same = server.post(requests[name])
             assert (same.status_code, same.json().get("jid")) == (201, name), same.text
@@ -570,6 +577,9 @@ class EngineCases(Contract):
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(end, jids))
             proxy.cut_at_random(0, seed=0)
+            for jid in self.objects(api) & set(jids):  # gone for pman, though each call that removes it was cut
+                assert server.get(jid).status_code == 404
+                assert server.delete(jid).status_code == 204
             assert not self.objects(api) & set(jids)
             assert [rig.executions(jid) for jid in jids] == [1] * len(jids)
 

@@ -20,6 +20,10 @@ PROGRAMS = (
     "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "mv", "readlink", "rm", "sed", "seq", "setsid", "sh", "sleep",
     "sort", "sync", "tail", "tee", "timeout", "touch", "tr", "uname", "wc",
 )  # fmt: skip
+# What wheels find in every system beside libc: https://peps.python.org/pep-0599/
+OF_WHEELS = (
+    "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "librt.so.1", "libstdc++.so.6", "libutil.so.1",
+)  # fmt: skip
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 PATH = f"PATH=/opt/pman/bin:/usr/local/bin:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
 # As the public image starts Cromwell: a property of Java's names the configuration, and the logs of workflows are
@@ -64,6 +68,8 @@ def make_root(root: Path) -> None:
         str(path) for path in (prefix / "lib").glob("libpython*.so*")
     }
     needed = set().union(*map(libraries, programs | shared))
+    system = next(Path(path).parent for path in needed if path.endswith("/libc.so.6"))
+    needed |= {str(system / name) for name in OF_WHEELS if (system / name).exists()}
     wheels = Path("/usr/share/python-wheels")  # where Debian's ensurepip has pip
     if wheels.is_dir():
         shutil.copytree(wheels, root / wheels.relative_to("/"))

@@ -20,7 +20,7 @@ SCRIPTS = {
     "cromwell.py": ("slurm", ["1"], r"sbatch.*\d"),
     "slurm.py": ("slurm", ["1", "20"], r"listing.*\d"),
     "swarm.py": ("swarm", ["2"], r"docker: \d+ GETs a second, \d+ clients"),
-    "listing.py": ("", ["1"], r"local +no filter .*adds \d"),
+    "listing.py": ("", ["1"], r"local +/api/v1/jobs/ .*adds \d"),
     "scale.py": ("", ["--quick"], r"cromwell \| 100 \|.*\d"),
     "kubernetes_calls.py": ("kubernetes", ["2"], r"of which HTTP alone +\d"),
 }

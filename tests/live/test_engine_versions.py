@@ -20,7 +20,7 @@ from tests.rig import Rig, Server, running, wait_for
 DOCKER = ("--version", "26.1", "--nodes", "2")
 PODMAN = ("--version", "5.4")
 HELPERS = (
-    "knows_memory", "api", "volume", "run_in_volume", "make_as_pman_6", "is_there", "_sees_only_its_own",
+    "knows_memory", "api", "with_log", "volume", "run_in_volume", "make_as_pman_6", "is_there", "_sees_only_its_own",
 )  # fmt: skip
 TELLING = (
     "test_no_value_becomes_an_option", "test_no_list_of_values_becomes_an_option", "test_out_of_memory",
