@@ -17,7 +17,7 @@ T = TypeVar("T")
 AGE_SECONDS = 1.0
 AT_ONCE = 2  # calls for several questions: a thread that is held up then holds no other one up
 MOST = 100  # questions in one call: names of 63 characters then fit into an address, of which proxies take 8 KiB
-PATIENCE_SECONDS = 1.0  # nobody waits longer for a call that hangs before there is another one
+PATIENCE_SECONDS = 1.0  # behind calls that hang: so long waits who makes the next one, and twice as long who joins it
 
 
 class Shared(Generic[T]):
@@ -61,9 +61,9 @@ class Shared(Generic[T]):
 class Together(Generic[T]):
     """Questions of many threads in few calls: what is asked while AT_ONCE calls run is asked together in the next one.
 
-    Each answer comes from a call that began after its question. A question that comes alone waits for nobody. What the
-    call for several leaves unanswered is asked alone, and so is everything if that call fails: one job cannot fail the
-    question about another, and nothing follows from what is missing in an answer.
+    Each answer comes from a call that began after its question. While fewer calls run, a question waits for nobody.
+    What the call for several leaves unanswered is asked alone, and so is everything if that call fails: one job cannot
+    fail the question about another, and nothing follows from what is missing in an answer.
     """
 
     def __init__(self, one: Callable[[str], T], several: Callable[[Collection[str]], Mapping[str, T]]) -> None:

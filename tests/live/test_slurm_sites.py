@@ -236,7 +236,7 @@ def test_a_prolog_that_fails(tmp_path_factory: pytest.TempPathFactory, version: 
             job = cancelled.wait_final("cancelled")
             assert job["status"] == "finishedWithError"
             assert job["message"] == (
-                "SLURM cancelled the job on localhost before its script began, as it does when a prolog fails. "
+                "The job was cancelled on localhost before its command began: by somebody, or because a prolog failed. "
                 "`sinfo -R` says why a node was drained."
             )
             assert "Prolog error" in slurm.command("sinfo", "-R", "-h")

@@ -43,7 +43,8 @@ def engine(tmp_path: Path) -> Iterator[Path]:
 def started(engine: Path, *before: str, **env: str) -> tuple[list[int], list[int], list[int], str, bool]:
     """User, group, further groups, home, and whether the socket may be opened, of what the image runs."""
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
-    command = [*before, python, "-IS", str(ROOT / "deploy/entrypoint.py"), python, "-IS", "-c", SAY, str(engine)]
+    script = shutil.copy(ROOT / "deploy/entrypoint.py", engine.parent)  # others may not see the checkout
+    command = [*before, python, "-IS", script, python, "-IS", "-c", SAY, str(engine)]
     given = {"PATH": os.environ["PATH"], "HOME": str(engine.parent), "DOCKER_HOST": f"unix://{engine}", **env}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -85,6 +85,8 @@ NAME = "org.chrisproject.pman.name"  # label of a Job
 REMOVAL = "removal of the Job"  # name of a thread
 ANSWER_SECONDS = 0.02  # so long the removal of a marked Job lets the answer to the DELETE go first
 DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
+# of a Job that DELETE takes away: its pods end at once, and Kubernetes removes it where pman is killed before it does.
+ENDED = {"activeDeadlineSeconds": 0, "ttlSecondsAfterFinished": 60}
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
 # etcd refuses requests above 1.5 MiB, and says so misleadingly (422 "selector not auto-generated", measured).
@@ -317,7 +319,7 @@ class KubernetesBackend:
 
         It also may not where a policy of the cluster refuses the Job as it is, which may be younger than the Job.
         """
-        patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": {"activeDeadlineSeconds": 0}}
+        patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": ENDED}
         try:
             return self._api.call("PATCH", f"{self._jobs}/{name}", body=patch, allow=(404, 409, 422))[0] < 400
         except (Denied, Refused) as error:

@@ -154,7 +154,7 @@ class SlurmBackend:
         message = ""
         if seen:
             try:
-                return self._judge(record, files, seen)
+                return self._judge(record, files, seen, listed=True)
             except Unreachable as error:
                 message = str(error)
         return make_status(record, JobState.STARTED if files.claim else JobState.NOT_STARTED, message)
@@ -178,8 +178,11 @@ class SlurmBackend:
         job = directories.posted(record)
         return self._renderer.render(job, "slurm") if job else None
 
-    def _judge(self, record: Record, asked: disk.Files, seen: Seen) -> JobStatus:
-        """What becomes of the job whose directory said `asked`, whereupon SLURM said `seen`. Raises Unreachable."""
+    def _judge(self, record: Record, asked: disk.Files, seen: Seen, *, listed: bool = False) -> JobStatus:
+        """What becomes of the job whose directory said `asked`, whereupon SLURM said `seen`. Raises Unreachable.
+
+        listed: nothing is asked about this job alone, of which a listing may have thousands.
+        """
         files = disk.read_files(record)  # again: SLURM was asked before, so what it saw end has left its files
         if files.claim != asked.claim:  # perhaps by a SLURM job that is younger than SLURM's answer
             return self._judge(record, files, self._sources.look([(record, files)])[record.token])
@@ -194,8 +197,9 @@ class SlurmBackend:
             return disk.settle(make_status(record, JobState.FAILED, verdict.by_absence(record, files)))
         if verdict.ended(job):
             unbegun = files.claim is None and job.state == "CANCELLED"
-            nodes = self._commands.place(job.id).nodes if unbegun else ()
-            return disk.settle(make_status(record, *verdict.by_slurm(record, files, job, nodes), job.ended_at))
+            nodes = self._commands.place(job.id).nodes if unbegun and not listed else ()
+            status = make_status(record, *verdict.by_slurm(record, files, job, nodes), job.ended_at)
+            return status if unbegun and listed else disk.settle(status)  # the next GET of it says more
         return self._active(record, files, job)
 
     def _active(self, record: Record, files: disk.Files, job: SlurmJob) -> JobStatus:
@@ -241,10 +245,11 @@ class SlurmBackend:
         return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
 
     def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        """With what SLURM says of a job that failed, as in `logs`."""
+        """The first worker's have what SLURM says of a job that failed, which `logs` has once."""
         record = status.kept(Record)
         own = logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
-        said = verdict.slurm_logs(record, max_lines, self._max_log_bytes) if status.state is JobState.FAILED else ()
+        is_told = worker == 0 and status.state is JobState.FAILED
+        said = verdict.slurm_logs(record, max_lines, self._max_log_bytes) if is_told else ()
         return [*own, *said]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:

@@ -111,8 +111,9 @@ def by_slurm(record: Record, files: Files, job: SlurmJob, nodes: Sequence[str] =
     """What SLURM's end of a job means that has left no result of its own. nodes: where it was cancelled unbegun."""
     state, message = state_of(job)
     if nodes:  # what slurmctld does when a prolog fails and the job must not be requeued (22.05, 24.11)
-        said = f"SLURM cancelled the job on {', '.join(nodes)} before its script began, as it does when a prolog fails."
-        message = Why(f"{said} `sinfo -R` says why a node was drained.", Reason.NODE)
+        said = f"The job was cancelled on {', '.join(nodes)} before its command began"
+        said += ": by somebody, or because a prolog failed. `sinfo -R` says why a node was drained."
+        message = Why(said, Reason.CANCELLED)
     if files.claim is None and state is JobState.SUCCEEDED:
         state = JobState.FAILED
     if _used_too_much(record):

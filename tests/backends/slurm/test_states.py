@@ -92,6 +92,15 @@ def test_an_empty_answer_proves_nothing(engine: Fake, begun: bool, age_seconds: 
         engine.backend.status(record.jid)
 
 
+def test_a_listing_asks_about_no_job_alone(engine: Fake) -> None:
+    """Thousands may have been cancelled at once. The next GET of one of them asks where that was."""
+    records = [engine.submit(f"chris-jid-{number}") for number in range(3)]
+    rows = "; ".join(engine.row(10, "CANCELLED", record) for record in records)
+    fake(engine.here, "squeue", f'echo "$*" >> asked; {rows}')
+    assert [status.state for status in engine.backend.jobs(10)] == [JobState.FAILED] * 3
+    assert (engine.here / "asked").read_text().count("--jobs=") == 0
+
+
 def test_the_commands_that_look_for_jobs_see_hidden_partitions(engine: Fake) -> None:
     record = engine.submit()
     run_shell(claim(record, "10"))

@@ -166,7 +166,10 @@ supervise() {
 
 set +u # profiles and modules are not written for it
 . /etc/profile
-module load apptainer/1.3
+module load apptainer/1.3 || {
+  said="the modules that this site's rules name could not be loaded on $(uname -n)"
+  if [ "${1-}" = worker ]; then cannot_run "$said"; else finish 126 "$said" node; fi
+}
 set -u
 
 run_worker() {

@@ -166,7 +166,10 @@ supervise() {
 
 set +u # profiles and modules are not written for it
 . /etc/profile
-module load charliecloud/0.38
+module load charliecloud/0.38 || {
+  said="the modules that this site's rules name could not be loaded on $(uname -n)"
+  if [ "${1-}" = worker ]; then cannot_run "$said"; else finish 126 "$said" node; fi
+}
 set -u
 export CH_IMAGE_STORAGE=/shared/charliecloud
 ch-image list | grep -qxF -- "$image" || ch-image pull "$image"
