@@ -156,6 +156,7 @@ run_worker() {
   local entry
   for entry in /*; do # not / as a whole: where it has no /share, only root could make one
     case "$entry" in /share | /dev) continue ;; esac
+    [ -e "$entry" ] || [ -L "$entry" ] || continue # such as a mount whose server is away
     if [ -L "$entry" ]; then set -- "$@" --symlink "$(readlink "$entry")" "$entry"; else set -- "$@" --bind "$entry" "$entry"; fi
   done
   set -- "$@" --dev-bind /dev /dev --ro-bind "$incoming" /share/incoming --bind "$outgoing" /share/outgoing --
