@@ -18,6 +18,17 @@ from tests.backends.engine.jobs import IDENTITY, REQUEST, load, once, posted, se
 from tests.fakes.engine import Answer, Call, FakeEngine
 
 
+def name_is_free_when_removed(engine: FakeEngine) -> None:
+    """As Swarm does: the name of a service is taken until the service is removed."""
+
+    def remove(_: Call) -> Answer:
+        engine.routes["POST /services/create"] = {"ID": "s2"}
+        return 200, {}
+
+    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
+    engine.routes["DELETE /services/s1"] = remove
+
+
 def test_a_delete_whose_answer_is_lost_is_done_on_swarm(engine: FakeEngine) -> None:
     service(engine)
     backend = load("swarm", engine)[0]
@@ -47,13 +58,7 @@ def test_a_deleted_service_that_is_left(engine: FakeEngine, monkeypatch: pytest.
     assert backend.jobs(9) == []
     with pytest.raises(NotFound):
         backend.status("chris-jid-1")
-
-    def remove(_: Call) -> Answer:
-        engine.routes["POST /services/create"] = {"ID": "s2"}
-        return 200, {}
-
-    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
-    engine.routes["DELETE /services/s1"] = remove
+    name_is_free_when_removed(engine)
     assert posted(backend, config).state is JobState.NOT_STARTED
 
 
@@ -148,13 +153,7 @@ def test_a_deleted_service_that_is_left_of_a_node_that_is_away(engine: FakeEngin
     backend, config = load("swarm", engine)
     service(engine, task("running"), **{"pman.deleted": "yes"})
     engine.routes["GET /nodes/node-1"] = {"Status": {"State": "down"}}
-
-    def remove(_: Call) -> Answer:
-        engine.routes["POST /services/create"] = {"ID": "s2"}
-        return 200, {}
-
-    engine.routes["POST /services/create"] = lambda _: (409, {"message": "name conflicts with an existing object"})
-    engine.routes["DELETE /services/s1"] = remove
+    name_is_free_when_removed(engine)
     assert posted(backend, config).state is JobState.NOT_STARTED
 
 
