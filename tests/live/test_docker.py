@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from tests.conftest import development
 from tests.live.engine_cases import EngineCases, engine_rig, proxied, published
 from tests.rig import COUNTED, ROOT, Rig, Server, running, wait_for
 
@@ -181,6 +184,7 @@ class TestDocker(_OneEngine):
 class TestPodman(_OneEngine):
     many = 40
     knows_memory = False  # Podman 4.3 says false, as seen with runc on a machine that has both versions of cgroups
+    options: tuple[str, ...] = ()  # of scripts/engines/podman
     last_words = "echo end"  # 4.3 joins a last line that has no end to the one before it, where it is asked for a tail
 
     @pytest.fixture(scope="class")
@@ -205,3 +209,33 @@ class TestPodman(_OneEngine):
         job = server.wait_final(jid, rig.job_seconds)
         assert (job["status"], job["logs"]) == ("finishedSuccessfully", "began\nended\n")
         assert rig.executions(jid) == 1
+
+    def test_podman_is_killed_while_it_makes_a_container(
+        self, server: Server, rig: Rig, jid: str, api: docker.APIClient
+    ) -> None:
+        """Its storage then keeps the name of a container that Podman does not have, for ever; pman removes that."""
+        run = Path(development("podman", *self.options)["PMAN_DEV_PODMAN_RUN"])
+        stored = run / "storage/vfs-containers/containers.json"
+        pid = int((run / "pid/podman").read_text().split()[0])
+
+        def is_left(name: str) -> bool:
+            return f'"{name}"' in stored.read_text() and name not in str(api.containers(all=True))
+
+        for tried in range(20):
+            request = rig.request(name := f"{jid}-{tried}", COUNTED)
+            before = stored.stat().st_mtime_ns
+            with ThreadPoolExecutor(1) as pool:
+                posting = pool.submit(server.post, request)
+                while stored.stat().st_mtime_ns == before and not posting.done():
+                    pass  # the storage has the name some milliseconds before Podman has the container
+                os.kill(pid, signal.SIGKILL)
+                subprocess.run([DEV_PODMAN, "start", "podman", *self.options], check=True)
+                pid = int((run / "pid/podman").read_text().split()[0])
+                if is_left(name):
+                    break
+                wait_for(posting.done, 100, "the answer")
+        else:
+            raise AssertionError("Podman was never killed at the right moment.")
+        wait_for(lambda: server.post(request).status_code == 201, 100, "the job to be accepted")
+        assert server.wait_final(name, rig.job_seconds)["status"] == "finishedSuccessfully"
+        assert rig.executions(name) == 1

@@ -14,6 +14,7 @@ import pytest
 
 from pman.backends.engine import swarm
 from tests.contract import Contract
+from tests.live import test_docker
 from tests.live.engine_cases import SITE, EngineCases, engine_rig
 from tests.rig import Rig, Server, running, wait_for
 
@@ -46,6 +47,11 @@ class TestNewerDocker(Newer):
 
 @pytest.mark.live("podman")
 class TestNewerPodman(Newer):
+    options = PODMAN
+    test_podman_is_killed_while_it_makes_a_container = (
+        test_docker.TestPodman.test_podman_is_killed_while_it_makes_a_container
+    )
+
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
