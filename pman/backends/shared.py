@@ -17,6 +17,8 @@ T = TypeVar("T")
 AGE_SECONDS = 1.0
 AT_ONCE = 2  # calls for several questions: a thread that is held up then holds no other one up
 MOST = 100  # questions in one call: names of 63 characters then fit into an address, of which proxies take 8 KiB
+CALLS_A_SECOND = 100  # for several questions, on the average of any time that is longer than BURST calls take
+BURST = 20
 PATIENCE_SECONDS = 1.0  # behind calls that hang: so long waits who makes the next one, and twice as long who joins it
 
 
@@ -59,9 +61,10 @@ class Shared(Generic[T]):
 
 
 class Together(Generic[T]):
-    """Questions of many threads in few calls: what is asked while AT_ONCE calls run is asked together in the next one.
+    """Questions of many threads in few calls: what is asked before the next call may begin is asked together in it.
 
-    Each answer comes from a call that began after its question. While fewer calls run, a question waits for nobody.
+    A call may begin while fewer than AT_ONCE run, and CALLS_A_SECOND are the most, however many ask. While there are
+    fewer calls, a question waits for nobody. Each answer comes from a call that began after its question.
     What the call for several leaves unanswered is asked alone, and so is everything if that call fails: one job cannot
     fail the question about another, and nothing follows from what is missing in an answer.
     """
@@ -69,8 +72,9 @@ class Together(Generic[T]):
     def __init__(self, one: Callable[[str], T], several: Callable[[Collection[str]], Mapping[str, T]]) -> None:
         self._one, self._several = one, several
         self._turn = threading.BoundedSemaphore(AT_ONCE)  # held while a call runs
-        self._lock = threading.Lock()  # of `_next`
+        self._lock = threading.Lock()  # of the two below
         self._next = _Batch[T]()
+        self._begin = 0.0  # of the last call, by time.monotonic(), if all had been CALLS_A_SECOND apart
 
     def get(self, key: str) -> T:
         """The answer to `key`. Raises what `one` raises."""
@@ -90,6 +94,7 @@ class Together(Generic[T]):
     def _ask(self, batch: _Batch[T]) -> None:
         is_turn = self._turn.acquire(timeout=PATIENCE_SECONDS)
         try:
+            time.sleep(self._pause())
             with self._lock:
                 if self._next is batch:
                     self._next = _Batch()
@@ -99,6 +104,13 @@ class Together(Generic[T]):
         finally:
             if is_turn:
                 self._turn.release()
+
+    def _pause(self) -> float:
+        """Seconds until a call may begin, which is taken to begin then."""
+        now = time.monotonic()
+        with self._lock:
+            self._begin = max(now - BURST / CALLS_A_SECOND, self._begin + 1 / CALLS_A_SECOND)
+            return max(0.0, self._begin - now)
 
     def _answers(self, keys: Collection[str]) -> Mapping[str, T]:
         if len(keys) == 1:

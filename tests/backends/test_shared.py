@@ -172,6 +172,22 @@ def test_a_call_asks_for_a_bounded_number(pool: ThreadPoolExecutor, monkeypatch:
     assert max(map(len, desk.calls)) == 3
 
 
+def test_calls_are_bounded_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "CALLS_A_SECOND", 5)
+    monkeypatch.setattr(shared, "BURST", 2)
+    began: list[float] = []
+
+    def one(key: str) -> str:
+        began.append(time.monotonic())
+        return key
+
+    together = Together(one, lambda keys: {key: one(key) for key in keys})
+    asked_at = time.monotonic()
+    for key in "abcde":
+        assert together.get(key) == key
+    assert began[4] - asked_at >= 0.4  # the first three need not wait
+
+
 @hypothesis_settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", "missing", "bad"]), min_size=1, max_size=40), st.integers(2, 12))
 def test_no_answer_is_older_than_its_question(keys: list[str], threads: int) -> None:

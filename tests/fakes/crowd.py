@@ -236,11 +236,12 @@ class Swarm(Engine):
             self.add(jid, body.decode())
             return {"ID": f"id-{jid}"}
         if path == "/services":
-            return self.documents("service", self.jids())
+            known = [one[3:] for one in filters.get("id", ())]
+            return self.documents("service", filter(self.text, known) if known else self.jids())
         if path == "/tasks":
             asked = filters.get("service") or filters.get("label", [""])
             if asked[0].startswith("id-"):
-                return self.documents("task", [asked[0][3:]])
+                return self.documents("task", [one[3:] for one in asked])
             return [] if "=" in asked[0] else self.documents("task", self.jids())
         jid = path.split("/")[2].removeprefix("id-")
         return self.document("service", jid) if self.text(jid) else None

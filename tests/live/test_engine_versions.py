@@ -14,7 +14,7 @@ import pytest
 
 from pman.backends.engine import swarm
 from tests.contract import Contract
-from tests.live import test_docker
+from tests.live import test_docker, test_swarm
 from tests.live.engine_cases import SITE, EngineCases, engine_rig
 from tests.rig import Rig, Server, running, wait_for
 
@@ -62,6 +62,7 @@ class TestNewerPodman(Newer):
 @pytest.mark.live("swarm")
 class TestTwoNodes(Newer):
     knows_memory = False  # of what ran on the other node
+    test_gets_at_the_same_time = test_swarm.TestSwarm.test_gets_at_the_same_time
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -9,6 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -55,6 +56,27 @@ class TestSwarm(EngineCases):
         server.post(rig.request(jid, script, number_of_workers=21, cpu_limit=10, memory_limit=16))
         assert server.wait_final(jid, 120)["status"] == "finishedSuccessfully"
         assert {path.name for path in rig.outgoing(jid).iterdir()} == {str(index) for index in range(21)}
+
+    def test_gets_at_the_same_time(self, server: Server, rig: Rig, jid: str) -> None:
+        """They share calls of Swarm. The last job has the jid, and so the name, of one that was deleted."""
+        scripts = {"well": "true", "badly": "exit 3", "not": "sleep 600"}
+        expected = {"well": "finishedSuccessfully", "badly": "finishedWithError", "not": "started"}
+        jobs = {f"{jid}-{how}-{number}": how for how in scripts for number in (1, 10)}
+        for name, how in jobs.items():
+            assert server.post(rig.request(name, scripts[how], cpu_limit=10, memory_limit=16)).status_code == 201
+        for name, how in jobs.items():
+            wait_for(lambda: server.get(name).json()["status"] == expected[how], rig.job_seconds, name)  # noqa: B023
+        again = f"{jid}-well-1"
+        assert server.delete(again).status_code == 204
+        assert server.post(rig.request(again, "exit 3", cpu_limit=10, memory_limit=16)).status_code == 201
+        jobs[again] = "badly"
+        server.wait_final(again, rig.job_seconds)
+        with ThreadPoolExecutor(12) as pool:
+            for name, answer in pool.map(lambda name: (name, server.get(name)), list(jobs) * 10):
+                assert answer.json()["status"] == expected[jobs[name]], name
+            codes = pool.map(lambda name: server.get(name).status_code, [f"{jid}-well", again] * 10)
+            assert list(codes) == [404, 200] * 10
+        assert {server.delete(name).status_code for name in jobs} == {204}
 
     def test_units_of_the_service(self, server: Server, rig: Rig, jid: str, api: docker.APIClient) -> None:
         server.post(rig.request(jid, "true", cpu_limit=250, memory_limit=48))

@@ -19,7 +19,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -32,7 +32,7 @@ from pman.backends.engine import overview as engine_overview
 from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
-from pman.backends.shared import Shared
+from pman.backends.shared import Shared, Together
 from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
@@ -67,6 +67,7 @@ OVER = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned"})
 ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
 DELETED = "pman.deleted"  # label of a service that DELETE takes away, also of one that pman 6 has made
 CLEARED_SECONDS = 5.0  # it takes 0.25 s, and for ever where a node is away
+MOST_SEEN = 50_000  # services
 MARK_AGAIN_SECONDS = 3.0  # a task that is just starting may miss that its service has no replicas (seen on 20.10)
 LACKING = "insufficient resources"
 KILL_SECONDS = 5.0  # for one container, which the engine waits for
@@ -117,6 +118,9 @@ class SwarmBackend:
         self._node_id = ""
         self._gpu = settings.gpu_resource_name or "NVIDIA-GPU"
         self._nodes = Shared(self._look_at_nodes)
+        self._found = Together(self._named, self._several_named)
+        self._tasks_of = Together(self._read_tasks, self._read_tasks_of_several)  # by the id of their service
+        self._seen: dict[str, str] = {}  # name -> id of the service that the last GET found
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -165,16 +169,19 @@ class SwarmBackend:
 
     @engine.understood
     def status(self, jid: str) -> JobStatus:
-        service = self._find(jid)
-        return self._status(service, self._tasks(service))
+        service = self._find(jid, self._found.get)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[service["Spec"]["Name"]] = service["ID"]
+        return self._status(service, self._tasks(service, self._tasks_of.get))
 
-    def _find(self, jid: str, *, deleted: bool = False) -> Json:
+    def _find(self, jid: str, read: Callable[[str], Json | None] | None = None, *, deleted: bool = False) -> Json:
         """The service of exactly this jid; the engine would also take an id, or the beginning of one.
 
         deleted: also one that a DELETE has marked.
         """
         name = backend_name(jid)
-        service = self._named(name)
+        service = (read or self._named)(name)
         if not service or _labels(service).get(engine.JID) != jid or engine.DIGEST not in _labels(service):
             service = self._former(jid, service if name == jid else None, look=name != jid)
         if not service or (DELETED in _labels(service) and not deleted):
@@ -188,18 +195,34 @@ class SwarmBackend:
             raise self._explained(error) from error
         return service if service and service["Spec"]["Name"] == name else None
 
+    def _several_named(self, names: Collection[str]) -> Mapping[str, Json]:
+        """Those whose ids are known: the engine reads a name as the beginning of many."""
+        known = [self._seen[name] for name in names if name in self._seen]
+        found: list[Json] = self._engine.get("/services", filters={"id": known}) if known else []
+        return {service["Spec"]["Name"]: service for service in found}
+
     def _former(self, jid: str, service: Json | None = None, look: bool = True) -> Json | None:
         """The service that pman 4 to 6 made for the jid. look: whether the engine is to be asked for it."""
         if look and may_name(jid):
             service = self._named(jid)
         return service if service and former.is_service(service, jid, self._store.directory()) else None
 
-    def _tasks(self, service: Json) -> list[Json]:
+    def _tasks(self, service: Json, read: Callable[[str], list[Json]] | None = None) -> list[Json]:
         try:
-            tasks: list[Json] = self._engine.get("/tasks", filters={"service": [service["ID"]]})
+            return (read or self._read_tasks)(service["ID"])
         except NotFound:  # deleted since it was found
             raise no_such_job(_jid(service)) from None
+
+    def _read_tasks(self, service_id: str) -> list[Json]:
+        tasks: list[Json] = self._engine.get("/tasks", filters={"service": [service_id]})
         return tasks
+
+    def _read_tasks_of_several(self, service_ids: Collection[str]) -> Mapping[str, list[Json]]:
+        """A list fails as a whole where one of the services is gone, and then each is asked for alone."""
+        found: dict[str, list[Json]] = {}
+        for task in self._engine.get("/tasks", filters={"service": list(service_ids)}):
+            found.setdefault(task["ServiceID"], []).append(task)
+        return found
 
     def _status(self, service: Json, tasks: Iterable[Json]) -> JobStatus:
         newest = {task.get("Slot", 0): task for task in sorted(tasks, key=lambda task: task["CreatedAt"])}

@@ -93,7 +93,7 @@ OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its o
 MAX_BODY_BYTES = 1_500_000
 REPLACE_SECONDS = 40.0  # how long a POST waits for the pods of a deleted job with the same jid to end
 POLL_SECONDS = 0.25
-PAGE = 500  # objects of a listing in one answer
+PAGE = 100  # objects of a listing in one answer. With 500, pages take 10 MiB more (bench/scale.py)
 MOST_SEEN = 10_000  # jobs
 
 

@@ -59,7 +59,7 @@ def test_the_listing_is_read_in_pages(script: Script, backend: kubernetes.Kubern
         ("c", JobState.FAILED), ("d", JobState.SUCCEEDED), ("a", JobState.SUCCEEDED),
     ]  # fmt: skip
     assert "Evicted" in found[0].message
-    assert all("limit=500" in path for _, path, _ in script.asked)
+    assert all(f"limit={kubernetes.PAGE}" in path for _, path, _ in script.asked)
     assert ["continue=t%2F1%3D%3D" in path for _, path, _ in script.asked] == [False, True, False, False]
     running = listed("e", 3, {"active": 1, "ready": 1, "startTime": STARTED_AT})
     script.answers = [page([running])]
