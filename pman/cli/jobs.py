@@ -27,7 +27,8 @@ DEFAULT_URL = "http://127.0.0.1:5010"
 POLL_SECONDS = 0.5
 HTTP_SECONDS = 100  # what pfcon allows
 PATIENCE_SECONDS = 60.0  # how long waiting goes on while no pman answers, as during its restart
-_CUT, _NEXT = "Pman-Logs-Cut", "Pman-Logs-Next"  # headers: output is left out; the cursor of what comes next
+# Headers of output: some is left out before it; the cursor of what comes next; the job's state
+_CUT, _NEXT, _STATE = "Pman-Logs-Cut", "Pman-Logs-Next", "Pman-Job-State"
 _NOTE = "pman-run.json"
 TIMED_OUT = 124  # as timeout(1)
 UNKNOWN = 125  # what became of the job is not known; docker run says so too
@@ -401,7 +402,8 @@ class Output:
             if cursor is not None:
                 params = {"worker": worker, "since": cursor}
                 answer = self._service.in_time("GET", f"{self._place}logs", full=True, params=params)
-                self._cursors[worker] = answer.headers.get(_NEXT)
+                over = answer.headers.get(_STATE) in _FINAL  # not by a missing cursor: proxies leave out headers
+                self._cursors[worker] = None if over else answer.headers.get(_NEXT, cursor)
                 self._print(worker, answer.text, _CUT in answer.headers, later=bool(cursor))
 
     def _print(self, worker: int, text: str, cut: bool, later: bool) -> None:

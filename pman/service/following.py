@@ -17,6 +17,7 @@ from pman.backends import logs
 
 T = TypeVar("T")
 ANCHOR = 32
+NOTHING = "w0-0-0"  # no line seen; of a job without output, too, since proxies may leave out an empty header
 _PART = re.compile(r"([wc])(\d{1,9})-([0-9a-f]{1,8})-([0-9a-f]{1,8})")
 
 
@@ -42,7 +43,7 @@ def news(cursor: str, streams: Sequence[str], over: bool, max_lines: int, max_by
         left_out |= start is None
         texts.append("".join(lines[start or 0 :]))
         parts.append(f"{'c' if cut else 'w'}{len(lines)}-{_sum(lines):x}-{_sum(_anchor(lines)):x}")
-    return logs.join_streams(texts), ".".join(parts), left_out
+    return logs.join_streams(texts), ".".join(parts) or NOTHING, left_out
 
 
 def _start(lines: Sequence[str], cut: bool, part: str) -> int | None:

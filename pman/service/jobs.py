@@ -178,7 +178,7 @@ def _looks(jid: str, worker: int, cursor: str) -> Iterator[Look]:
 
     Raises NotFound where the job has fewer workers.
     """
-    known = worker == 0 or bool(cursor)  # which an answer about this worker has given
+    known = worker == 0 or cursor not in ("", following.NOTHING)  # which an answer with its output has given
     while True:
         status = read(jid)  # before its output: what is final has written all of it
         found = news(status, worker, cursor)

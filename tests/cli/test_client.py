@@ -425,11 +425,19 @@ def test_each_worker_is_followed_by_itself(pman: Pman, server: Server, rig: Rig)
 
 
 def test_output_comes_once_where_the_job_ends_between_two_looks(pman: Pman) -> None:
-    log = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nall of it\n"  # without Pman-Logs-Next
     begun, ended = job_answer("started", exit_code=None), job_answer("finishedSuccessfully")
-    with gateway(begun, begun, log, ended) as found:
+    with gateway(begun, begun, log_answer("finishedSuccessfully", b"all of it\n"), ended) as found:
         done = pman("logs", "-f", "x", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
     assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
+
+
+def test_following_goes_on_behind_a_proxy_that_leaves_out_empty_headers(pman: Pman) -> None:
+    """Only the state says that all has been said, not a header that is missing."""
+    begun, ended = job_answer("started", exit_code=None), job_answer("finishedSuccessfully")
+    logs = log_answer("started", b""), log_answer("finishedSuccessfully", b"late\n")
+    with gateway(begun, begun, logs[0], ended, logs[1]) as found:
+        done = pman("logs", "-f", "x", PMAN_URL=f"http://127.0.0.1:{found.server_port}")
+    assert (done.returncode, done.stdout) == (0, "late\n"), done.stderr
 
 
 def test_jids_are_taken_literally(pman: Pman, server: Server, rig: Rig) -> None:
@@ -580,6 +588,13 @@ def job_answer(state: str, message: str = "", *, jid: str = "x", exit_code: int 
     both = {"jid": jid, "message": message}
     job = both | {"status": state, "logs": "", "state": state, "reason": "exit", "exit_code": exit_code}
     return b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(job).encode()
+
+
+def log_answer(state: str, text: bytes) -> bytes:
+    """An answer with output, without the header Pman-Logs-Next."""
+    return b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nPman-Job-State: %b\r\n\r\n%b" % (
+        state.encode(), text,
+    )  # fmt: skip
 
 
 def test_waiting_outlives_a_restart_behind_a_gateway(pman: Pman) -> None:

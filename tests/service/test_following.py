@@ -49,6 +49,13 @@ def test_of_lines_that_repeat_themselves_none_is_missed_in_silence() -> None:
     assert look(cursor, ["start\n" + "tick\n" * 23], most=20)[0] == ""
 
 
+def test_the_cursor_of_a_job_without_output_is_never_empty() -> None:
+    """Some proxies leave out empty headers, and without the header the job would seem to have ended."""
+    text, cursor, _ = look("", [])
+    assert (text, bool(cursor), is_cursor(cursor)) == ("", True, True)
+    assert look(cursor, ["one\n", "bad\n"]) == ("one\nbad\n", look("", ["one\n", "bad\n"])[1], False)
+
+
 def test_a_line_without_an_end() -> None:
     text, cursor, _ = look("", ["one\ntw"])
     assert text == "one\n"
