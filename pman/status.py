@@ -62,7 +62,7 @@ class JobStatus:
     """A job as its backend sees it.
 
     cmd: the command line, shell-quoted into one string. message: one sentence for the user, of a failure a `Why`.
-    finished_at: completion time, None before. private: what this backend's `logs()` needs to avoid a second
+    finished_at: completion time, None before. private: what this backend's other methods need to avoid a second
     look-up; nobody else reads it (by `kept`). posted_at, user: None where the backend does not say.
     """
 

@@ -24,6 +24,7 @@ from pman.templating.render import Spec
 
 if TYPE_CHECKING:  # rendering loads nothing of a backend
     from pman.backends.discovery import Overview
+    from pman.backends.logs import Wanted
 
 
 class Backend(Protocol):
@@ -41,14 +42,14 @@ class Backend(Protocol):
     def status(self, jid: str) -> JobStatus:
         """What became of the job. Final only when nothing writes output any more."""
 
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        """The end of the job's output; "" while there is none. `status` is what `status()` returned."""
-
     def details(self, status: JobStatus) -> Details:
         """What is known of the job besides, from what `status()` has read, or from one more call of the backend."""
 
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        """The ends of the texts that one worker writes, each of which only grows at its end; [] without output."""
+    def workers(self, status: JobStatus) -> int:
+        """How many workers may have output. `status` is what `status()` returned, here and below."""
+
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
+        """The ends of the texts that one worker, counted from 0, writes; [] without output."""
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         """Name -> text of what was submitted, as the backend keeps it; "spec" is the name of the main part.

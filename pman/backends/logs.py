@@ -5,17 +5,35 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-T = TypeVar("T")
+from pman.status import JobStatus
 
+if TYPE_CHECKING:
+    from pman.backends import Backend
+
+AT_ONCE = 32  # workers of one job whose output is read at the same time
 READ_SECONDS = 10.0  # for the logs of all workers of a job together; a status waits no longer for them
 _BLOCK = 64 * 1024
 _MIN_WORKER_BYTES = 4096
 _HEADING = "=== worker "
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How much of a worker's output is read: the last `lines` of each text, at most `max_bytes` of it, in that time.
+
+    grows: somebody follows the output, so that a text must only grow at its end from one look to the next.
+    """
+
+    lines: int
+    max_bytes: int
+    seconds: float = READ_SECONDS
+    grows: bool = False
 
 
 def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = None) -> str:
@@ -36,46 +54,36 @@ def tail_file(path: Path, max_lines: int, max_bytes: int, within: Path | None = 
         return ""
 
 
-def tail_workers(directory: Path, workers: int, max_lines: int, max_bytes: int) -> str:
-    """The ends of `stdout.N` and `stderr.N` of all workers of a job, as one text."""
-
-    def read(index: int, share_bytes: int, _seconds: float) -> str:
-        return join_streams(tail_streams(directory, index, max_lines, share_bytes))
-
-    return of_workers(read, range(workers), max_lines, max_bytes)
-
-
-def tail_streams(directory: Path, index: int, max_lines: int, max_bytes: int) -> list[str]:
+def tail_streams(directory: Path, worker: int, wanted: Wanted) -> list[str]:
     """The ends of `stdout.N` and `stderr.N` of one worker."""
     resolved = directory.resolve()
-    files = (directory / f"{stream}.{index}" for stream in ("stdout", "stderr"))
-    return [tail_file(file, max_lines, max_bytes, within=resolved) for file in files]
+    files = (directory / f"{stream}.{worker}" for stream in ("stdout", "stderr"))
+    return [tail_file(file, wanted.lines, wanted.max_bytes, within=resolved) for file in files]
 
 
-def of_workers(  # noqa: PLR0913 - one call in place of three in every backend
-    read: Callable[[T, int, float], str], workers: Sequence[T], max_lines: int, max_bytes: int, *,
-    at_once: int = 1, numbers: Sequence[int] | None = None,
-) -> str:  # fmt: skip
-    """The ends of all workers' logs as one text, each as `read(worker, share_bytes, seconds)` gets it, some `at_once`.
+def of_job(backend: Backend, status: JobStatus, max_lines: int, max_bytes: int) -> str:
+    """The ends of all workers' output as one text, within READ_SECONDS.
 
-    seconds: what is left of READ_SECONDS. A worker whose turn comes later has a line that says so in place of its log.
-    numbers: the workers' own, where some of them are lost; else they are counted from 0.
+    A worker whose turn comes later has a line that says so in place of its output.
     """
     deadline = time.monotonic() + READ_SECONDS
-    share_bytes = max(_MIN_WORKER_BYTES, max_bytes // max(1, len(workers)))
+    workers = backend.workers(status)
+    share = Wanted(max(1, max_lines // max(1, workers)), max(_MIN_WORKER_BYTES, max_bytes // max(1, workers)))
 
-    def text(worker: T) -> str:
+    def text(worker: int) -> str:
         left = deadline - time.monotonic()
-        return (
-            read(worker, share_bytes, left) if left > 0 else "[pman: there was no time left for this log, ask again]\n"
-        )
+        if left <= 0:
+            return "[pman: there was no time left for this log, ask again]\n"
+        return join_streams(backend.streams(status, worker, replace(share, seconds=left)))
 
-    if at_once == 1 or len(workers) < 2:
-        texts = [text(worker) for worker in workers]
-    else:
-        with ThreadPoolExecutor(at_once) as pool:
-            texts = list(pool.map(text, workers))
-    return _join_workers(texts, max_lines, max_bytes, numbers)
+    if workers < 2:
+        return tail("".join(map(text, range(workers))), max_lines, max_bytes)
+    with ThreadPoolExecutor(min(AT_ONCE, workers)) as pool:
+        texts = pool.map(text, range(workers))
+        return "".join(
+            f"{_HEADING}{worker} ===\n{_closed(tail(part, share.lines, max(1024, max_bytes // workers)))}"
+            for worker, part in enumerate(texts)
+        )
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:
@@ -123,18 +131,6 @@ def cut(text: str, max_lines: int, max_bytes: int) -> tuple[str, bool]:
         return text, full or text.count("\n") >= max_lines
     kept = tail(text, max_lines, max_bytes) if max_lines else ""
     return kept, full or kept != text
-
-
-def _join_workers(logs: Sequence[str], max_lines: int, max_bytes: int, numbers: Sequence[int] | None) -> str:
-    """One text of the workers' logs in index order: the `max_lines` are shared, each worker's part has a heading."""
-    if len(logs) <= 1 and not numbers:
-        return tail("".join(logs), max_lines, max_bytes)
-    lines, size = max(1, max_lines // max(1, len(logs))), max(1024, max_bytes // max(1, len(logs)))
-    parts = [
-        f"{_HEADING}{number} ===\n{_closed(tail(text, lines, size))}"
-        for number, text in zip(numbers or range(len(logs)), logs, strict=True)
-    ]
-    return tail("".join(parts), max_lines + len(logs), max_bytes + 1024 * len(logs))
 
 
 def join_streams(streams: Iterable[str]) -> str:

@@ -85,12 +85,12 @@ def look(jid: str, lines: int) -> tuple[JobStatus, str]:
 
     Where the log cannot be had, a line in its place says so: a job's status never waits for its log.
     """
-    backend = service().backend
+    backend, max_bytes = service().backend, service().settings.job_logs_max_kib * 1024
     seen: list[JobStatus] = []
 
     def once() -> str:
         seen[:] = [metrics.ask_once("status", lambda: backend.status(jid))]
-        return metrics.ask_once("logs", lambda: backend.logs(seen[0], lines)) if lines else ""
+        return metrics.ask_once("logs", lambda: logs.of_job(backend, seen[0], lines, max_bytes)) if lines else ""
 
     try:
         text = metrics.repeat("status", once)

@@ -14,6 +14,7 @@ from typing import Any
 import flask
 
 from pman.backends import BACKENDS
+from pman.backends.logs import Wanted
 from pman.errors import BadRequest, NotFound, Refused, Unreachable
 from pman.service import following, metrics
 from pman.service.api import number, service
@@ -194,7 +195,8 @@ def news(status: JobStatus, worker: int, cursor: str) -> tuple[str, str, bool]:
     """What is new of a worker's output, the next cursor, and whether some is left out."""
     s = service()
     lines, size = s.settings.job_logs_tail, s.settings.job_logs_max_kib * 1024
-    streams = metrics.ask("logs", functools.partial(s.backend.streams, status, worker, lines + 1))
+    wanted = Wanted(lines + 1, size, grows=True)
+    streams = metrics.ask("logs", functools.partial(s.backend.streams, status, worker, wanted))
     return following.news(cursor, streams, status.state.final, lines, size)
 
 

@@ -259,7 +259,7 @@ class TestLocal(Contract):
         assert (rig.outgoing(jid) / "runs").read_text() == "run\n"
 
     def test_a_state_directory_that_is_gone_is_no_empty_listing(self, tmp_path: Path) -> None:
-        backend = LocalBackend(tmp_path / "state", 1024)
+        backend = LocalBackend(tmp_path / "state")
         (tmp_path / "state" / "notes").mkdir()
         assert backend.jobs(10) == []
         (tmp_path / "state" / "notes").rmdir()
@@ -270,7 +270,7 @@ class TestLocal(Contract):
     @pytest.mark.slow
     def test_a_look_at_a_job_whose_place_another_has_taken(self, rig: Rig, jid: str) -> None:
         """It must not take the next attempt's files for its own, nor note its end there."""
-        backend = LocalBackend(Path(rig.env["LOCAL_STATE_DIR"]), 1024)
+        backend = LocalBackend(Path(rig.env["LOCAL_STATE_DIR"]))
         server = rig.start()
         server.post(rig.request(jid, "true"))
         server.wait_final(jid)

@@ -43,8 +43,8 @@ STOP_SECONDS = 30.0
 class PbsBackend:
     """Runs jobs with qsub. Several pman processes may share one state directory."""
 
-    def __init__(self, root: Path, max_log_bytes: int) -> None:
-        self._root, self._max_log_bytes = root, max_log_bytes
+    def __init__(self, root: Path) -> None:
+        self._root = root
         try:
             directories.open_root(root)
         except OSError as error:
@@ -70,14 +70,13 @@ class PbsBackend:
                 _start(record := find(self._root, jid))
         return self._statuses([record])[0]
 
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        record = status.private
-        assert isinstance(record, Record)
-        return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
-
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+    def workers(self, status: JobStatus) -> int:
         assert isinstance(status.private, Record)
-        return logs.tail_streams(status.private.directory, worker, max_lines, self._max_log_bytes)
+        return status.private.workers
+
+    def streams(self, status: JobStatus, worker: int, wanted: logs.Wanted) -> list[str]:
+        assert isinstance(status.private, Record)
+        return logs.tail_streams(status.private.directory, worker, wanted)
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         return directories.spec(status, environment)
@@ -164,4 +163,4 @@ def problems(settings: Settings) -> Iterator[str]:
 def create(settings: Settings) -> PbsBackend:
     """The backend over PBS_STATE_DIR."""
     assert settings.pbs_state_dir
-    return PbsBackend(Path(settings.pbs_state_dir), settings.job_logs_max_kib * 1024)
+    return PbsBackend(Path(settings.pbs_state_dir))

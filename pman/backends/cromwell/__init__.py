@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pman.backends import hiding, logs, retry
+from pman.backends import hiding, retry
 from pman.backends.cromwell import files as cromwell_files
 from pman.backends.cromwell import labels as label
 from pman.backends.cromwell import rest as cromwell_rest
 from pman.backends.cromwell.labels import Workflow
 from pman.backends.discovery import Overview, Place
+from pman.backends.logs import Wanted
 from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.settings import Settings
@@ -99,7 +100,6 @@ class CromwellBackend:
         self._files = cromwell_files.Files(settings.cromwell_execution_root_map)
         self._settings = settings
         self._labels = label.of_site(settings.job_labels)
-        self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._posted: dict[str, _Posted] = {}
         self._stock_until = 0.0
         self._may_probe = True
@@ -247,15 +247,13 @@ class CromwellBackend:
 
     # -- the rest --------------------------------------------------------------------------------------------------
 
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        seen = status.kept(_Seen)
-        texts = (self._files.output(call, max_lines, self._max_log_bytes) for call in seen.calls)
-        return logs.tail(logs.join_streams(texts), max_lines, self._max_log_bytes)
+    def workers(self, status: JobStatus) -> int:
+        return max((self._files.workers(call) for call in status.kept(_Seen).calls), default=0)
 
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        seen = status.kept(_Seen)
-        bounds, over = (worker, max_lines, self._max_log_bytes), status.state.final
-        each = (self._files.streams(call, *bounds, over=over) for call in seen.calls)
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
+        """Of all attempts, one after another."""
+        over = status.state.final
+        each = (self._files.streams(call, worker, wanted, over=over) for call in status.kept(_Seen).calls)
         return [text for texts in each for text in texts]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:

@@ -18,7 +18,6 @@ NOTE_BYTES = 4096  # of the end of a file that may hold a sentence of pman's own
 MAX_WORKERS = 1024  # as many as a request may ask for
 _NOTE = "pman: "  # begins what the job template and the reference configuration write to stderr
 _NO_RESULT = "the job script ended without a result"
-_BEFORE = ("stderr.submit", "slurm.err")  # where is said why a job never began
 _FIRST = ("stdout", "worker-0/stdout")  # what Cromwell's script makes first
 _NO_NUMBER = "0"  # what the reference configuration tells Cromwell while SLURM does not answer
 _NOT_STARTED = "Unable to start job"  # Cromwell's words when the submit command failed
@@ -128,48 +127,30 @@ class Files:
             return f"its words are on the cluster, in {posixpath.dirname(call.get('stderr', ''))}/stderr.submit"
         return " ".join(self.tail(directory, "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
 
-    def output(self, call: Call, max_lines: int, max_bytes: int) -> str:
-        """stdout and stderr of one attempt, each worker's for itself; what sbatch said of a job that never began.
-
-        slurm.err, the batch script's stderr, has what the container runtime said of a container that never began.
-        """
-        if "stdout" not in call:
-            return ""
+    def workers(self, call: Call) -> int:
         directory = self.execution(call)
-        if directory is None:
-            return f"The output is on the cluster: {call['stdout']} and {call.get('stderr', '')}\n"
-        if "jobId" not in call:
-            return self.tail(directory, "stderr.submit", max_lines, max_bytes)
-        places = _workers(directory) or [""]
-        begun = any(os.path.lexists(directory / place / "stdout") for place in places)
-        seen = not begun and os.path.lexists(directory / "slurm.err")
-        if seen and (words := self.tail(directory, "slurm.err", max_lines, max_bytes)):
-            return words
+        return len(_workers(directory)) if directory else 1
 
-        def read(place: str, share_bytes: int, _seconds: float) -> str:
-            files = (place + stream for stream in ("stdout", "stderr"))
-            return logs.join_streams(self.tail(directory, file, max_lines, share_bytes) for file in files)
+    def streams(self, call: Call, worker: int, wanted: logs.Wanted, *, over: bool) -> list[str]:
+        """What one worker of an attempt writes, or what sbatch and the container runtime said where none began.
 
-        return logs.of_workers(read, places, max_lines, max_bytes)
-
-    def streams(self, call: Call, worker: int, max_lines: int, max_bytes: int, *, over: bool) -> list[str]:
-        """What one worker of an attempt writes, or what is said of a job that is over and never began, each by itself.
-
-        Before its end the job may begin yet, and what was told in place of its output would seem to be left out.
+        These words are not shown to who follows a job that may begin yet: they would seem to be left out later.
         """
         directory = self.execution(call)
         if directory is None:
-            return [self.output(call, max_lines, max_bytes)]
-        place = (_workers(directory) or [""])[worker:][:1]
-        names = [f"{place[0]}stdout", f"{place[0]}stderr"] if place else []
-        begun = any(self._is_there(directory, name) for name in names)
-        return [self.tail(directory, name, max_lines, max_bytes) for name in (_BEFORE if over and not begun else names)]
+            said = f"The output is on the cluster: {call.get('stdout')} and {call.get('stderr', '')}\n"
+            return [said] if worker == 0 and "stdout" in call else []
+        places = _workers(directory)
+        names = [place + stream for place in places[worker:][:1] for stream in ("stdout", "stderr")]
+        if (over or not wanted.grows) and not any(self._is_there(directory, f"{place}stdout") for place in places):
+            names = ["stderr.submit", "slurm.err"]
+        return [self.tail(directory, name, wanted.lines, wanted.max_bytes) for name in names]
 
 
 def _workers(directory: Path) -> list[str]:
     """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
     places = (f"worker-{index}/" for index in range(MAX_WORKERS))
-    return list(itertools.takewhile(lambda place: os.path.isfile(directory / place / "script"), places))
+    return list(itertools.takewhile(lambda place: os.path.isfile(directory / place / "script"), places)) or [""]
 
 
 def _link(directory: Path | None) -> str:

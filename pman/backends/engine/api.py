@@ -33,6 +33,7 @@ import requests
 import urllib3
 
 from pman.backends import logs
+from pman.backends.logs import Wanted
 from pman.errors import BackendError, BadRequest, Conflict, Misconfigured, NotFound, PmanError, TooLarge, Unreachable
 from pman.settings import Settings
 from pman.status import Reason, Why
@@ -55,7 +56,6 @@ DOCKER_SOCKET = "unix:///var/run/docker.sock"
 POOL_SIZE = 64  # connections kept; more are opened in need, and closed after use
 QUIET_SECONDS = 0.5  # a followed log that was silent for so long is taken to be read to its end
 FOLLOW_SECONDS = 1.0  # one that is never silent is read for so long
-LOGS_AT_ONCE = 8
 # How long an engine may take to begin with the last lines of a log: Podman takes the square of a line's length.
 TAIL_SECONDS = 3.0
 READS = 3  # how often a GET is sent whose answer is cut off or garbled
@@ -212,19 +212,17 @@ class Engine:
             self._credentials[registry] = (time.monotonic() + CREDENTIALS_SECONDS, header)
         return header
 
-    def tail(  # noqa: PLR0913 - one call in place of a client of the log
-        self, path: str, max_lines: int, max_bytes: int, seconds: float, *, follow: bool = False, raw: bool = False
-    ) -> str | None:
+    def tail(self, path: str, wanted: Wanted, *, follow: bool = False, raw: bool = False) -> str | None:
         """The end of a log at `path`, both streams in the order in which the engine got them; None where there is none.
 
-        Holds little more than `max_bytes` at a time however much comes. What has not come after `seconds` is left out.
+        Holds little more than `wanted.max_bytes` at a time however much comes. What has not come in time is left out.
         With `follow` until it is quiet or for a second: the only way to read one that the engine does not think has
         begun. raw: of a container with a terminal, whose log has no frames.
         """
-        deadline = time.monotonic() + (FOLLOW_SECONDS if follow else seconds)
+        deadline = time.monotonic() + (FOLLOW_SECONDS if follow else wanted.seconds)
         query: dict[str, Any] = {"stdout": 1, "stderr": 1, "follow": int(follow)}
         # All of a log takes time in proportion to its size, and nothing of the engine's once pman has gone.
-        for lines in ("all",) if path in self._slow_tails else (max_lines, "all"):
+        for lines in ("all",) if path in self._slow_tails else (wanted.lines, "all"):
             left = max(0.1, deadline - time.monotonic())
             wait = left if lines == "all" else min(left, TAIL_SECONDS)
             kept = bytearray()
@@ -232,7 +230,7 @@ class Engine:
                 with self.call("GET", path, stream=True, timeout_seconds=wait, tail=lines, **query) as answer:
                     if follow and (sock := cast(Any, answer).connection.sock):  # None behind a proxy that will close it
                         sock.settimeout(QUIET_SECONDS)
-                    _collect(kept, answer.stream(65536) if raw else _payloads(answer), max_bytes, deadline)
+                    _collect(kept, answer.stream(65536) if raw else _payloads(answer), wanted.max_bytes, deadline)
             except (NotFound, Conflict):
                 return None
             except (Unreachable, *_NO_ANSWER) as error:
@@ -241,8 +239,8 @@ class Engine:
                     continue
                 if not follow or isinstance(error, Unreachable):
                     raise self._silent(error) from error
-            return logs.tail(logs.clean(bytes(kept)), max_lines, max_bytes)
-        late = Unreachable(f"The container engine at {self.host} did not give the log within {seconds:.0f} s.")
+            return logs.tail(logs.clean(bytes(kept)), wanted.lines, wanted.max_bytes)
+        late = Unreachable(f"The container engine at {self.host} did not give the log within {wanted.seconds:.0f} s.")
         late.transient = False  # a second wait would be as long
         raise late
 

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from pman import status as outcome
-from pman.backends import documents, logs
+from pman.backends import documents
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
@@ -31,6 +31,7 @@ from pman.backends.engine.images import Images
 from pman.backends.engine.start import Starter
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
+from pman.backends.logs import Wanted
 from pman.errors import BackendError, BadRequest, Conflict, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
@@ -69,7 +70,6 @@ class DockerBackend:
         self._store = Store(self._engine, settings)
         images = Images(self._engine, settings.pull_policy or "missing")
         self._starter = Starter(self._engine, images, lambda found: _state(found) is JobState.NOT_STARTED)
-        self._max_log_bytes = settings.job_logs_max_kib * 1024
 
     @engine.understood
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -181,26 +181,14 @@ class DockerBackend:
         except NotFound:
             return None
 
-    @engine.understood
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        workers = status.kept(list)
-
-        def read(container: Json | None, share_bytes: int, seconds: float) -> str:
-            return self._log(container, max_lines, share_bytes, seconds)
-
-        max_bytes = self._max_log_bytes
-        return logs.of_workers(read, workers, max_lines, max_bytes, at_once=engine.LOGS_AT_ONCE)
-
-    def _log(self, container: Json | None, max_lines: int, max_bytes: int, seconds: float) -> str:
-        if container is None or _state(container) is JobState.NOT_STARTED:
-            return ""
-        return self._engine.tail(f"/containers/{container['Id']}/logs", max_lines, max_bytes, seconds) or ""
+    def workers(self, status: JobStatus) -> int:
+        return len(status.kept(list))
 
     @engine.understood
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
         containers = status.kept(list)
-        there = containers[worker : worker + 1]
-        return [self._log(one, max_lines, self._max_log_bytes, logs.READ_SECONDS) for one in there]
+        begun = (one for one in containers[worker : worker + 1] if one and _state(one) is not JobState.NOT_STARTED)
+        return [self._engine.tail(f"/containers/{one['Id']}/logs", wanted) or "" for one in begun]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         """As the engine keeps it, with what it took from the image."""

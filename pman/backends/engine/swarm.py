@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from pman import status as outcome
-from pman.backends import documents, logs, retry
+from pman.backends import documents, retry
 from pman.backends.discovery import Overview
 from pman.backends.engine import api as engine
 from pman.backends.engine import former
@@ -32,6 +32,7 @@ from pman.backends.engine import overview as engine_overview
 from pman.backends.engine.api import Engine, Json
 from pman.backends.engine.store import Store
 from pman.backends.former import may_name
+from pman.backends.logs import Wanted
 from pman.backends.shared import Shared, Together
 from pman.errors import BackendError, Conflict, NotFound, PmanError, Unreachable, jid_taken, no_such_job
 from pman.job import Job, backend_name
@@ -114,7 +115,6 @@ class SwarmBackend:
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings)
         self._store = Store(self._engine, settings, self._nodes_mount_parts, escaped)
-        self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._node_id = ""
         self._gpu = settings.gpu_resource_name or "NVIDIA-GPU"
         self._nodes = Shared(self._look_at_nodes)
@@ -314,38 +314,30 @@ class SwarmBackend:
             return []
         return nodes
 
+    def workers(self, status: JobStatus) -> int:
+        return len(status.kept(_Found).slots)
+
     @engine.understood
-    def logs(self, status: JobStatus, max_lines: int) -> str:
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
         found = status.kept(_Found)
-        tasks, raw = found.slots, found.is_terminal
+        tasks = found.slots[worker : worker + 1]  # none where Swarm has not made it yet
+        return [self._log(task, wanted, found.is_terminal) for task in tasks]
 
-        def read(task: Json, share_bytes: int, seconds: float) -> str:
-            return self._log(task, max_lines, share_bytes, seconds, raw)
-
-        return logs.of_workers(read, tasks, max_lines, self._max_log_bytes, at_once=engine.LOGS_AT_ONCE)
-
-    def _log(self, task: Json, max_lines: int, max_bytes: int, seconds: float, raw: bool) -> str:
+    def _log(self, task: Json, wanted: Wanted, raw: bool) -> str:
         if not _container(task):
             return ""
         if task.get("NodeID") == self._own_node():
-            text = self._engine.tail(f"/containers/{_container(task)}/logs", max_lines, max_bytes, seconds, raw=raw)
+            text = self._engine.tail(f"/containers/{_container(task)}/logs", wanted, raw=raw)
             if text is not None:
                 return text
         # The engine passes over tasks that have not begun, by its own view, unless it is to wait for them.
         follow = task["Status"]["State"] == "starting"
-        path = f"/tasks/{task['ID']}/logs"
-        return self._engine.tail(path, max_lines, max_bytes, seconds, follow=follow, raw=raw) or ""
+        return self._engine.tail(f"/tasks/{task['ID']}/logs", wanted, follow=follow, raw=raw) or ""
 
     def _own_node(self) -> str:
         if not self._node_id:
             self.ping()
         return self._node_id
-
-    @engine.understood
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        found = status.kept(_Found)
-        tasks = found.slots[worker : worker + 1]  # none where Swarm has not made it yet
-        return [self._log(t, max_lines, self._max_log_bytes, logs.READ_SECONDS, found.is_terminal) for t in tasks]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         found = status.kept(_Found)

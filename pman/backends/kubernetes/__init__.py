@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from pman.backends import documents, line_named, logs, retry
+from pman.backends import documents, line_named, retry
 from pman.backends.discovery import Overview
 from pman.backends.former import may_name
 from pman.backends.kubernetes import ends, known, objects, older, rights, starts
@@ -30,7 +30,8 @@ from pman.backends.kubernetes.api import Api, Denied, Object, connect
 from pman.backends.kubernetes.discovery import GPU, overview
 from pman.backends.kubernetes.discovery import discover as discover
 from pman.backends.kubernetes.naming import problems as problems
-from pman.backends.kubernetes.podlogs import AT_ONCE, Reader
+from pman.backends.kubernetes.podlogs import Reader
+from pman.backends.logs import Wanted
 from pman.backends.shared import Shared, Together
 from pman.errors import (
     BackendError,
@@ -114,7 +115,6 @@ class KubernetesBackend:
         self._core = f"/api/v1/namespaces/{self._namespace}"
         self._jobs = f"/apis/batch/v1/namespaces/{self._namespace}/jobs"
         self._patience = timedelta(minutes=settings.stuck_job_patience_minutes)
-        self._max_log_bytes = settings.job_logs_max_kib * 1024
         self._reader = Reader(api, f"{self._core}/pods")
         self._gpu = settings.gpu_resource_name or GPU
         self._held_back = Shared(lambda: self._events(starts.HELD_BACK))
@@ -254,25 +254,17 @@ class KubernetesBackend:
         except PmanError as error:
             log.warning("a job that cannot start goes on waiting: %s", error)
 
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        found = status.kept(_Found)
-        if status.state is JobState.NOT_STARTED or max_lines <= 0:
-            return ""
-        pods = found.pods
-        share = max(1, max_lines // max(1, len(pods)))
+    def workers(self, status: JobStatus) -> int:
+        is_waiting = status.state is JobState.NOT_STARTED
+        return 0 if is_waiting else int(status.kept(_Found).job["spec"].get("completions", 1))
+
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
+        found, last = status.kept(_Found), self.workers(status) - 1
+        places = (min(place, last) for place in range(len(found.pods)))  # pods of pman 6 have no index
+        numbers = map(objects.index, found.pods) if objects.is_indexed(found.job) else places
+        pods = [pod for number, pod in zip(numbers, found.pods, strict=True) if number == worker and _begun(pod)]
         container = _container(found.job)["name"]
-
-        def read(pod: Object, share_bytes: int, seconds: float) -> str:
-            return self._reader.read(pod, container, share, share_bytes, seconds) if _begun(pod) else ""
-
-        numbers = [objects.index(pod) for pod in pods] if objects.is_numbered(found.job) else None
-        return logs.of_workers(read, pods, max_lines, self._max_log_bytes, at_once=AT_ONCE, numbers=numbers)
-
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        found = status.kept(_Found)
-        pods = [pod for pod in found.pods if objects.index(pod) == worker and _begun(pod)]
-        container, limit = _container(found.job)["name"], self._max_log_bytes
-        return [self._reader.read(pod, container, max_lines, limit, logs.READ_SECONDS) for pod in pods]
+        return [self._reader.read(pod, container, wanted) for pod in pods]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         found = status.kept(_Found)

@@ -27,6 +27,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from pman import __version__
 from pman.backends import retry
+from pman.backends.logs import Wanted
 from pman.errors import BackendError, BadRequest, Misconfigured, PmanError, Refused, TooLarge, Unreachable
 
 log = logging.getLogger(__name__)
@@ -93,12 +94,12 @@ class Api:
             raise self._error(response, data)
         return response.status, data
 
-    def tail(self, path: str, query: Mapping[str, str], max_bytes: int, seconds: float) -> bytes:
-        """The end of a text, at most `max_bytes` of it, in memory of that size; b"" while there is no such text.
+    def tail(self, path: str, query: Mapping[str, str], wanted: Wanted) -> bytes:
+        """The end of a text, at most `wanted.max_bytes` of it, in memory of that size; b"" while there is no such text.
 
-        Raises LogsUnavailable when it is not all there after `seconds` and one read time-out.
+        Raises LogsUnavailable when it is not all there after `wanted.seconds` and one read time-out.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + wanted.seconds
         try:
             response = self._send("GET", path, query, stream=True)
             if response.status in (204, 400, 404):
@@ -107,7 +108,7 @@ class Api:
                 raise LogsUnavailable(_sentence(_json(response.read(4096))))
             if response.status >= 300:
                 raise self._error(response, _json(response.read(65536)))
-            return _last(response, max_bytes, deadline)
+            return _last(response, wanted.max_bytes, deadline)
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
             silent = LogsUnavailable("the node does not answer")
             silent.waited = True

@@ -9,7 +9,6 @@ from pman.backends import logs
 from pman.backends.kubernetes.api import Api, LogsUnavailable, Object
 
 ASK_AGAIN_SECONDS = 60.0
-AT_ONCE = 32  # logs of one job's workers; as many connections are kept
 
 
 @dataclass(slots=True)
@@ -24,7 +23,7 @@ class Reader:
     path: str
     silent: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def read(self, pod: Object, container: str, max_lines: int, max_bytes: int, seconds: float) -> str:
+    def read(self, pod: Object, container: str, wanted: logs.Wanted) -> str:
         """The end of the pod's log, or a line that says why it cannot be read (in that time).
 
         A pod that has ended is asked for in any case: kubelet has told of its end, and ChRIS reads a job's logs for the
@@ -35,9 +34,9 @@ class Reader:
         if time.monotonic() >= until or pod["status"].get("phase") in ("Succeeded", "Failed"):
             if words:  # one asks, the others need not wait with it
                 self.silent[node] = words, time.monotonic() + ASK_AGAIN_SECONDS
-            query = {"container": container, "tailLines": str(max_lines)}
+            query = {"container": container, "tailLines": str(wanted.lines)}
             try:
-                text = self.api.tail(f"{self.path}/{pod['metadata']['name']}/log", query, max_bytes, seconds)
+                text = self.api.tail(f"{self.path}/{pod['metadata']['name']}/log", query, wanted)
             except LogsUnavailable as error:
                 words = str(error)
                 if error.waited:

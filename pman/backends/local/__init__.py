@@ -27,6 +27,7 @@ from pman.backends import directories, logs, retry
 from pman.backends.directories import Record
 from pman.backends.discovery import Overview, Place
 from pman.backends.local.processes import TOKEN, Claim, is_alive, kill_rest, runs
+from pman.backends.logs import Wanted
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.settings import Settings
@@ -60,9 +61,8 @@ _ENVIRONMENT = {
 class LocalBackend:
     """Runs jobs on this machine. Several pman processes may share one state directory."""
 
-    def __init__(self, state_dir: Path, max_log_bytes: int, runtime: str = "none") -> None:
+    def __init__(self, state_dir: Path, runtime: str = "none") -> None:
         self._root, self._runtime = state_dir, runtime
-        self._max_log_bytes = max_log_bytes
         try:
             directories.open_root(state_dir)
         except OSError as error:
@@ -126,10 +126,6 @@ class LocalBackend:
             raise no_such_job(record.jid)
         return directories.make_status(record, state, message, finished_at)
 
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        record = status.kept(Record)
-        return logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
-
     def delete(self, jid: str) -> None:
         with directories.alone(self._root, jid):
             record = directories.find(self._root, jid)
@@ -146,9 +142,11 @@ class LocalBackend:
                     statuses.append(self._status(record))
         return directories.with_users(statuses)
 
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        record = status.kept(Record)
-        return logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
+    def workers(self, status: JobStatus) -> int:
+        return status.kept(Record).workers
+
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
+        return logs.tail_streams(status.kept(Record).directory, worker, wanted)
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         return directories.spec(status, environment)
@@ -181,7 +179,7 @@ def warnings(settings: Settings) -> list[str]:
 def create(settings: Settings) -> LocalBackend:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     state_dir = settings.local_state_dir or Path(home, "pman", "jobs")
-    return LocalBackend(state_dir, settings.job_logs_max_kib * 1024, settings.local_runtime)
+    return LocalBackend(state_dir, settings.local_runtime)
 
 
 def _run_script(record: Record, *arguments: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from pman.backends import directories, logs, retry
 from pman.backends.directories import Record, find, make_status, newest, pulled_image, take_away
 from pman.backends.discovery import Overview
+from pman.backends.logs import Wanted
 from pman.backends.slurm import state as disk
 from pman.backends.slurm import verdict
 from pman.backends.slurm.commands import Commands, Failed, Place, SlurmJob
@@ -55,14 +56,11 @@ class SlurmBackend:
     patience_seconds: how long a job may wait for what cannot come before it is ended.
     """
 
-    def __init__(
-        self, root: Path, commands: Commands, max_log_bytes: int, renderer: Renderer, patience_seconds: float = 900.0
-    ) -> None:
+    def __init__(self, root: Path, commands: Commands, renderer: Renderer, patience_seconds: float = 900.0) -> None:
         self._root = root
         self._renderer = renderer
         self._commands = commands
         self._sources = Sources(commands)
-        self._max_log_bytes = max_log_bytes
         self._patience_seconds = patience_seconds
         try:
             directories.open_root(root)
@@ -236,21 +234,15 @@ class SlurmBackend:
         sentence = f"SLURM cannot start the job: {job.reason}. pman gave it up after {waited_seconds / 60:.0f} min."
         return disk.settle(make_status(record, JobState.FAILED, Why(sentence, Reason.REFUSED)))
 
-    def logs(self, status: JobStatus, max_lines: int) -> str:
-        record = status.kept(Record)
-        text = logs.tail_workers(record.directory, record.workers, max_lines, self._max_log_bytes)
-        if status.state is not JobState.FAILED:
-            return text
-        said = verdict.slurm_logs(record, max_lines, self._max_log_bytes)
-        return logs.tail(logs.join_streams((text, *said)), max_lines, self._max_log_bytes)
+    def workers(self, status: JobStatus) -> int:
+        return status.kept(Record).workers
 
-    def streams(self, status: JobStatus, worker: int, max_lines: int) -> list[str]:
-        """The first worker's have what SLURM says of a job that failed, which `logs` has once."""
+    def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
+        """The first worker's have what SLURM says of a job that failed."""
         record = status.kept(Record)
-        own = logs.tail_streams(record.directory, worker, max_lines, self._max_log_bytes)
+        own = logs.tail_streams(record.directory, worker, wanted)
         is_told = worker == 0 and status.state is JobState.FAILED
-        said = verdict.slurm_logs(record, max_lines, self._max_log_bytes) if is_told else ()
-        return [*own, *said]
+        return [*own, *(verdict.slurm_logs(record, wanted.lines, wanted.max_bytes) if is_told else ())]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         return directories.spec(status, environment)
@@ -353,8 +345,7 @@ def create(settings: Settings) -> SlurmBackend:
     commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
     commands.note_accounts()
     patience_seconds = settings.stuck_job_patience_minutes * 60
-    renderer, max_log_bytes = Renderer(settings, TARGETS), settings.job_logs_max_kib * 1024
-    return SlurmBackend(Path(settings.slurm_state_dir), commands, max_log_bytes, renderer, patience_seconds)
+    return SlurmBackend(Path(settings.slurm_state_dir), commands, Renderer(settings, TARGETS), patience_seconds)
 
 
 def _stands(record: Record, files: disk.Files, seen: Seen) -> bool:

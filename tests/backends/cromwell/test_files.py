@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from pman import settings
+from pman.backends import logs
+from pman.backends.cromwell import CromwellBackend, _Seen
 from pman.backends.cromwell.files import Files, explain, progress
-from pman.backends.logs import tail_file
+from pman.backends.logs import Wanted, tail_file
 from pman.errors import Misconfigured
-from pman.status import JobState
+from pman.status import JobState, JobStatus
 from tests.rig import ROOT
 
 CLUSTER = "/cluster/cromwell-executions"
+FOLLOWED = Wanted(10, 1000, grows=True)
 BELOW = "ChRISJob/8d1f/call-plugin_instance/execution"
 
 
@@ -39,25 +43,36 @@ def call(**more: Any) -> dict[str, Any]:
     return {"stdout": f"{CLUSTER}/{BELOW}/stdout", "stderr": f"{CLUSTER}/{BELOW}/stderr", "jobId": "7"} | more
 
 
+def output(files: Files, entry: dict[str, Any], max_lines: int, max_bytes: int) -> str:
+    """The log of a job with this one attempt, as pfcon gets it."""
+    backend = CromwellBackend(settings.load({"CROMWELL_URL": "http://127.0.0.1:9", "STOREBASE": "/"}))
+    backend._files = files
+    status = JobStatus("x", "", "", JobState.STARTED, private=_Seen(calls=[entry]))
+    return logs.of_job(backend, status, max_lines, max_bytes)
+
+
 def test_stdout_then_stderr(execution: Path, files: Files) -> None:
     (execution / "stdout").write_text("a\nb")
     (execution / "stderr").write_text("c\n")
-    assert files.output(call(), 10, 1000) == "a\nb\nc\n"
+    assert output(files, call(), 10, 1000) == "a\nb\nc\n"
 
 
 def test_what_is_said_of_a_job_that_waits_is_no_output(execution: Path, files: Files) -> None:
     """Who follows the log would else be told that output is left out, as soon as the job begins."""
     (execution / "stderr.submit").write_text("sbatch: error: SLURM does not answer\n")
-    assert files.streams(call(), 0, 10, 1000, over=False) == ["", ""]
-    assert files.streams(call(), 0, 10, 1000, over=True) == ["sbatch: error: SLURM does not answer\n", ""]
+    assert files.streams(call(), 0, FOLLOWED, over=False) == ["", ""]
+    assert files.streams(call(), 0, FOLLOWED, over=True) == [
+        "sbatch: error: SLURM does not answer\n",
+        "",
+    ]
     (execution / "stdout").write_text("begun\n")
-    assert files.streams(call(), 0, 10, 1000, over=True) == ["begun\n", ""]
+    assert files.streams(call(), 0, FOLLOWED, over=True) == ["begun\n", ""]
 
 
 def test_each_worker_has_a_heading(execution: Path, files: Files) -> None:
     make_workers(execution, 11, lambda index: f"I am {index}\n")
     said = "".join(f"=== worker {index} ===\nI am {index}\n" for index in range(11))
-    assert files.output(call(), 100, 100_000) == said
+    assert output(files, call(), 100, 100_000) == said
 
 
 def make_workers(execution: Path, count: int, text: Callable[[int], str]) -> None:
@@ -72,14 +87,14 @@ def test_what_a_program_calls_like_a_worker_hides_no_log(execution: Path, files:
     (execution / "worker-pool.log").touch()
     (execution / "worker-0").mkdir()
     (execution / "worker-1").write_text("script")
-    assert files.output(call(), 100, 100_000) == "the log\n"
+    assert output(files, call(), 100, 100_000) == "the log\n"
 
 
 def test_many_workers_share_the_memory_of_one(execution: Path, files: Files) -> None:
     make_workers(execution, 100, lambda index: f"{index:1023}\n" * 1024)
     tracemalloc.start()
     try:
-        text = files.output(call(), 100_000, 1 << 20)
+        text = output(files, call(), 100_000, 1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -92,23 +107,23 @@ def test_words_of_the_container_runtime_for_a_command_that_never_began(execution
     (execution / "slurm.err").write_text(
         "FATAL: no such image\npman: the job script ended without a result (exit 255)\n"
     )
-    assert files.output(call(), 100, 10_000) == (execution / "slurm.err").read_text()
+    assert output(files, call(), 100, 10_000) == (execution / "slurm.err").read_text()
     assert explain("Failed", {}, call(returnCode=255), files) == (
         "The job failed: the job script ended without a result (exit 255): FATAL: no such image."
     )
     (execution / "stdout").write_text("begun\n")
-    assert "FATAL" not in files.output(call(), 100, 10_000)
+    assert "FATAL" not in output(files, call(), 100, 10_000)
     (execution / "stdout").unlink()
     make_workers(execution, 2, lambda _: "")
     for worker in execution.glob("worker-*"):
         (worker / "stdout").unlink()
-    assert "FATAL" in files.output(call(), 100, 10_000)
+    assert "FATAL" in output(files, call(), 100, 10_000)
 
 
 def test_words_of_sbatch_for_a_job_that_never_began(execution: Path, files: Files) -> None:
     (execution / "stderr.submit").write_text("sbatch: error: no\nsbatch: error: really\n")
     entry = {key: value for key, value in call().items() if key != "jobId"}
-    assert files.output(entry, 10, 1000) == "sbatch: error: no\nsbatch: error: really\n"
+    assert output(files, entry, 10, 1000) == "sbatch: error: no\nsbatch: error: really\n"
     failure = [{"message": "Unable to start job. Check the stderr file for possible errors: x", "causedBy": []}]
     assert explain("Failed", {}, entry | {"failures": failure}, files) == (
         "SLURM refused the job: sbatch: error: no sbatch: error: really."
@@ -118,17 +133,17 @@ def test_words_of_sbatch_for_a_job_that_never_began(execution: Path, files: File
 @pytest.mark.parametrize("root_map", [None, "/elsewhere=/tmp", f"{CLUSTER}=/no/such/directory"])
 def test_where_nothing_is_seen_the_logs_say_where_they_are(root_map: str | None) -> None:
     files = Files(root_map)
-    said = files.output(call(), 10, 1000)
+    said = output(files, call(), 10, 1000)
     assert f"{CLUSTER}/{BELOW}/stdout" in said
     assert f"{CLUSTER}/{BELOW}/stderr" in said
     failure = [{"message": "Unable to start job.", "causedBy": []}]
     assert f"{CLUSTER}/{BELOW}/stderr.submit" in explain("Failed", {}, call(failures=failure), files)
-    assert files.output({}, 10, 1000) == ""
+    assert output(files, {}, 10, 1000) == ""
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", f"{CLUSTER}/../../etc/passwd", f"{CLUSTER}x/stdout", "stdout"])
 def test_paths_outside_the_mapped_root_are_not_read(files: Files, execution: Path, path: str) -> None:
-    assert "root:" not in files.output(call(stdout=path, stderr=path), 10, 1000)
+    assert "root:" not in output(files, call(stdout=path, stderr=path), 10, 1000)
 
 
 @pytest.mark.parametrize("kind", ["absolute", "relative", "another job's", "worker", "fifo", "device"])
@@ -154,7 +169,7 @@ def test_what_a_job_put_in_place_of_its_log_is_not_followed(
         os.mkfifo(stdout)
     else:
         stdout.symlink_to("/dev/zero")
-    assert files.output(call(), 10, 1000) == ""
+    assert output(files, call(), 10, 1000) == ""
 
 
 @pytest.mark.parametrize("target", ["secret", "here/ChRISJob/another/call-plugin_instance/execution"])
@@ -166,8 +181,8 @@ def test_a_link_in_place_of_its_directory_is_not_followed(
         (tmp_path / target / name).write_text("pman: SECRET")
     execution.rmdir()
     execution.symlink_to(tmp_path / target)
-    assert "SECRET" not in files.output(call(), 10, 1000)
-    assert files.output(call(), 10, 1000).startswith("The output is on the cluster: ")
+    assert "SECRET" not in output(files, call(), 10, 1000)
+    assert output(files, call(), 10, 1000).startswith("The output is on the cluster: ")
     assert (files.note(call()), files.exit_code(call())) == ("", None)
     assert "SECRET" not in files.refusal(call())
     assert files.has_begun(call()) is False
@@ -176,7 +191,7 @@ def test_a_link_in_place_of_its_directory_is_not_followed(
 def test_a_link_that_stays_inside_is_followed(execution: Path, files: Files) -> None:
     (execution / "stdout.background").write_text("text\n")
     (execution / "stdout").symlink_to("stdout.background")
-    assert files.output(call(), 10, 1000) == "text\n"
+    assert output(files, call(), 10, 1000) == "text\n"
 
 
 def test_ten_gigabytes_cost_little_memory(execution: Path, files: Files) -> None:
@@ -186,8 +201,8 @@ def test_ten_gigabytes_cost_little_memory(execution: Path, files: Files) -> None
         file.write(b"\nlast but one\nlast\n")
     tracemalloc.start()
     try:
-        assert files.output(call(), 2, 1 << 20) == "last but one\nlast\n"
-        assert len(files.output(call(), 1000, 1 << 20).encode()) <= 4 << 20
+        assert output(files, call(), 2, 1 << 20) == "last but one\nlast\n"
+        assert len(output(files, call(), 1000, 1 << 20).encode()) <= 4 << 20
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
@@ -205,8 +220,9 @@ def test_what_pman_may_not_read_is_said(execution: Path, files: Files, monkeypat
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
+    (execution / "stdout").touch()
     monkeypatch.setattr("pman.backends.logs.os.open", refuse)
-    assert files.output(call(), 10, 1000).startswith("pman cannot read stdout: Permission denied\n")
+    assert output(files, call(), 10, 1000).startswith("pman cannot read stdout: Permission denied\n")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ def test_a_silent_job_of_this_node_is_asked_for_once(engine: FakeEngine) -> None
     engine.routes["GET /containers/c1/logs"] = engine.routes["GET /containers/c2/logs"] = lambda _: (200, None)
     status = backend.status("chris-jid-1")
     engine.calls.clear()
-    backend.logs(status, 10)
+    logs.of_job(backend, status, 10, 1 << 20)
     assert sorted(call.path for call in engine.calls) == ["/containers/c1/logs", "/containers/c2/logs"]
     del engine.routes["GET /containers/c2/logs"]
     engine.calls.clear()
-    backend.logs(status, 10)
+    logs.of_job(backend, status, 10, 1 << 20)
     assert [call.path for call in engine.calls if "/tasks/" in call.path] == ["/tasks/t2/logs"]
 
 
@@ -34,7 +34,7 @@ def test_a_followed_log_behind_a_proxy_that_closes_connections(tmp_path: Path) -
         service(engine, task("starting") | {"NodeID": "another"})
         engine.routes["GET /tasks/t1/logs"] = "x"
         backend = load("swarm", engine)[0]
-        assert backend.logs(backend.status("chris-jid-1"), 10) == ""
+        assert logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20) == ""
         assert engine.calls[-1].query["follow"] == "1"
 
 
@@ -44,7 +44,7 @@ def test_logs_end_when_their_time_is_over(engine: FakeEngine, name: str, monkeyp
     service(engine, task("running"), task("running", 2))
     workers(engine, 2, {"Status": "running"}, {"Status": "running"})
     backend = load(name, engine)[0]
-    assert backend.logs(backend.status("chris-jid-1"), 10).count("no time left for this log") == 2
+    assert logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20).count("no time left for this log") == 2
     assert not any(call.path.endswith("/logs") for call in engine.calls)
 
 
@@ -74,6 +74,6 @@ def test_a_log_whose_last_lines_take_the_engine_too_long(engine: FakeEngine, mon
     engine.routes["GET /containers/c1/logs"] = slow
     backend = load("docker", engine)[0]
     for _ in range(2):
-        backend.logs(backend.status("chris-jid-1"), 10)
+        logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20)
     tails = [call.query["tail"] for call in engine.calls if call.path.endswith("/logs")]
     assert tails == ["10", "all", "all"]

@@ -11,7 +11,7 @@ import pytest
 from urllib3 import PoolManager
 
 from pman import backends, settings
-from pman.backends import kubernetes, retry
+from pman.backends import kubernetes, logs, retry
 from pman.backends.kubernetes import api as kubernetes_api
 from pman.backends.kubernetes.api import Api, Endpoint
 from pman.errors import BackendError, Conflict, Misconfigured, NotFound, TemplateError, TooLarge, Unreachable
@@ -106,7 +106,7 @@ def test_a_login_page_is_no_answer(script: Script, backend: kubernetes.Kubernete
         backend.status("ok2")
     script.answers = [(200, {}, finished(job, spec)), (200, {}, {"items": pods_of(job, (0, "a"))}), login]
     with pytest.raises(BackendError, match=r"error \(302\)"):
-        backend.logs(backend.status("ok2"), 10)
+        logs.of_job(backend, backend.status("ok2"), 10, 1 << 20)
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])

@@ -39,17 +39,17 @@ def test_what_a_finished_job_costs(script: Script, backend: kubernetes.Kubernete
         script.always[f"/{pod['metadata']['name']}/log"] = 200, {}, (b"zero\n", b"one\n")[index]
     status = backend.status("ok2")
     assert status.state is JobState.SUCCEEDED
-    assert backend.logs(status, 100) == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
+    assert logs.of_job(backend, status, 100, 1 << 20) == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
     assert [path.split("?")[0].rsplit("/", 1)[-1] for _, path, _ in script.asked] == ["ok2", "pods", "log", "log"]
     assert status.message == ""
 
 
 def test_long_logs_take_little_memory(script: Script) -> None:
     pool = PoolManager()
-    api = Api(lambda: Endpoint(script.url, pool, dict))
+    api, wanted = Api(lambda: Endpoint(script.url, pool, dict)), logs.Wanted(10, 10, 9)
     script.answers = [(200, {}, b"x" * 5_000_000 + b"end"), (204, {}, b""), recorded("log_while_ContainerCreating_400")]
-    assert api.tail("/log", {}, 10, 9) == b"xxxxxxxend"
-    assert [api.tail("/log", {}, 10, 9), api.tail("/log", {}, 10, 9)] == [b"", b""]
+    assert api.tail("/log", {}, wanted) == b"xxxxxxxend"
+    assert [api.tail("/log", {}, wanted), api.tail("/log", {}, wanted)] == [b"", b""]
     pool.clear()
 
 
@@ -60,8 +60,9 @@ def test_workers_keep_their_numbers_when_pods_are_lost(script: Script, backend: 
         pods = {"items": pods_of(job, *((index, "n") for index in left))}
         script.answers = [(200, {}, created(job, spec) | {"status": failed}), (200, {}, pods)]
         script.always = {f"/p{index}/log": (200, {}, f"I am {index}\n".encode()) for index in left}
-        expected = "".join(f"=== worker {index} ===\nI am {index}\n" for index in left)
-        assert backend.logs(backend.status("ok2"), 100) == expected
+        texts = {index: f"I am {index}\n" for index in left}
+        expected = "".join(f"=== worker {index} ===\n{texts.get(index, '')}" for index in range(4))
+        assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20) == expected
 
 
 def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -71,7 +72,7 @@ def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernet
     pods = pods_of(job, (0, "dead"), (1, "dead"), (2, "good"), (3, "dead"))
     script.answers = [(200, {}, running), (200, {}, {"items": pods})]
     script.always = {"/p2/log": (200, {}, b"two\n"), "/log": (504, {}, {"message": "no route"})}
-    assert backend.logs(backend.status("ok2"), 100) == (
+    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20) == (
         "=== worker 0 ===\n[pman: these logs cannot be read now: no route]\n"
         "=== worker 1 ===\n[pman: these logs cannot be read now: no route]\n"
         "=== worker 2 ===\ntwo\n"
@@ -85,7 +86,7 @@ def test_logs_end_when_their_time_is_over(
     monkeypatch.setattr(logs, "READ_SECONDS", 0)
     job, spec = job_and_spec()
     script.answers = [(200, {}, finished(job, spec)), (200, {}, {"items": pods_of(job, (0, "a"), (1, "b"))})]
-    assert backend.logs(backend.status("ok2"), 100).count("no time left") == 2
+    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20).count("no time left") == 2
 
 
 def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -95,7 +96,7 @@ def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.Kuber
     pods = recorded("pods_list_running")
     pods[2]["items"] = pods[2]["items"][:1]
     script.answers = [(200, {}, running), pods, (500, {}, refused)]
-    assert "cannot be read now: Get https" in backend.logs(backend.status("ok2"), 100)
+    assert "cannot be read now: Get https" in logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)
 
 
 def test_a_node_that_keeps_silent_costs_one_get_its_time(
@@ -108,18 +109,18 @@ def test_a_node_that_keeps_silent_costs_one_get_its_time(
     script.always = {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods_of(job, (0, "n"))})}
     script.always["/log"] = HANG
     for _ in range(4):
-        assert "the node does not answer" in backend.logs(backend.status("ok2"), 10)
+        assert "the node does not answer" in logs.of_job(backend, backend.status("ok2"), 10, 1 << 20)
     assert sum("/log" in path for _, path, _ in script.asked) == 1
     pods = pods_of(job, (0, "n"))
     pods[0]["status"] = pods[0]["status"] | {"phase": "Succeeded"}
     script.always |= {"/jobs/ok2": (200, {}, finished(job, spec)), "/pods?": (200, {}, {"items": pods})}
-    backend.logs(backend.status("ok2"), 10)
+    logs.of_job(backend, backend.status("ok2"), 10, 1 << 20)
     assert sum("/log" in path for _, path, _ in script.asked) == 2
     script.always |= {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods_of(job, (0, "n"))})}
     monkeypatch.setattr(podlogs, "ASK_AGAIN_SECONDS", 0.0)
     backend._reader.silent["n"] = ("the node does not answer", 0.0)
     script.always["/log"] = 200, {}, b"back\n"
-    assert backend.logs(backend.status("ok2"), 10) == "back\n"
+    assert logs.of_job(backend, backend.status("ok2"), 10, 1 << 20) == "back\n"
 
 
 def test_logs_of_many_workers_take_as_long_as_the_slowest(
@@ -132,4 +133,4 @@ def test_logs_of_many_workers_take_as_long_as_the_slowest(
     running = created(job, spec) | {"status": {"active": 30, "ready": 30, "startTime": STARTED_AT}}
     script.always = {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods}), "/log": (200, {}, b"x\n")}
     script.before = lambda path: together.wait(60) if "/log" in path else None
-    assert backend.logs(backend.status("ok2"), 100).count("x\n") == 30
+    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20).count("x\n") == 30

@@ -39,7 +39,7 @@ class Fake:
 
     def make(self, timeout_seconds: float = 20, patience_seconds: float = 900) -> slurm.SlurmBackend:
         commands = slurm_commands.Commands([str(self.here / "prefix")], timeout_seconds)
-        return slurm.SlurmBackend(self.root, commands, 1024, RENDERER, patience_seconds)
+        return slurm.SlurmBackend(self.root, commands, RENDERER, patience_seconds)
 
     def say(self, name: str, script: str = "") -> None:
         """squeue answers as slurmctld does when it is asked for a job of a number that `script` does not show."""

@@ -147,7 +147,7 @@ def test_a_template_that_broke_since(engine: Fake, tmp_path: Path, got_through: 
     (tmp_path / "overlay/slurm/job.sh.j2").write_text(text)
     broken = render.Renderer(settings.load({"TEMPLATES_DIR": str(tmp_path / "overlay")}), TARGETS)
     commands = slurm_commands.Commands([str(tmp_path / "prefix")], 20)
-    backend = slurm.SlurmBackend(engine.root, commands, 1024, broken)
+    backend = slurm.SlurmBackend(engine.root, commands, broken)
     if got_through:
         made = directories.find(engine.root, "j")
         engine.say("sacct", claim(made, "77"))  # asked before the script is made
