@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,12 +11,14 @@ from types import MappingProxyType
 import pytest
 
 from pman import settings
-from pman.errors import Misconfigured
+from pman.backends.slurm.words import REFUSALS, Fault
+from pman.errors import Misconfigured, Unreachable
 from pman.job import make_job, validate
 from pman.targets import TARGETS
 from pman.targets.cromwell_conf import provider
 from pman.targets.record import Judging, Problem
 from pman.templating.render import Renderer
+from tests.backends.slurm.test_commands import REFUSED
 from tests.rig import ROOT
 
 REFERENCE = ROOT / "deploy" / "cromwell" / "slurm.conf"
@@ -104,3 +108,15 @@ def test_a_cluster_that_knows_one_directory_only(conf: Path) -> None:
     ignored = {message.split()[5].rstrip(":") for message in said if message.startswith("Cromwell ignores")}
     assert ignored == {"image", "number_of_workers", "incoming", "outgoing", "jid"}
     assert not any("knows the attribute" in problem.message for problem in problems(wdl(), REFERENCE))
+
+
+def test_a_job_of_cromwell_waits_for_what_passes() -> None:
+    """The words are those of the backend `slurm`, and grep takes them as Python does."""
+    lines = re.findall(r"(?m)^ *(away=.+)$", REFERENCE.read_text())
+    script = "\n".join([*lines, 'echo "$away" >&2; grep -iE "$away"'])
+    said = [words.replace("\n", " ") for words, _, _ in REFUSED]
+    found = subprocess.run(["bash", "-c", script], input="\n".join(said), capture_output=True, text=True, check=True)
+    passing = [words for words, fault, _ in REFUSALS if fault is Fault.PASSING]
+    assert found.stderr == "|".join([*passing, "did not say the number"]) + "\n"
+    waits = [words for words, (_, _, error) in zip(said, REFUSED, strict=True) if error is Unreachable]
+    assert found.stdout.splitlines() == waits

@@ -21,6 +21,7 @@ class Fault(Enum):
 
 # (words, fault, source). The first row that is found in the words counts; a refusal that is in no row is the request's.
 # Every row holds several words or a name of SLURM's: SLURM repeats what it refuses, and a partition may be "standby".
+# deploy/cromwell/slurm.conf has the rows of PASSING, too.
 REFUSALS: tuple[tuple[str, Fault, str], ...] = (
     (r"unable to contact|contacting slurm", Fault.PASSING, "errno"),
     (r"in standby mode", Fault.PASSING, "errno"),
@@ -40,7 +41,7 @@ REFUSALS: tuple[tuple[str, Fault, str], ...] = (
     (r"error generating job credential|slurm internal error", Fault.PASSING, "errno"),
     # A limit on how many jobs are in the queue heals as jobs end; the other limits of an association or a QOS, such as
     # AssocMaxCpuPerJobLimit, do not.
-    (r"\b(Assoc|QOS)\w*Submit\w*", Fault.PASSING, "reasons; 22.05"),
+    (r"(Assoc|QOS)[A-Za-z]*Submit", Fault.PASSING, "reasons; 22.05"),
     (r"required partition not available", Fault.PASSING, "errno: the partition is INACTIVE or DRAIN"),
     (r"requested reservation not usable now", Fault.PASSING, "errno"),
     (r"unrecognized option|invalid option --|requires an argument|doesn't allow an argument|is ambiguous",
@@ -64,7 +65,7 @@ _SSH = re.compile(
     r"|Control socket|@@@@)",
     re.MULTILINE,
 )
-# sacct where it has nothing to tell, now or later: a cluster keeps no accounts, or keeps them from this user.
+# What sacct says where it never has an answer: the cluster has no accounting, or this user may not read it.
 NO_ACCOUNTS = re.compile(
     r"accounting storage is disabled"  # 22.05 with accounting_storage/none
     r"|operation not permitted|permission denied|not authorized"  # sites: the command or slurmdbd denies it
