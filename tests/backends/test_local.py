@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
@@ -452,9 +452,8 @@ def test_what_slurm_begins_anew(tmp_path: Path, restarts: list[int], runs: int) 
     assert codes == [127] * runs + [75] * (len(restarts) - runs)  # the sample's command is not on this machine
 
 
-@pytest.mark.parametrize(("near", "code"), [(True, 124), (False, 143)])
-def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, code: int) -> None:
-    """It leaves no result, and the epilogue hears why it ends: SLURM sends USR2 before the end of the time limit."""
+def requeued(tmp_path: Path, program: str) -> Callable[[], subprocess.Popen[bytes]]:
+    """What starts the script of a job that SLURM may begin anew, as SLURM does. `program` is the job's command."""
     site = tmp_path / "site"
     (site / "slurm").mkdir(parents=True)
     (site / "site.yaml").write_text("requeue: true\n")
@@ -466,7 +465,7 @@ def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, cod
     (tmp_path / "attempt.0123456789abcdef").touch()
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / made.argv[0]
-    command.write_text("#!/bin/sh\n[ -e ../again ] || { touch ../begun_once; sleep 60; }\n")
+    command.write_text(f"#!/bin/sh\n{program}\n")
     command.chmod(0o755)
 
     def start() -> subprocess.Popen[bytes]:
@@ -474,6 +473,13 @@ def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, cod
         env = {**os.environ, **name}
         return subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=env, stderr=subprocess.PIPE)
 
+    return start
+
+
+@pytest.mark.parametrize(("near", "code"), [(True, 124), (False, 143)])
+def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, code: int) -> None:
+    """It leaves no result, and the epilogue hears why it ends: SLURM sends USR2 before the end of the time limit."""
+    start = requeued(tmp_path, "[ -e ../again ] || { touch ../begun_once; sleep 60; }")
     first = start()
     wait_for((tmp_path / "begun_once").exists, 10, "the command")
     first.send_signal(signal.SIGUSR2 if near else signal.SIGCONT)
@@ -486,6 +492,23 @@ def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, cod
     second = start()
     assert (second.communicate(timeout=20)[1], second.returncode) == (b"", 0)
     assert (tmp_path / "codes").read_text() == f"{code}\n0\n"
+
+
+def test_a_second_start_waits_for_what_the_first_one_has_left(tmp_path: Path) -> None:
+    """A node that SLURM gave up may still be at work when SLURM begins the job on another one."""
+    start = requeued(tmp_path, "echo $$ >> ../pids; [ -e ../again ] || exec sleep 60")
+    pids = tmp_path / "pids"
+    first = start()
+    wait_for(pids.exists, 10, "the command")
+    (tmp_path / "again").touch()
+    first.kill()
+    second = start()
+    time.sleep(1)
+    assert (len(pids.read_text().splitlines()), second.poll()) == (1, None)
+    os.kill(int(pids.read_text()), signal.SIGKILL)
+    second.communicate(timeout=20)
+    assert (second.returncode, len(pids.read_text().splitlines())) == (0, 2)
+    first.communicate(timeout=20)
 
 
 @pytest.mark.parametrize("runtime", ["podman", "docker"])

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from pman import settings
+from pman.service import app
 from pman.targets import TARGETS
 from pman.targets.record import Judging
 from pman.targets.sbatch import OPTIONS, problems
+from tests.checking.overlays import SLURM, only, run, write
 from tests.conftest import development
+from tests.rig import ROOT
 
 SHIPPED = "#SBATCH --cpus-per-task=1\n#SBATCH --mem=64M\n#SBATCH --gres=gpu:1\n#SBATCH --no-requeue\n"
 # Lines that a site adds to a shipped script -> what is said of them. Most were tried on a cluster, where SLURM ignored
@@ -98,6 +103,26 @@ def test_generic_resources(gres: str) -> None:
 def test_the_judge_of_the_target_asks_it() -> None:
     script = "#!/bin/bash\n#SBATCH --acount=x\ntrue\n"
     assert any("--acount" in str(problem) for problem in TARGETS["slurm"].judge(script, Judging()))
+
+
+def test_whoever_judges_says_the_same(tmp_path: Path) -> None:
+    """`pman check`, `pman render --check` and the playground."""
+    place = write(tmp_path / "site", only(SLURM, "gpus", "#SBATCH --acount=x\n"))
+    request = ROOT / "examples" / "copy-and-hash.json"
+    checked = run("check", place, "--to", "slurm")
+    rendered = run("render", "--check", "--to", "slurm", "--templates", place, request)
+    service = app.create_app(
+        settings.load(
+            {
+                "APPLICATION_MODE": "dev", "STOREBASE": str(tmp_path), "LOCAL_STATE_DIR": str(tmp_path / "state"),
+                "TEMPLATES_DIR": str(place),
+            }
+        )
+    )  # fmt: skip
+    answer = service.test_client().post("/render", json={"request": request.read_text(), "target": "slurm"})
+    for said in (checked.output, rendered.output, answer.text):
+        assert "sbatch has no option --acount; did you mean --account?" in said
+    assert (checked.exit_code, rendered.exit_code) == (1, 2)
 
 
 def newest(versions: str, version: str) -> bool:
