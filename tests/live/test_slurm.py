@@ -123,7 +123,7 @@ def is_of(name: str, jid: str) -> bool:
 
 
 def all_slurm_jobs(rig: Rig, jid: str) -> list[str]:
-    """As slurm_jobs, with those that only the accounts know."""
+    """As slurm_jobs, with those that only the accounting knows."""
     said = subprocess.run(
         ["sacct", "-anXP", "-o", "JobName,State"],
         env=os.environ | rig.env, capture_output=True, text=True, check=False,
@@ -173,7 +173,7 @@ def accounting() -> Iterator[Slurm]:
 
 
 class TestSlurmWithAccounting(Contract):
-    """squeue forgets jobs after two seconds here, so most of what is asked comes from the accounts or the files."""
+    """squeue forgets jobs after two seconds here, so most of what is asked comes from the accounting or the files."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -185,7 +185,7 @@ class TestSlurmWithAccounting(Contract):
 
 
 class TestAccounts:
-    """What squeue has forgotten and the accounts know, who may hear of it later."""
+    """What squeue has forgotten and the accounting knows, which may hear of it later."""
 
     @pytest.fixture(scope="class")
     @classmethod

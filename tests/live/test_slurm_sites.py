@@ -25,7 +25,7 @@ pytestmark = pytest.mark.live("slurm")
 
 
 def instance(options: str) -> dict[str, str]:
-    """The environment of one that every test shares; with accounts, they alone know a job that has ended."""
+    """The environment of one that every test shares; where there is accounting, it alone knows ended jobs."""
     return development("slurm", *options.split(), *(["--min-job-age", "2"] if "accounted" in options else []))
 
 

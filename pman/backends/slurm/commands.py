@@ -163,9 +163,9 @@ class Commands:
         raise Unreachable(f"SLURM does not say what has become of its job {number}.")
 
     def sacct(self, numbers: Sequence[str], name: str, since: float) -> list[SlurmJob]:
-        """The jobs of those numbers in the accounts, or without numbers those of that name; [] where none are kept.
+        """The jobs of those numbers by the accounting, or without numbers those of that name; [] without accounting.
 
-        since: seconds since the epoch. Raises Unreachable when the accounts do not answer now.
+        since: seconds since the epoch. Raises Unreachable when the accounting does not answer now.
         """
         days = int(time.time() - since) // 86400 + 2  # a margin for clocks that differ
         who = f"--jobs={','.join(numbers)}" if numbers else f"--name={name}"
@@ -176,9 +176,9 @@ class Commands:
             )  # fmt: skip
         except (Failed, BackendError) as error:
             if not words.NO_ACCOUNTS.search(error.detail):
-                raise Unreachable(f"SLURM's accounts do not answer: {error}", detail=error.detail) from None
+                raise Unreachable(f"SLURM's accounting does not answer: {error}", detail=error.detail) from None
             if not self._without_accounts:
-                log.warning("pman judges jobs without SLURM's accounts, because sacct says: %s", _short(error.detail))
+                log.warning("pman judges jobs without SLURM's accounting, because sacct says: %s", _short(error.detail))
             self._without_accounts = True
             return []
         return list(parse_rows(text))
@@ -197,7 +197,7 @@ class Commands:
         return Place()
 
     def note_accounts(self) -> None:
-        """Say in the log, without anybody waiting for it, where there are no accounts to be had."""
+        """Say in the log where SLURM has no accounting for pman. Nobody waits for the answer."""
 
         def ask() -> None:
             with contextlib.suppress(Unreachable):  # then the first job that needs them asks again

@@ -36,7 +36,7 @@ from pman.backends.slurm.state import Files, may_begin_again, slurm_name
 from pman.backends.slurm.verdict import ended, waits
 from pman.errors import Unreachable
 
-ACCOUNTS_LAG_SECONDS = 3600.0  # so long after a job's submission, the accounts know all that slurmctld has forgotten
+ACCOUNTS_LAG_SECONDS = 3600.0  # so long after a job was submitted, sacct knows the end of what slurmctld forgot
 LOOKS_AT_ONCE = 20  # at single jobs by their number, in one listing
 
 
@@ -104,7 +104,7 @@ class Sources:
         return Seen([*seen.jobs, *jobs], gone=not jobs)
 
     def _ask_accounts(self, asked: Sequence[tuple[Record, Files]], found: dict[str, Seen]) -> None:
-        """Ask how jobs ended that slurmctld has forgotten. The accounts call a job running until they know its end."""
+        """Ask how jobs ended that slurmctld has forgotten. The accounting may call a job running that has ended."""
         if not (numbers := [number for _, files in asked for number in files.numbers]):
             return
         try:
@@ -122,8 +122,8 @@ class Sources:
     def earlier(self, record: Record, files: Files) -> str | None:
         """The number of a SLURM job of this attempt, by its name, where pman was not told the number.
 
-        None only if two lists and the accounts show no such job. Even if all of them miss one, that job cannot take the
-        claim from another one.
+        None only if two lists and the accounting show no such job. Even if all of them miss one, that job cannot take
+        the claim from another one.
         """
         for _ in range(2):
             if jobs := self.listed(record, files, fresh=True):
@@ -163,4 +163,4 @@ def _by_key(text: str) -> dict[str, str]:
     return rows
 
 
-_LATER = Seen(error="SLURM was not asked for this job, because too many others had to be asked for by their numbers.")
+_LATER = Seen(error="pman did not ask SLURM about this job, because it had to ask about many others by number.")

@@ -1,4 +1,4 @@
-"""What the queue, the accounts and the files of a job say together."""
+"""What the queue, the accounting and the files of a job say together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from pman.backends import directories
+from pman import settings
+from pman.backends import directories, slurm
 from pman.backends.slurm import sources, verdict, words
 from pman.backends.slurm import state as slurm_state
 from pman.errors import NotFound, Unreachable
@@ -30,7 +31,7 @@ from tests.rig import wait_for
     ],
 )
 def test_accounts_that_do_not_answer(engine: Fake, caplog: pytest.LogCaptureFixture, script: str, lasts: bool) -> None:
-    """Nothing is judged by what the accounts could not say now; where there are none, that is said once."""
+    """Nothing is judged by what the accounting could not say now; where there is none, that is said once."""
     first, second = engine.submit("first"), engine.submit("second")
     for record in (first, second):
         run_shell(claim(record, "10"))
@@ -43,7 +44,13 @@ def test_accounts_that_do_not_answer(engine: Fake, caplog: pytest.LogCaptureFixt
         return
     assert engine.backend.status("first").state is JobState.FAILED
     assert [status.state for status in engine.backend.jobs(10)] == [JobState.FAILED] * 2
-    assert len([message for message in caplog.messages if "without SLURM's accounts" in message]) == 1
+    assert len([message for message in caplog.messages if "without SLURM's accounting" in message]) == 1
+
+
+def test_lacking_accounts_are_said_at_start(engine: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    given = {"SLURM_STATE_DIR": str(engine.root), "SLURM_COMMAND_PREFIX": str(engine.here / "prefix")}
+    slurm.create(settings.load(given))
+    wait_for(lambda: "without SLURM's accounting, because sacct says: Slurm accounting" in caplog.text, 10, "the log")
 
 
 def test_accounts_whose_command_is_not_there(engine: Fake) -> None:

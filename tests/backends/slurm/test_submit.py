@@ -19,7 +19,7 @@ from tests.backends.slurm.fake import RENDERER, Fake, claim, fake, named, run_sh
 
 
 def test_a_job_has_the_name_that_its_script_says(engine: Fake) -> None:
-    """The number of an earlier sbatch is found by that name in the accounts."""
+    """The number of an earlier sbatch is found by that name in the accounting."""
     engine.say("sbatch", f"echo $* > {engine.here}/options; echo 10")
     record = engine.submit(script='#!/bin/bash\n#SBATCH --job-name=chris" "0.0123456789abcdef.j\n')
     name = f"chris 0.0123456789abcdef.j.{record.token}"
