@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import docker
@@ -209,6 +211,28 @@ class TestPodman(_OneEngine):
         job = server.wait_final(jid, rig.job_seconds)
         assert (job["status"], job["logs"]) == ("finishedSuccessfully", "began\nended\n")
         assert rig.executions(jid) == 1
+
+    def test_container_of_a_build_stays(self, server: Server, rig: Rig, api: docker.APIClient) -> None:
+        """Podman has it in its storage, as what is left where it was killed, and would remove it by its id."""
+        run = Path(development("podman", *self.options)["PMAN_DEV_PODMAN_RUN"])
+
+        def podman(*words: str) -> str:
+            files = (f"CONTAINERS_CONF={run}/containers.conf", f"CONTAINERS_STORAGE_CONF={run}/storage.conf")
+            inside = ("nsenter", "--target", (run / "pid/namespaces").read_text().split()[0], "--net", "--mount")
+            return subprocess.check_output([*inside, "env", *files, "podman", *words], text=True)
+
+        def left() -> list[str]:
+            return re.findall(r"(\S+) buildah\n", podman("ps", "--external", "--format={{.Names}} {{.Command}}"))
+
+        recipe = BytesIO(f"FROM {rig.image}\nLABEL a=b\n".encode())
+        list(api.build(fileobj=recipe, rm=False, nocache=True, network_mode="none"))
+        (name,) = before = left()
+        podman("umount", name)  # as a restart of the machine does
+        try:
+            answer = server.post(rig.request(name, "true"))
+            assert (answer.status_code, name in answer.text, left()) == (409, True, before), answer.text
+        finally:
+            podman("rm", "--ignore", name)
 
     def test_podman_is_killed_while_it_makes_a_container(
         self, server: Server, rig: Rig, jid: str, api: docker.APIClient

@@ -84,7 +84,8 @@ _CAUSES = {
     errno.EHOSTUNREACH: ": there is no way to its host",
     errno.ENETUNREACH: ": there is no way to its host",
 }
-LISTS = frozenset({"/containers/json", "/services", "/tasks", "/nodes"})  # what is answered with a list
+# what is answered with a list
+LISTS = frozenset({"/containers/json", "/libpod/containers/json", "/services", "/tasks", "/nodes"})
 _NAME_TAKEN = re.compile(r"name .* is already in use")
 _OTHER_VERSION = re.compile(r"client version \S+ is too (old|new)")
 _OPENING, _COMMA = re.compile(r"\s*\[\s*(?=\{)"), re.compile(r"\s*,\s*(?=\{)")  # before the objects of a list

@@ -37,7 +37,6 @@ DELETE_SECONDS = 20.0
 OVER = frozenset({"running", "exited", "stopped", "dead"})  # states after which, once killed, nothing of it runs
 UNLISTED = frozenset({"Mounts", "NetworkSettings", "HostConfig", "Ports"})
 DELETED = "pman.deleted"  # how the name of a container begins whose job is deleted; no job has a dot in its name
-_HELD = re.compile(r"is already in use by ([0-9a-f]{64})\b")  # in what Podman says of a name that its storage has
 SEEN = "pman.seen"  # key of an inspect document: when the engine gave it, by its own clock
 
 
@@ -94,23 +93,28 @@ class Starter:
             return self._images.with_image(str(body.get("Image")), create, exists, first)
         except Foreign:
             raise
-        except Conflict as error:
+        except Conflict:
             if not retry.wait_until(exists, NAMED_SECONDS):
-                self._remove_unfinished(str(error))
+                if self._engine.is_podman():
+                    self._remove_unfinished(name)
                 raise Unreachable(f"The job {job.jid} is just being made or deleted.") from None
             return ""
 
-    def _remove_unfinished(self, words: str) -> None:
+    def _remove_unfinished(self, name: str) -> None:
         """Remove what a Podman that was killed while it made a container has left in its storage.
 
         It keeps the name for ever, is no container for the API's other calls, and has never run. Seen on Podman 4.3 and
-        5.4, which name its id and remove it by that. Whatever has become a container since was never started, or runs,
-        or was seen by `exists` just before.
+        5.4, which list it as `storage`, and what others such as Buildah have there by another command. Whatever has
+        become a container since was never started, or runs, or was seen by `exists` just before.
         """
-        if (held := _HELD.search(words)) and self._engine.is_podman():
-            log.warning("removing %s from Podman's storage: a container that was never made", held[1])
+        for found in self._engine.get("/libpod/containers/json", external="true", filters={"name": [name]}):
+            if found["State"] != "storage" or name not in found["Names"]:
+                continue
+            if found["Command"] != ["storage"]:
+                raise Foreign(f"Podman's storage has a container {name} that is not Podman's.")
+            log.warning("removing %s from Podman's storage: a container that was never made", found["Id"])
             with contextlib.suppress(NotFound, Conflict, BackendError):
-                self._engine.call("DELETE", f"/containers/{held[1]}", v=1)
+                self._engine.call("DELETE", f"/containers/{found['Id']}", v=1)
 
     def _exists(self, job: Job, name: str) -> bool:
         try:
