@@ -57,6 +57,17 @@ class TestLocal(Contract):
         server.post(rig.request(jid, "env"))
         assert "SECRET" not in server.wait_final(jid)["logs"]
 
+    def test_a_program_below_a_directory_with_an_equals_sign(self, server: Server, rig: Rig, jid: str) -> None:
+        """Without a container its path is that directory's, which env(1) would take for a variable."""
+        incoming = rig.store / f"a={jid}" / "incoming"
+        incoming.mkdir(parents=True)
+        program = incoming / "program"
+        program.write_text('#!/bin/sh\necho "$A $1"\n')
+        program.chmod(0o755)
+        words = {"entrypoint": ["/share/incoming/program"], "args": ["echo"], "env": ["A=b"]}
+        server.post(rig.request(jid, "", input_dir=f"a={jid}/incoming", **words))
+        assert server.wait_final(jid)["logs"] == "b echo\n"
+
     def test_a_module_that_cannot_be_loaded(self, rig: Rig, jid: str, tmp_path: Path) -> None:
         """The command does not begin without what the site's rules promise it."""
         (tmp_path / "site.yaml").write_text("policy: {rules: [{name: tools, set: {modules: [no-such-module/1]}}]}\n")
