@@ -231,6 +231,7 @@ class _Walk:
         self.lines: dict[tuple[str, int], _Names] = {}
         self.supers: set[tuple[str, int]] = set()  # where super() brings in what a parent prints
         self.blocks: dict[str, list[tuple[nodes.Block, str]]] = {}  # from the child to its last parent
+        self.kept: _Scope = {}  # by namespaces, which outlive loops and blocks
 
     def run(self, name: str) -> dict[tuple[str, int], _Names]:
         scope: _Scope = {}
@@ -267,9 +268,7 @@ class _Walk:
                 inner = {**scope, **dict.fromkeys(_targets(node.target), names)}
                 self._walk([*node.body, *node.else_], inner, because | names, path)
             elif isinstance(node, nodes.Assign):
-                names = self._names(node.node, scope) | because
-                for target in _targets(node.target):
-                    scope[target] = names | scope.get(target, _NONE) if because else names
+                self._assign(node.target, self._names(node.node, scope) | because, scope, bool(because))
             elif isinstance(node, nodes.Block):
                 self._block(node.name, 0, scope, because)
             elif isinstance(node, nodes.Include):
@@ -279,6 +278,12 @@ class _Walk:
                         self._walk(tree.body, dict(scope), because, file)
             elif not isinstance(node, nodes.Expr | nodes.Extends):
                 self._walk(node.iter_child_nodes(), scope, because, path)
+
+    def _assign(self, target: nodes.Node, names: _Names, scope: _Scope, perhaps: bool) -> None:
+        if isinstance(target, nodes.NSRef):
+            self.kept[target.name] = names | self.kept.get(target.name, _NONE)
+        for name in _targets(target):
+            scope[name] = names | scope.get(name, _NONE) if perhaps else names
 
     def _branches(self, node: nodes.If) -> tuple[Iterable[nodes.Node], ...]:
         """The branches that may be rendered: where a setting alone decides, such as IGNORE_LIMITS, only those."""
@@ -321,7 +326,7 @@ class _Walk:
             if owner in ("job", "policy"):
                 return frozenset({f"{owner}.{name}"})
         if isinstance(node, nodes.Name):
-            return scope.get(node.name, _NONE)
+            return scope.get(node.name, _NONE) | self.kept.get(node.name, _NONE)
         if isinstance(node, nodes.CondExpr) and isinstance(node.test, nodes.Test) and node.test.name == "defined":
             asked = node.test.node
             if isinstance(asked, nodes.Name):

@@ -392,6 +392,17 @@ def test_a_site_names_the_targets_that_it_speaks_of(tmp_path: Path) -> None:
     assert len(findings(tmp_path)) == 1
 
 
+def test_a_value_that_a_namespace_keeps_is_not_lost(tmp_path: Path) -> None:
+    renderer(tmp_path, site({"set": {"gpu_type": "a100"}}))
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/job.sh.j2").write_text(
+        '{% extends "shipped/slurm/job.sh.j2" %}\n{% set kept = namespace(type="") %}\n{% block gpus %}\n'
+        "{% for kind in [policy.gpu_type] %}{% set kept.type = kind %}{% endfor %}\n"
+        "#SBATCH --gpus={{ kept.type|sbatch }}:{{ job.gpu_count }}\n{% endblock %}\n"
+    )
+    assert findings(tmp_path) == []
+
+
 def test_a_block_of_the_site_that_drops_a_value_is_a_finding(tmp_path: Path) -> None:
     renderer(tmp_path, site({"set": {"gpu_type": "a100"}}))
     (tmp_path / "slurm").mkdir()

@@ -143,7 +143,7 @@ class Files:
         places = _workers(directory)
         names = [place + stream for place in places[worker:][:1] for stream in ("stdout", "stderr")]
         if (over or not wanted.grows) and not any(self._is_there(directory, f"{place}stdout") for place in places):
-            names = ["stderr.submit", "slurm.err"]
+            names = ["stderr.submit", "slurm.err"] if worker == 0 else []
         return [self.tail(directory, name, wanted.lines, wanted.max_bytes) for name in names]
 
 
