@@ -171,6 +171,17 @@ def test_the_log_follows_a_job_from_post_to_delete(server: Server, rig: Rig) -> 
     assert (conflict["request_id"], conflict["level"]) == ("trace-1", "INFO")
 
 
+def test_output_that_is_left_out_is_said_in_a_header_and_on_request_in_the_first_line(rig: Rig) -> None:
+    short = rig.start(JOB_LOGS_TAIL="5")
+    short.post(rig.request("chatty", "seq 9"))
+    short.wait_final("chatty")
+    plain, noticed = (short.call("GET", "jobs/chatty/logs", params={"notice": notice}) for notice in (0, 1))
+    assert (plain.headers["Pman-Logs-Cut"], plain.text) == ("yes", "5\n6\n7\n8\n9\n")
+    assert (noticed.headers["Pman-Logs-Cut"], noticed.text) == ("yes", "[pman: output is left out here]\n" + plain.text)
+    whole = rig.start().call("GET", "jobs/chatty/logs", params={"notice": 1})
+    assert ("Pman-Logs-Cut" in whole.headers, whole.text) == (False, "1\n2\n3\n4\n" + plain.text)
+
+
 def test_secrets_never_reach_the_log(server: Server, rig: Rig) -> None:
     server.post(rig.request("secret", "true", env=["TOKEN=hunter2"]))
     server.post(rig.request("secret", "true", env=["TOKEN=hunter2", "hunter2"]))

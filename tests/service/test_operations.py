@@ -81,6 +81,18 @@ def test_basic_authentication(rig: Rig, users_file: Path) -> None:
     assert "authentication failed" in server.log.read_text()
 
 
+def test_users_see_the_values_of_the_environment_if_they_ask(rig: Rig, users_file: Path) -> None:
+    server, right = rig.start(AUTH_USERS_FILE=str(users_file)), (b"chris", PASSWORD.encode())
+    request = rig.request("secret", "true", env=["TOKEN=hunter2"])
+    user = ("chris", PASSWORD)
+    assert requests.post(f"{server.url}/api/v1/", json=request, auth=user, timeout=30).status_code == 201
+    place = "/api/v1/jobs/secret/spec"
+    shown, hidden = get(server, f"{place}?environment=1", right), get(server, place, right)
+    assert (shown.json()["environment"], "hunter2" in shown.text) == (True, True)
+    assert (hidden.json()["environment"], "hunter2" in hidden.text) == (False, False)
+    assert get(server, f"{place}?environment=1").status_code == 401
+
+
 @pytest.mark.parametrize(
     ("headers", "code"),
     [
