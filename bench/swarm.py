@@ -198,7 +198,7 @@ class Container(Swarm):
         return str(found["State"]["Status"])
 
     def over(self, name: str) -> bool:
-        return self.client.inspect_container(name)["State"]["Status"] == "exited"
+        return str(self.client.inspect_container(name)["State"]["Status"]) == "exited"
 
     def delete(self, name: str) -> None:
         found = self.client.containers(all=True, filters={"label": f"org.chrisproject.pman.name={name}"})
