@@ -27,6 +27,7 @@ from kubernetes import client
 
 from pman import settings
 from pman.backends import local
+from pman.backends.logs import of_job
 from pman.job import Job, make_job, validate
 from pman.targets import TARGETS
 from pman.templating.render import Renderer
@@ -178,7 +179,7 @@ def latencies(url: str, config: settings.Settings, jobs: int = 25) -> dict[str, 
         ):
             time.sleep(0.01)
         timed("GET", lambda number=number: http.get(f"{url}/api/v1/http-{number}/"))  # type: ignore[misc]
-        timed("GET, backend alone", lambda job=job: backend.logs(backend.status(job.jid), 1000))  # type: ignore[misc]
+        timed("GET, backend alone", lambda job=job: of_job(backend, backend.status(job.jid), 1000, 1 << 20))  # type: ignore[misc]
         timed("DELETE", lambda number=number: http.delete(f"{url}/api/v1/http-{number}/"))  # type: ignore[misc]
         timed("DELETE, backend alone", lambda job=job: backend.delete(job.jid))  # type: ignore[misc]
     return {f"{name}, ms": statistics.median(values) for name, values in spent.items()}

@@ -81,7 +81,7 @@ def local(root: Path) -> LocalBackend:
         (root / f"jid-{n}/claim").write_text("1 1 1 boot host\n")
         (root / f"jid-{n}/ended.{'0' * 16}").touch()
         (root / f"jid-{n}/rc").write_text("0 \n")
-    return LocalBackend(root, 1024)
+    return LocalBackend(root)
 
 
 def main(rounds: int) -> None:

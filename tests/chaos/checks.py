@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -72,9 +73,14 @@ def _states(life: Life, restamps: bool) -> Iterator[str]:
         if RANK[after.state] < RANK[before.state]:
             yield f"went back: {_word(before)}, then {_word(after)}"
     told = [answer for answer in known if answer.state in FINAL and answer.call == "GET"]
-    ends = {(a.state, a.job["message"], "" if restamps else a.job["timestamp"]): a for a in told}
+    ends = {_said(a) if restamps else (*_said(a), a.job["message"], a.job["timestamp"]): a for a in told}
     if len(ends) > 1:
         yield "has several ends: " + ", then ".join(map(_word, ends.values()))
+
+
+def _said(answer: Answer) -> tuple[str, str]:
+    """The state and the words of its message, but for what is said of memory."""
+    return answer.state, re.split(r"(?<=\(exit code 137\)), ", answer.job["message"])[0]
 
 
 def _word(answer: Answer) -> str:

@@ -129,6 +129,27 @@ def test_what_a_part_of_the_backend_may_do_to_a_job(
     assert len(found(tmp_path, life, ((*stopped, words),))) == findings
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "findings"),
+    [
+        (
+            "The job was killed (exit code 137), not by its memory limit.",
+            "The job was killed (exit code 137), perhaps.",
+            0,
+        ),
+        ("The job was killed (exit code 137), not by its memory limit.", "The job ended with exit code 137.", 1),
+        ("The job ended with exit code 3.", "The job ended with exit code 4.", 1),
+    ],
+)
+def test_an_engine_that_has_forgotten_whether_memory_was_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, later: str, findings: int
+) -> None:
+    monkeypatch.setattr(World, "restamps", True)
+    ends = [answer(at, "GET", 200, "finishedWithError", message=text) for at, text in ((3, first), (4, later))]
+    life = Life(errand("good"), 1, tmp_path, answers=[*STARTED, *ends])
+    assert len(found(tmp_path, life, harms=((2.5, 9.0, ""),))) == findings
+
+
 @pytest.mark.parametrize(("absence", "findings"), [((3.5, 6.0), 0), ((3.5, 4.5), 1), ((5.5, 6.0), 1)])
 def test_a_delete_whose_node_is_away(tmp_path: Path, absence: tuple[float, float], findings: int) -> None:
     """Its job may write on, but only if the node was away when the 204 came."""

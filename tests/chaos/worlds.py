@@ -34,7 +34,8 @@ class World:
     nodes: those of them without which a DELETE is a 204 although the job runs until they are back.
     calls: what kinds of requests hold, for faults of one kind.
     settle: seconds in which every job ends when all is well again. ends_later: a 204 says that the backend will end the
-    job, and a POST of its jid waits for that. restamps: the backend may tell another time of an end later.
+    job, and a POST of its jid waits for that. restamps: the backend may tell another time of an end later, and may have
+    forgotten whether memory was short.
     forgets: when it is killed in the moment in which it starts a job, it may not know of that, and the job starts anew.
     """
 
@@ -200,7 +201,8 @@ class Kubernetes(Proxied):
     """
 
     parts = ("stop kube-apiserver", "stop kubelet", "stop kube-scheduler", "stop containerd")
-    harmful = MappingProxyType({"stop containerd": "The program could not be started"})  # only what it is starting
+    # Only what is being started: containerd breaks off, and a kubelet that stops cancels its call of containerd.
+    harmful = MappingProxyType(dict.fromkeys(("stop containerd", "stop kubelet"), "The program could not be started"))
     calls = (*Proxied.calls, "/jobs?", "/pods?", "/log?")
     settle = 180.0
     ends_later = True
