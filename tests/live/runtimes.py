@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.live.engine_cases import LOOK, OPTIONS
 from tests.rig import OUT, ROOT, Rig, Server
 
 PAGE = ROOT / "docs" / "runtimes.md"
@@ -76,3 +77,27 @@ def _gpu() -> Iterator[str]:
         yield name
     finally:
         os.unlink(f"/dev/{name}")
+
+
+def assert_no_directory_is_an_option(server: Server, rig: Rig, outside: Path) -> None:
+    """Each job gets the two directories that it names and no other, or fails with a sentence about its paths."""
+    (outside / "secret").write_text("the secret")
+    requests = {}
+    for number, text in enumerate(OPTIONS):
+        path = f"{number}/v{text}".replace("OUTSIDE", str(outside))
+        directories = {"input_dir": f"{path}/in{text[-1:]}", "output_dir": f"{path}/out{text[-1:]}"}
+        request = requests[text] = rig.request(f"option-{number}", LOOK, type="ds", **directories)
+        for path in directories.values():
+            (rig.store / path).mkdir(parents=True)
+            (rig.store / path / "own").touch()
+        assert server.post(request).status_code == 201
+    for text, request in requests.items():
+        job = server.wait_final(request["jid"], rig.job_seconds)
+        assert "secret" not in job["logs"], (text, job)
+        if job["status"] == "finishedSuccessfully":
+            assert (rig.store / request["output_dir"] / "written").read_text() == "x\n", (text, job)
+            assert job["logs"].split().count("own") == 2, (text, job)
+        else:
+            assert {",", ":"} & set(text), (text, job)
+            assert job["message"].startswith("a path must not hold a colon or a comma"), (text, job)
+    assert not (outside / "written").exists()

@@ -202,6 +202,9 @@ class TestLocal(InApptainer):
         assert "brain\n" in job["logs"]
         assert "refused\n" in job["logs"]
 
+    def test_no_directory_becomes_an_option(self, server: Server, rig: Rig, tmp_path: Path) -> None:
+        runtimes.assert_no_directory_is_an_option(server, rig, tmp_path)
+
     def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
         found = runtimes.seen(server, rig, jid)
         assert found.items() <= runtimes.table()["apptainer"].items()

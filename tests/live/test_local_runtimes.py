@@ -45,6 +45,9 @@ class TestBubblewrap(Contract):
     def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
         assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["bubblewrap"].items()
 
+    def test_no_directory_becomes_an_option(self, server: Server, rig: Rig, tmp_path: Path) -> None:
+        runtimes.assert_no_directory_is_an_option(server, rig, tmp_path)
+
     def test_the_command_hears_of_its_end(self, server: Server, rig: Rig, jid: str) -> None:
         script = OUT + 'trap \'echo bye > "$out/bye"; exit 0\' TERM; echo up > "$out/up"; while :; do sleep 0.1; done'
         server.post(rig.request(jid, script))
@@ -116,6 +119,9 @@ class TestCharliecloud:
         assert (rig.outgoing("files") / "env").read_text() == f"{HOSTILE[4]}\n"
         assert "debian_version" not in (rig.outgoing("files") / "etc").read_text()
 
+    def test_no_directory_becomes_an_option(self, server: Server, rig: Rig, tmp_path: Path) -> None:
+        runtimes.assert_no_directory_is_an_option(server, rig, tmp_path)
+
     def test_workers_and_exit_code(self, server: Server, rig: Rig) -> None:
         server.post(rig.request("workers", 'echo "I am $PMAN_WORKER_INDEX"; exit 3', number_of_workers=2))
         job = server.wait_final("workers")
@@ -167,6 +173,9 @@ class TestPodman(Contract):
 
     def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
         assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["podman"].items()
+
+    def test_no_directory_becomes_an_option(self, server: Server, rig: Rig, tmp_path: Path) -> None:
+        runtimes.assert_no_directory_is_an_option(server, rig, tmp_path)
 
     def test_the_environment_stands_in_no_arguments(self, server: Server, rig: Rig, jid: str) -> None:
         """Which all users of the machine may read."""
@@ -227,6 +236,9 @@ class TestDocker:
         argv = (rig.outgoing("files") / "argv").read_bytes().split(b"\0")[:-1]
         assert argv == [*(value.encode() for value in HOSTILE), b"/share/incoming", b"/share/outgoing"]
         assert (rig.outgoing("files") / "env").read_text() == f"{HOSTILE[4]}\n"
+
+    def test_no_directory_becomes_an_option_of_docker(self, server: Server, rig: Rig, tmp_path: Path) -> None:
+        runtimes.assert_no_directory_is_an_option(server, rig, tmp_path)
 
     def test_exit_codes_of_docker(self, server: Server, rig: Rig) -> None:
         server.post(rig.request("code", 'echo "I am $PMAN_WORKER_INDEX"; exit 3', number_of_workers=2))
