@@ -46,10 +46,6 @@ def _names(text: Any) -> Any:
     return [item.strip() for item in text.split(",") if item.strip()] if isinstance(text, str) else text
 
 
-def _words(text: Any) -> Any:
-    return shlex.split(text) if isinstance(text, str) else text
-
-
 def _user(text: str) -> str:
     match = _USER.fullmatch(text)
     if not match:
@@ -106,7 +102,7 @@ Labels = Annotated[Pairs, AfterValidator(_foreign)]
 Names = Annotated[list[str], BeforeValidator(_names)]
 HostNames = Annotated[list[Annotated[str, AfterValidator(_host_name)]], BeforeValidator(_names)]
 Proxies = Annotated[list[str], BeforeValidator(_names), AfterValidator(_proxies)]
-Words = Annotated[list[str], BeforeValidator(_words)]
+Words = Annotated[list[str], BeforeValidator(lambda text: shlex.split(text) if isinstance(text, str) else text)]
 Pair = Annotated[str, must(lambda text: len(_pairs(text)) == 1, "must be one k=v pair")]
 User = Annotated[str, AfterValidator(_user)]
 AbsolutePath = Annotated[str, must(lambda path: path.startswith("/"), "must be an absolute path")]

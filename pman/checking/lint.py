@@ -18,7 +18,7 @@ from pman.checking.overlay import Finding, Overlay, Template, at, block_lines, b
 from pman.errors import TemplateError
 from pman.targets import TARGETS
 from pman.templating import sandbox
-from pman.templating.explain import attribute_of, constants, printed
+from pman.templating.explain import attribute_of, constants, is_super, printed
 from pman.templating.files import files
 from pman.templating.render import language
 
@@ -90,7 +90,7 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
         if block.name in of_lines and not _ends_line(block.body):
             message = f"the last line of the block {block.name} has no end: put endblock on a line of its own"
             yield at(template, "unended-line", message, block.lineno, block.name)
-        if block.name in needed and not _calls(block, "super"):
+        if block.name in needed and not any(map(is_super, block.find_all(nodes.Call))):
             message = f"the shipped lines of the block {block.name} are gone: begin it with {{{{ super() }}}}"
             yield replace(at(template, "no-super", message, block.lineno, block.name), level="warning")
     yield from _outside_blocks(template, template.tree.body)
@@ -234,10 +234,6 @@ def _marked_safe(_overlay: Overlay, template: Template) -> Iterator[Finding]:
 
 
 # -- nodes ---------------------------------------------------------------------------------------------------------
-
-
-def _calls(node: nodes.Node, name: str) -> bool:
-    return any(isinstance(call.node, nodes.Name) and call.node.name == name for call in node.find_all(nodes.Call))
 
 
 def _asked_whether_defined(tree: nodes.Template) -> Iterator[nodes.Node]:

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 
 import flask
 import waitress
@@ -57,14 +57,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
         self.write(body)
 
 
-class _Nowhere:
-    """Takes the place of a body's buffer."""
-
-    def append(self, data: bytes) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+_NOWHERE = SimpleNamespace(append=lambda _: None, close=lambda: None)  # takes the place of a body's buffer
 
 
 class _DrainingParser(HTTPRequestParser):  # type: ignore[misc]
@@ -86,7 +79,7 @@ class _DrainingParser(HTTPRequestParser):  # type: ignore[misc]
         consumed: int = super().received(data)
         if isinstance(self.error, RequestEntityTooLarge) and self.content_length <= app.DRAIN_BYTES:
             self.body_rcv.getbuf().close()
-            self.body_rcv.buf, self.refused = _Nowhere(), True
+            self.body_rcv.buf, self.refused = _NOWHERE, True
             self.completed = self._has_drained()
         return consumed
 

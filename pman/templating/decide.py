@@ -33,17 +33,12 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A rule that was looked at. met: the fields of each Compared, of which few are ever read."""
+    """A rule that was looked at. compared: all conditions of one that matched, else until the one that decided."""
 
     rule: Rule
     matched: bool
-    met: list[tuple[str, str, Any, Any, bool]]
+    compared: list[Compared]
     changes: tuple[Change, ...] = ()
-
-    @property
-    def compared(self) -> list[Compared]:
-        """All conditions of a rule that matched, else until the one that decided."""
-        return [Compared(*each) for each in self.met]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -95,7 +90,7 @@ def decide(job: Job, site: Rules, most_minutes: int | None) -> Decision:
     refused, seen = None, 0
     for rule in site.rules:
         seen += 1
-        met: list[tuple[str, str, Any, Any, bool]] = []
+        met: list[Compared] = []
         matched = _holds("when", rule.when, state.facts, met)
         matched = matched and not (rule.unless and _holds("unless", rule.unless, state.facts, met))
         steps.append(Step(rule, matched, met, tuple(state.apply(rule.changes)) if matched else ()))
@@ -107,12 +102,12 @@ def decide(job: Job, site: Rules, most_minutes: int | None) -> Decision:
     return Decision(job, decided, tuple(steps), site.rules[seen:], refused)
 
 
-def _holds(part: str, conditions: tuple[Condition, ...], facts: Mapping[str, Any], met: list[Any]) -> bool:
+def _holds(part: str, conditions: tuple[Condition, ...], facts: Mapping[str, Any], met: list[Compared]) -> bool:
     """Whether all conditions hold; adds those until the first that does not to `met`."""
     for field, wanted, test, _ in conditions:
         found = facts[field]
         holds = test(found)
-        met.append((part, field, wanted, found[0] if field == "image" else found, holds))
+        met.append(Compared(part, field, wanted, found[0] if field == "image" else found, holds))
         if not holds:
             return False
     return True

@@ -212,6 +212,10 @@ def attribute_of(node: nodes.Node) -> str | None:
     return constant.value if isinstance(constant, nodes.Const) and isinstance(constant.value, str) else None
 
 
+def is_super(call: nodes.Call) -> bool:
+    return call.node == nodes.Name("super", "load")
+
+
 def constants(node: nodes.Node | None) -> list[str]:
     """The text of a constant, or of a list of them."""
     if isinstance(node, nodes.List | nodes.Tuple):
@@ -301,10 +305,9 @@ class _Walk:
             return _NONE
         block, path = self.blocks[name][depth]
         before, self.lines = self.lines, {}
-        for step in block.find_all(nodes.Call):
-            if isinstance(step.node, nodes.Name) and step.node.name == "super":
-                self.supers.add((path, step.lineno))
-                self._add((path, step.lineno), self._block(name, depth + 1, dict(scope), because))
+        for step in filter(is_super, block.find_all(nodes.Call)):
+            self.supers.add((path, step.lineno))
+            self._add((path, step.lineno), self._block(name, depth + 1, dict(scope), because))
         self._walk(block.body, dict(scope), because, path)
         found = frozenset(name for names in self.lines.values() for name in names)
         own, self.lines = self.lines, before

@@ -144,18 +144,12 @@ class SwarmBackend:
     def _existing(self, job: Job) -> JobStatus:
         try:
             service = self._find(job.jid)
-            if not _labels(service).get(engine.DIGEST):
-                return self._existing_former(job, service)
-            if _labels(service).get(engine.DIGEST) != job.digest:
+            digest = _labels(service).get(engine.DIGEST)
+            if digest != job.digest if digest else not former.of_service(service).is_same(job):
                 raise jid_taken(job.jid)
             return self._status(service, self._tasks(service))
         except NotFound:
             raise self._taken(job) from None
-
-    def _existing_former(self, job: Job, service: Json) -> JobStatus:
-        if not former.of_service(service).is_same(job):
-            raise jid_taken(job.jid)
-        return self._status(service, self._tasks(service))
 
     def _taken(self, job: Job) -> PmanError:
         """Why a service with the job's name could not be made although pman's job is not there."""

@@ -121,7 +121,8 @@ class KubernetesBackend:
         self._said: set[str] = set()  # what is missing or old, and is logged once
         self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
         self._found = Together(self._read, self._read_several)  # Jobs by name
-        self._pods_of = Together(self._read_pods, self._read_pods_of_several)  # by the uid of their Job
+        pods = f"{self._core}/pods"  # by the uid of their Job:
+        self._pods_of = Together(lambda uid: self._labelled(pods, f"{OWNER}={uid}"), self._read_pods_of_several)
         self._seen: dict[str, tuple[str, str]] = {}  # jid -> name and uid of the Job that the last GET found
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
@@ -195,9 +196,6 @@ class KubernetesBackend:
     def _pods(self, job: Object) -> tuple[Object, ...]:
         """The pods of this very object, in index order; of those that tried one index the newest."""
         return objects.in_order(self._pods_of.get(job["metadata"]["uid"]), job)
-
-    def _read_pods(self, uid: str) -> list[Object]:
-        return self._labelled(f"{self._core}/pods", f"{OWNER}={uid}")
 
     def _read_pods_of_several(self, uids: Collection[str]) -> Mapping[str, list[Object]]:
         found: dict[str, list[Object]] = {}
