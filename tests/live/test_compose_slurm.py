@@ -264,7 +264,7 @@ def run_jobs(node: Node, server: Server) -> None:
 
     def ended() -> dict[str, str] | None:
         job: dict[str, str] = server.get(jid).json()
-        assert "SLURM does not answer" not in job["message"], job
+        assert "SLURM does not take the job now" not in job["message"], job
         return job if job["status"] in FINAL else None
 
     job = wait_for(ended, 30, "the end of the job", every=0.1)

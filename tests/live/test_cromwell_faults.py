@@ -349,7 +349,7 @@ def test_slurm_takes_a_job_after_its_sbatch_has_failed(slurm: Slurm, tmp_path: P
     with with_sbatch(slurm, tmp_path, late) as rig:
         server = rig.start()
         server.post(rig.request(jid, COUNTED))
-        said = f"Waiting to be submitted: SLURM does not answer: {TIMED_OUT}."
+        said = f"Waiting to be submitted: SLURM does not take the job now: {TIMED_OUT}."
         try:
             told = wait_for(lambda: _if(server.get(jid).json(), said), 60, "pman to say that it waits")
         finally:
@@ -357,6 +357,21 @@ def test_slurm_takes_a_job_after_its_sbatch_has_failed(slurm: Slurm, tmp_path: P
         assert told["status"] == "notstarted"
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         wait_for(lambda: not slurm.jobs(jid, "PENDING,RUNNING,COMPLETING"), 30, "the other late jobs")
+        assert rig.executions(jid) == 1
+
+
+def test_a_limit_on_jobs_in_the_queue(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """pman submits everybody's jobs as one user: the job waits until the limit allows one more."""
+    limit, fewer = "AssocGrpSubmitJobsLimit", tmp_path / "fewer"
+    words = f"sbatch: error: {limit}\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
+    full = f'[ ! -e "{fewer}" ] || exec "$REAL" "$@"\necho "{words}" >&2\nexit 1'
+    with with_program(slurm, tmp_path, "sbatch", full) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED))
+        told = wait_for(lambda: _if(server.get(jid).json(), limit), 60, "pman to say that it waits")
+        fewer.touch()
+        assert told["status"] == "notstarted"
+        assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         assert rig.executions(jid) == 1
 
 
@@ -488,7 +503,9 @@ def test_slurmctld_is_away_in_the_middle_of_a_burst(slurm: Slurm, engine: Cromwe
         for name in burst[BURST // 2 :]:
             assert server.post(rig.request(name, COUNTED)).status_code == 201
         let_go(rig, jid)
-        waits = wait_for(lambda: _if(server.get(burst[-1]).json(), "SLURM does not answer"), 240, "pman to say so")
+        waits = wait_for(
+            lambda: _if(server.get(burst[-1]).json(), "SLURM does not take the job now"), 240, "pman to say so"
+        )
         assert waits["status"] == "notstarted"
         # Cromwell sees the end only after its squeue has given up.
         assert server.wait_final(jid, 240)["status"] == "finishedSuccessfully"

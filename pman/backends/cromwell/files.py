@@ -86,7 +86,7 @@ class Files:
         return next((number for number in known if number.isdecimal() and number != _NO_NUMBER), "")
 
     def reason(self, call: Call) -> str:
-        """Why the job waits, as the reference configuration noted it: SLURM's word, or that SLURM does not answer."""
+        """Why the job waits, as the reference configuration noted it: SLURM's reason, or why sbatch failed."""
         text = self.tail(self.execution(call), "slurm.reason", 1, NOTE_BYTES).strip()
         return "" if text in ("None", "(null)") else text.rstrip(".")
 
