@@ -65,6 +65,20 @@ def test_workers_keep_their_numbers_when_pods_are_lost(script: Script, backend: 
         assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20) == expected
 
 
+def test_workers_without_an_index_are_numbered_by_age(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """As those of pman 6. A pod more than there are workers belongs to the last one: no output is left out."""
+    job, spec = job_and_spec(number_of_workers=2)
+    running = created(job, spec) | {"status": {"active": 2, "ready": 2, "startTime": STARTED_AT}}
+    running["spec"] = running["spec"] | {"completionMode": "NonIndexed"}
+    pods = pods_of(job, (0, "n"), (1, "n"), (2, "n"))
+    for age, pod in enumerate(pods):
+        pod["metadata"] = {"name": f"p{age}", "creationTimestamp": f"2026-11-24T00:00:0{age}Z"}
+    script.answers = [(200, {}, running), (200, {}, {"items": pods[::-1]})]
+    script.always = {f"/p{age}/log": (200, {}, f"pod {age}\n".encode()) for age in range(3)}
+    said = logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)
+    assert said == "=== worker 0 ===\npod 0\n=== worker 1 ===\npod 1\npod 2\n"
+
+
 def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernetes.KubernetesBackend) -> None:
     """They are asked at once, and pods of other nodes are read."""
     job, spec = job_and_spec(number_of_workers=4)
