@@ -277,7 +277,7 @@ class SwarmBackend:
         if "unhealthy container" in text:
             return engine.overtime(_labels(service))
         if text.startswith("No such container"):
-            said = "The job's container was removed while it ran, as by an engine that shuts down."
+            said = "The job's container was removed while it ran, for example by an engine that shut down."
             return Why(said, Reason.LOST)
         if out_of_memory or (code == 137 and status["State"] == "failed"):
             limits = (service["Spec"]["TaskTemplate"].get("Resources") or {}).get("Limits") or {}

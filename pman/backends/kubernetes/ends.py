@@ -21,7 +21,7 @@ _DISRUPTIONS: Mapping[str, str] = {
     "DeletionByTaintManager": "because its node was lost or closed to it by a taint",
     "EvictionByEvictionAPI": "because its node is being drained, or somebody evicted it",
     "DeletionByPodGC": "because its node is gone",
-    "TerminationByKubelet": "because its node ran short of something or is shut down",
+    "TerminationByKubelet": "because its node ran short of memory, disk or processes, or is shut down",
 }
 _PREEMPTIONS = ("PreemptionByScheduler", "EvictionByEvictionAPI")  # the others are of the node
 _SEE = "see whether its output is complete."
@@ -87,8 +87,8 @@ def _without_pod(job: Object) -> Why:
         return Why("A pod of the job was deleted or lost, and its result with it.", Reason.LOST)
     if "DisruptionTarget" in condition.get("message", ""):  # by the template's podFailurePolicy
         return Why(
-            "Kubernetes ended a pod of the job to have its node or its place (a drain, an eviction, a preemption, a "
-            "lost node), and its logs are gone. The program did not fail: the job may be run again.",
+            "Kubernetes took a pod of the job away (a drain, an eviction, a preemption, a lost node), and its logs are "
+            "gone. The program did not fail: the job may be run again.",
             Reason.PREEMPTED,
         )
     return Why(one_sentence(f"Kubernetes ended the job: {condition.get('message') or condition.get('reason', '')}"))
@@ -127,8 +127,8 @@ def _time_is_over(job: Object, pod: Object, events: Events) -> str:
     if waited < max(5.0, seconds / 100):
         return sentence
     return (
-        f"{sentence}, which includes {waited:.0f} s before its program began (for the image, say); the program ran for "
-        f"{(end - began).total_seconds():.0f} s"
+        f"{sentence}, which includes {waited:.0f} s before its program began, perhaps for its image; the program ran "
+        f"for {(end - began).total_seconds():.0f} s"
     )
 
 

@@ -93,7 +93,7 @@ def test_a_listing_keeps_little_of_each_job(name: str, engine: FakeEngine) -> No
         ([task("failed", error='starting container failed: exec: "/nope": stat /nope: no such file', code=127)],
          "finishedWithError", 'exec: "/nope": stat /nope: no such file.'),
         ([task("failed", error="x: unhealthy container", code=3)], "finishedWithError", "its time limit of 5 minutes."),
-        ([task("failed", error="No such container: x.1.y")], "finishedWithError", "by an engine that shuts down."),
+        ([task("failed", error="No such container: x.1.y")], "finishedWithError", "by an engine that shut down."),
         ([task("remove")], "started", ""),
         ([task("running") | {"DesiredState": "shutdown"}], "started", "it may be away."),
         ([task("preparing") | {"DesiredState": "shutdown"}], "notstarted", "it may be away."),

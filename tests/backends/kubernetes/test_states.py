@@ -409,8 +409,8 @@ FAILED = {
     "hungpull": "The job reached its time limit of 0.416667 min before its program had begun: Failed to pull image "
     '"127.0.0.1:26999/x:1": ',
     "dl": "The job reached its time limit of 0.166667 min.",
-    "evict143": "Kubernetes ended a pod of the job to have its node or its place (a drain, an eviction, a preemption, "
-    "a lost node), and its logs are gone. The program did not fail: the job may be run again.",
+    "evict143": "Kubernetes took a pod of the job away (a drain, an eviction, a preemption, a lost node), and its logs "
+    "are gone. The program did not fail: the job may be run again.",
     "evictnopfp": "A pod of the job was deleted or lost, and its result with it.",  # without podFailurePolicy
 }  # fmt: skip
 
@@ -445,7 +445,7 @@ def test_the_time_limit_names_the_time_before_the_program() -> None:
     job["spec"]["template"]["spec"]["activeDeadlineSeconds"] = 60
     pods[0]["status"]["startTime"] = "2026-11-30T10:49:54Z"
     assert ends.failure(job, pods) == (
-        "The job reached its time limit of 1 min, which includes 40 s before its program began (for the image, say); "
+        "The job reached its time limit of 1 min, which includes 40 s before its program began, perhaps for its image; "
         "the program ran for 15 s."
     )
 

@@ -70,7 +70,7 @@ def test_a_program_that_cannot_be_started_was_never_started(server: Server, rig:
 
 
 @pytest.mark.parametrize(("script", "status", "words"), [
-    ("sleep 600", "finishedWithError", "Kubernetes ended a pod of the job to have its node or its place"),
+    ("sleep 600", "finishedWithError", "Kubernetes took a pod of the job away (a drain,"),
     ("trap 'exit 0' TERM; while :; do sleep 0.1; done", "finishedSuccessfully", "see whether its output is complete"),
 ])  # fmt: skip
 def test_an_eviction(
