@@ -603,6 +603,32 @@ def test_project_configuration_calls_nothing_a_success_that_was_killed_for_memor
         assert call["jobId"] == "1"
 
 
+@pytest.mark.usefixtures("short_minute")
+@pytest.mark.parametrize(
+    ("pull", "code", "said"),
+    [
+        ("exec sleep 300", 124, "ended by the time limit of 1 min while its image was being pulled"),
+        ("exit 124", 126, "the image i could not be pulled within 30 min and the memory of the job; pman images"),
+        ("kill -KILL $$", 126, "the image i could not be pulled within 30 min and the memory of the job; pman images"),
+        ("echo FATAL: no space left >&2; exit 255", 126, "the image i could not be pulled: no space left"),
+        ("exit 255", 126, "the image i could not be pulled: exit code 255"),
+    ],
+)
+def test_project_configuration_says_why_an_image_was_not_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pull: str, code: int, said: str
+) -> None:
+    """Whatever the pull ends with is no exit code of the job's command, which does not run."""
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text(f'#!/bin/bash\nif [ "$2" = pull ]; then {pull}; fi\ntouch {tmp_path}/ran\n')
+    apptainer.chmod(0o755)
+    monkeypatch.setenv("PMAN_PROLOGUE", f'PATH="{tmp_path}:{FAKE}/bin:$PATH"')
+    monkeypatch.setenv("PMAN_CONTAINER", "apptainer")
+    with serving(tmp_path, conf=PROJECT_CONF) as target:
+        call = final(target, submit(target, "true", image="i", timelimit=1))
+        assert (call["returnCode"], (tmp_path / "ran").exists()) == (code, False)
+        assert output(call, "stderr").startswith(f"pman: {said}")
+
+
 def test_project_configuration_tells_a_container_the_number_of_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import stat
 import tempfile
@@ -38,7 +39,7 @@ def seen(server: Server, rig: Rig, jid: str) -> Mapping[str, str]:
         tempfile.NamedTemporaryFile(dir="/dev/shm") as memory,
     ):
         nodes = {
-            "environment": '[ -n "$(env | grep ^PMAN_JOB_TOKEN=)" ]',
+            "environment": "env | grep -q -e ^PMAN_JOB_TOKEN= -e ^SLURM_JOB_UID=",
             "HOME": f'[ -e "$HOME/{Path(home.name).name}" ]',
             "`/tmp`": f"[ -e {tmp.name} ]",
             "network": f'[ "$(readlink /proc/self/ns/net)" = {shlex.quote(os.readlink("/proc/self/ns/net"))} ]',
@@ -57,7 +58,8 @@ def seen(server: Server, rig: Rig, jid: str) -> Mapping[str, str]:
         job = server.wait_final(jid, rig.job_seconds)
     assert job["status"] == "finishedSuccessfully", job
     *words, root, read_only, user = (rig.outgoing(jid) / "seen").read_text().splitlines()
-    whose = "the submitter's" if int(user) == (os.getuid() or rig.uid) else user
+    submitter = pwd.getpwnam(rig.user).pw_uid if rig.user else os.getuid() or rig.uid
+    whose = "the submitter's" if int(user) == submitter else user
     found = dict(zip(nodes, words, strict=True))
     found |= {"root can be written": root, "input is read-only": read_only, "user": whose}
     if found["GPUs"] == "own":  # a runtime gives GPUs where it is asked to, which this job has not done

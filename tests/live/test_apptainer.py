@@ -67,6 +67,9 @@ class InApptainer(Contract):
         names = set(re.findall(r"(?m)^(\w+)=", job["logs"]))
         assert names - KNOWN == {"OWN"}, job
 
+    def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
+        assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["apptainer"].items()
+
     def test_what_left_its_session_ends_with_the_job(self, server: Server, rig: Rig, jid: str) -> None:
         script = OUT + "setsid sh -c 'while :; do echo x >> $0; sleep 0.05; done' \"$out/beats\" & sleep 0.5"
         assert self.run(server, rig, jid, script)["status"] == "finishedSuccessfully"
@@ -151,6 +154,18 @@ class InApptainer(Contract):
             site.offer(IMAGE, DIGEST, pull_seconds=0.2)
 
 
+class WithTimeToEnd(InApptainer):
+    """Where pman's script waits for the command. Cromwell's script ends at the signal, and the container with it."""
+
+    def test_the_command_has_time_to_end(self, server: Server, rig: Rig, jid: str) -> None:
+        bye = 'trap "" TERM; sleep 0.5; echo bye > "$out/bye"; exit 0'
+        script = OUT + f"trap '{bye}' TERM; touch \"$out/up\"; while :; do sleep 0.1; done"
+        server.post(rig.request(jid, script))
+        wait_for((rig.outgoing(jid) / "up").exists, rig.job_seconds, "the job to run")
+        assert server.delete(jid).status_code == 204
+        wait_for((rig.outgoing(jid) / "bye").exists, 10, "the command to do what it does at its end")
+
+
 def _pulling(job: dict[str, str]) -> str:
     assert job["status"] in ("notstarted", "started"), job
     return job["message"] if "ulling the image" in job["message"] else ""
@@ -171,7 +186,7 @@ def members(word: str) -> list[int]:
     return found
 
 
-class TestLocal(InApptainer):
+class TestLocal(WithTimeToEnd):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Rig]:
@@ -205,16 +220,12 @@ class TestLocal(InApptainer):
     def test_no_directory_becomes_an_option(self, server: Server, rig: Rig, tmp_path: Path) -> None:
         runtimes.assert_no_directory_is_an_option(server, rig, tmp_path)
 
-    def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
-        found = runtimes.seen(server, rig, jid)
-        assert found.items() <= runtimes.table()["apptainer"].items()
-
     @pytest.fixture
     def images(self, rig: Rig) -> Path:
         return Path(rig.env["LOCAL_STATE_DIR"], ".images")
 
 
-class TestSlurm(InApptainer):
+class TestSlurm(WithTimeToEnd):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Rig]:
@@ -248,7 +259,7 @@ class TestCromwell(InApptainer):
             cromwell(directory / "cromwell", shared_slurm(), "apptainer", **env) as server,
             rig_over(server, directory) as rig,
         ):
-            yield dataclasses.replace(rig, image=IMAGE, read_only_input=True)
+            yield dataclasses.replace(rig, image=IMAGE, read_only_input=True, uid=1000)
 
     @pytest.fixture
     def images(self, rig: Rig) -> Path:

@@ -20,6 +20,7 @@ import requests
 from tests.contract import HOSTILE, Contract
 from tests.fakes.cromwell_rig import Cromwell, Slurm, cromwell, image_storage, rig_over, shared_slurm
 from tests.fakes.faultproxy import FaultProxy
+from tests.live import runtimes
 from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, Server, wait_for
 
 pytestmark = pytest.mark.live("slurm")
@@ -44,6 +45,9 @@ class TestCharliecloud(Contract):
             rig_over(server, directory) as rig,
         ):
             yield rig
+
+    def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
+        assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["charliecloud"].items()
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,9 @@ def jid(server: Server) -> Iterator[str]:
 
 class TestBubblewrap(Contract):
     """On the node's own files with a /share of the job's own, its input read-only."""
+
+    def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
+        assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["bubblewrap"].items()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.stem)

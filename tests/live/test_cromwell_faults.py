@@ -261,6 +261,7 @@ while [[ $1 == -* ]]; do
     source=${2#*src=} target=${2#*dst=}
     [[ $target != /share/* ]] || binds+=(--bind "${source%%[,\"]*}" "${target%%[,\"]*}")
     shift ;;
+  --nv) binds+=(--setenv ASKED "for GPUs") ;;
   esac
   shift
 done
@@ -284,15 +285,16 @@ def test_a_container_with_an_environment_of_its_own(slurm: Slurm, tmp_path: Path
     stubborn = "trap '' TERM; while :; do echo more >> \"$out/lines\"; sleep 0.1; done"
     with with_apptainer(slurm, tmp_path) as rig:
         server = rig.start()
-        script = f'{OUT}echo "GPU $CUDA_VISIBLE_DEVICES"; touch "$out/began-${{PMAN_WORKER_INDEX-0}}"; {stubborn}'
-        server.post(rig.request(jid, script, number_of_workers=workers, gpu_limit=1))
+        script = OUT + 'echo "GPU $CUDA_VISIBLE_DEVICES asked $ASKED"; touch "$out/began-${PMAN_WORKER_INDEX-0}"; '
+        server.post(rig.request(jid, script + stubborn, number_of_workers=workers, gpu_limit=1))
         lines = rig.outgoing(jid) / "lines"
         began = [rig.outgoing(jid) / f"began-{index}" for index in range(workers)]
         wait_for(lambda: lines.exists() and all(path.exists() for path in began), 30, "every worker to write")
         (number,) = slurm.jobs(jid, "RUNNING")
         slurm.run("scancel", number)
         job = server.wait_final(jid)
-        assert (job["status"], len(set(re.findall(r"^GPU \d$", job["logs"], re.M)))) == ("finishedWithError", workers)
+        gpus = set(re.findall(r"^GPU \d asked for GPUs$", job["logs"], re.M))
+        assert (job["status"], len(gpus)) == ("finishedWithError", workers)
         written = lines.read_text()
         wait_for(lambda: not slurm.jobs(jid, "RUNNING,COMPLETING"), 60, "SLURM to be done with the job")
         assert lines.read_text() == written

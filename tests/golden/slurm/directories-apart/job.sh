@@ -277,7 +277,8 @@ prepare() {
   remove_scratch
 }
 
-run_command() { "$@"; exit; } # a function, which removes what the worker leaves
+# A function, which removes what the worker leaves. It outlives TERM, because SLURM may look among its children only.
+run_command() { trap : TERM INT HUP USR1 USR2; "$@"; exit; }
 
 explain() { # EXIT_CODE: 126 and 255 may be the runtime's own, which then says why
   local said
