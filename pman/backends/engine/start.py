@@ -104,11 +104,13 @@ class Starter:
         """Remove what a Podman that was killed while it made a container has left in its storage.
 
         It keeps the name for ever, is no container for the API's other calls, and has never run. Seen on Podman 4.3 and
-        5.4, which list it as `storage`, and what others such as Buildah have there by another command. Whatever has
-        become a container since was never started, or runs, or was seen by `exists` just before.
+        5.4, which list it as `storage`, and what others such as Buildah have there by another command. What has just
+        been made is left alone: somebody may be about to start it.
         """
-        for found in self._engine.get("/libpod/containers/json", external="true", filters={"name": [name]}):
-            if found["State"] != "storage" or name not in found["Names"]:
+        listed, now = self._engine.get_dated("/libpod/containers/json", external="true", filters={"name": [name]})
+        for found in listed:
+            age = now - (engine.time_of(found["Created"]) or now)
+            if found["State"] != "storage" or name not in found["Names"] or age.total_seconds() < ABANDONED_SECONDS:
                 continue
             if found["Command"] != ["storage"]:
                 raise Foreign(f"Podman's storage has a container {name} that is not Podman's.")

@@ -7,10 +7,13 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pman.errors import BackendError, BadRequest, TemplateError
+from pman.backends import retry
+from pman.backends.engine import start
+from pman.errors import BackendError, BadRequest, Conflict, PmanError, TemplateError, Unreachable
 from pman.job import make_job, validate
 from pman.status import JobState
 from pman.targets import TARGETS
@@ -66,6 +69,31 @@ def test_a_container_that_is_still_being_made(engine: FakeEngine) -> None:
         (200, found) if time.monotonic() > until else (404, {"message": "No such container"})
     )
     assert posted(backend, config).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({}, Unreachable), ({"Command": ["buildah"]}, Conflict), ({"Created": "2999-01-01T00:00:00Z"}, Unreachable),
+        ({"Names": ["chris-jid-10"]}, Unreachable), ({"State": "exited"}, Unreachable),
+    ],
+)  # fmt: skip
+def test_what_podman_has_in_its_storage(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], error: type[PmanError]
+) -> None:
+    """Only what a killed Podman has left there is removed. The document is that of Podman 4.3 and 5.4."""
+    monkeypatch.setattr(start, "NAMED_SECONDS", 0)
+    monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
+    found = {"Id": "a" * 64, "Names": ["chris-jid-1"], "State": "storage", "Command": ["storage"]}
+    found["Created"] = "2026-12-01T02:55:43.054066423Z"
+    engine.routes["GET /version"] = PODMAN
+    engine.routes["GET /libpod/containers/json"] = [found | changed]
+    words = 'creating container storage: the container name "chris-jid-1" is already in use by bbb'
+    engine.routes["POST /containers/create"] = lambda _: (500, {"message": words})
+    with pytest.raises(error):
+        posted(*load("podman", engine))
+    removed = {call.path for call in engine.calls if call.method == "DELETE"}
+    assert removed == ({f"/containers/{'a' * 64}"} if not changed else set())
 
 
 def test_credentials_are_those_of_the_templates_image(
