@@ -172,7 +172,7 @@ class Settings(BaseModel, frozen=True):
     gpu_resource_name: str | None = Field(None, description="Name of the resource of a GPU. If unset: `nvidia.com/gpu` on Kubernetes and `NVIDIA-GPU` on Swarm.")
     job_ttl_seconds: int = Field(86_400, ge=0, description="How long a Kubernetes Job is kept after its end.")
     ephemeral_storage_mib: int | None = Field(None, ge=1, description="How much a job on Kubernetes may write to its node, in MiB.")
-    stuck_job_patience_minutes: float = Field(15, ge=0, description="How long a job on Kubernetes or SLURM may wait for something that cannot come. After that it has failed.")
+    stuck_job_patience_minutes: float = Field(15, ge=0, description="How long a job on Kubernetes or with CONTAINER_ENV=slurm may wait for something that cannot come. After that it has failed.")
 
     docker_host: str | None = Field(None, description="Address of the Docker or Podman engine.")
     docker_tls_verify: bool = Field(False, description="Use TLS with the engine and verify it.")

@@ -1,6 +1,7 @@
 """The slurm backend on a real SLURM that hides, renames, forgets and answers wrongly.
 
-pman and its jobs run as an ordinary user: SLURM hides nothing from root. Facts about SLURM are those of 22.05.8.
+pman and its jobs run as an ordinary user: SLURM hides nothing from root. Facts about SLURM are those of 22.05.8, and
+hold on 24.11 with accounting, where all of this runs a second time.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ exec $real "$@"
 """
 
 
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
+@pytest.fixture(scope="module", params=[(), ("--version", "24.11", "--profile", "accounted")], ids=["plain", "24.11"])
+def slurm(request: pytest.FixtureRequest) -> Iterator[Slurm]:
     """One with partitions as sites have them, which forgets jobs after two seconds."""
-    with own_slurm() as slurm:
+    with own_slurm(*request.param) as slurm:
         for words in (
             ("partitionname=chris", "nodes=localhost", "hidden=yes", "state=up"),
             ("partitionname=group", "nodes=localhost", "state=up"),
