@@ -20,7 +20,6 @@ AT_ONCE = 32  # workers of one job whose output is read at the same time
 READ_SECONDS = 10.0  # for the logs of all workers of a job together; a status waits no longer for them
 _BLOCK = 64 * 1024
 _MIN_WORKER_BYTES = 4096
-_HEADING = "=== worker "
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +60,16 @@ def tail_streams(directory: Path, worker: int, wanted: Wanted) -> list[str]:
     return [tail_file(file, wanted.lines, wanted.max_bytes, within=resolved) for file in files]
 
 
-def of_job(backend: Backend, status: JobStatus, max_lines: int, max_bytes: int) -> str:
-    """The ends of all workers' output as one text, within READ_SECONDS.
+def of_job(backend: Backend, status: JobStatus, max_lines: int, max_bytes: int) -> tuple[str, bool]:
+    """The ends of all workers' output as one text, within READ_SECONDS, and whether earlier output may be missing.
 
-    A worker whose turn comes later has a line that says so in place of its output.
+    Of several workers, each has its share of the lines. A worker whose turn comes later than READ_SECONDS has a line
+    that says so in place of its output.
     """
     deadline = time.monotonic() + READ_SECONDS
     workers = backend.workers(status)
-    share = Wanted(max(1, max_lines // max(1, workers)), max(_MIN_WORKER_BYTES, max_bytes // max(1, workers)))
+    lines = max(1, max_lines // max(1, workers))
+    share = Wanted(lines + 1, max(_MIN_WORKER_BYTES, max_bytes // max(1, workers)))
 
     def text(worker: int) -> str:
         left = deadline - time.monotonic()
@@ -77,13 +78,11 @@ def of_job(backend: Backend, status: JobStatus, max_lines: int, max_bytes: int) 
         return join_streams(backend.streams(status, worker, replace(share, seconds=left)))
 
     if workers < 2:
-        return tail("".join(map(text, range(workers))), max_lines, max_bytes)
+        return cut("".join(map(text, range(workers))), max_lines, max_bytes)
     with ThreadPoolExecutor(min(AT_ONCE, workers)) as pool:
-        texts = pool.map(text, range(workers))
-        return "".join(
-            f"{_HEADING}{worker} ===\n{_closed(tail(part, share.lines, max(1024, max_bytes // workers)))}"
-            for worker, part in enumerate(texts)
-        )
+        parts = [cut(one, lines, max(1024, max_bytes // workers)) for one in pool.map(text, range(workers))]
+    joined = "".join(f"=== worker {worker} ===\n{_closed(part)}" for worker, (part, _) in enumerate(parts))
+    return joined, any(is_cut for _, is_cut in parts)
 
 
 def _last_bytes(fd: int, max_lines: int, max_bytes: int) -> bytes:
@@ -124,13 +123,10 @@ def tail(text: str, max_lines: int, max_bytes: int) -> str:
 def cut(text: str, max_lines: int, max_bytes: int) -> tuple[str, bool]:
     """The last `max_lines` lines of what a backend gave when it was asked for one more, and whether output is missing.
 
-    Of several workers each has its share of the lines, so that a full text may miss some: it counts as cut.
+    A text of `max_bytes` counts as cut, since the backend gives no more of a longer one.
     """
-    full = len(text.encode()) >= max_bytes
-    if text.startswith(_HEADING):
-        return text, full or text.count("\n") >= max_lines
-    kept = tail(text, max_lines, max_bytes) if max_lines else ""
-    return kept, full or kept != text
+    kept = tail(text, max_lines, max_bytes)
+    return kept, kept != text or len(text.encode()) >= max_bytes
 
 
 def join_streams(streams: Iterable[str]) -> str:

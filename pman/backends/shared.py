@@ -17,7 +17,7 @@ T = TypeVar("T")
 AGE_SECONDS = 1.0
 AT_ONCE = 2  # calls for several questions: a thread that is held up then holds no other one up
 MOST = 100  # questions in one call: names of 63 characters then fit into an address, of which proxies take 8 KiB
-CALLS_A_SECOND = 100  # for several questions, on the average of any time that is longer than BURST calls take
+CALLS_A_SECOND = 100  # for several questions, on average after the first BURST
 BURST = 20
 PATIENCE_SECONDS = 1.0  # behind calls that hang: so long waits who makes the next one, and twice as long who joins it
 
@@ -65,8 +65,8 @@ class Together(Generic[T]):
 
     A call may begin while fewer than AT_ONCE run, and CALLS_A_SECOND are the most, however many ask. While there are
     fewer calls, a question waits for nobody. Each answer comes from a call that began after its question.
-    What the call for several leaves unanswered is asked alone, and so is everything if that call fails: one job cannot
-    fail the question about another, and nothing follows from what is missing in an answer.
+    What the call for several leaves unanswered is asked alone and at once, and so is everything if that call fails: one
+    job cannot fail the question about another, and nothing follows from what is missing in an answer.
     """
 
     def __init__(self, one: Callable[[str], T], several: Callable[[Collection[str]], Mapping[str, T]]) -> None:

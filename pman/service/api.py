@@ -75,30 +75,32 @@ def read(jid: str) -> tuple[dict[str, str], int, dict[str, str]]:
     s = service()
     flask.g.jid = jid
     lines = number("tail", s.settings.job_logs_tail, s.settings.job_logs_tail)
-    status, text = look(jid, lines + 1 if lines else 0)
-    text, cut = logs.cut(text, lines, s.settings.job_logs_max_kib * 1024)
+    status, text, cut = look(jid, lines)
     return status.to_json(text), 200, {"Pman-Logs-Cut": "yes"} if cut else {}
 
 
-def look(jid: str, lines: int) -> tuple[JobStatus, str]:
-    """A job and the end of its logs, under one retry policy: two after each other could outlast pfcon's patience.
+def look(jid: str, lines: int) -> tuple[JobStatus, str, bool]:
+    """A job, the end of its logs, and whether earlier output may be missing there.
 
+    Under one retry policy, since two after each other could outlast pfcon's patience.
     Where the log cannot be had, a line in its place says so: a job's status never waits for its log.
     """
     backend, max_bytes = service().backend, service().settings.job_logs_max_kib * 1024
     seen: list[JobStatus] = []
 
-    def once() -> str:
+    def once() -> tuple[str, bool]:
         seen[:] = [metrics.ask_once("status", lambda: backend.status(jid))]
-        return metrics.ask_once("logs", lambda: logs.of_job(backend, seen[0], lines, max_bytes)) if lines else ""
+        if not lines:
+            return "", False
+        return metrics.ask_once("logs", lambda: logs.of_job(backend, seen[0], lines, max_bytes))
 
     try:
-        text = metrics.repeat("status", once)
+        text, cut = metrics.repeat("status", once)
     except PmanError as error:
         if not seen or isinstance(error, NotFound):
             raise
-        text = f"[pman: the log cannot be had now: {error}]\n"
-    return seen[0], text
+        text, cut = f"[pman: the log cannot be had now: {error}]\n", False
+    return seen[0], text, cut
 
 
 @blueprint.delete("/api/v1/<jid>/")

@@ -179,7 +179,7 @@ def _looks(jid: str, worker: int, cursor: str) -> Iterator[Look]:
 
     Raises NotFound where the job has fewer workers.
     """
-    known = worker == 0 or cursor not in ("", following.NOTHING)  # which an answer with its output has given
+    known = worker == 0 or not {*cursor.split(".")} <= {"", following.NOTHING}  # an answer had output of the worker
     while True:
         status = read(jid)  # before its output: what is final has written all of it
         found = news(status, worker, cursor)

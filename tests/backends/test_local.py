@@ -64,7 +64,7 @@ class TestLocal(Contract):
         program = incoming / "program"
         program.write_text('#!/bin/sh\necho "$A $1"\n')
         program.chmod(0o755)
-        words = {"entrypoint": ["/share/incoming/program"], "args": ["echo"], "env": ["A=b"]}
+        words = {"entrypoint": ["/share/incoming/program"], "args": ["echo"], "env": ["A=b", "PATH=/nowhere"]}
         server.post(rig.request(jid, "", input_dir=f"a={jid}/incoming", **words))
         assert server.wait_final(jid)["logs"] == "b echo\n"
 
@@ -507,11 +507,10 @@ def test_a_start_that_slurm_ends_and_begins_anew(tmp_path: Path, near: bool, cod
 
 def test_a_second_start_waits_for_what_the_first_one_has_left(tmp_path: Path) -> None:
     """A node that SLURM gave up may still be at work when SLURM begins the job on another one."""
-    start = requeued(tmp_path, "echo $$ >> ../pids; [ -e ../again ] || exec sleep 60")
+    start = requeued(tmp_path, "echo $$ >> ../pids; [ $(wc -l < ../pids) = 2 ] || exec sleep 60")
     pids = tmp_path / "pids"
     first = start()
-    wait_for(pids.exists, 10, "the command")
-    (tmp_path / "again").touch()
+    wait_for(lambda: pids.exists() and pids.read_text().endswith("\n"), 10, "the command")
     first.kill()
     second = start()
     time.sleep(1)

@@ -73,7 +73,7 @@ def _states(life: Life, restamps: bool) -> Iterator[str]:
         if RANK[after.state] < RANK[before.state]:
             yield f"went back: {_word(before)}, then {_word(after)}"
     told = [answer for answer in known if answer.state in FINAL and answer.call == "GET"]
-    ends = {_said(a) if restamps else (*_said(a), a.job["message"], a.job["timestamp"]): a for a in told}
+    ends = {_said(a) if restamps else (a.state, a.job["message"], a.job["timestamp"]): a for a in told}
     if len(ends) > 1:
         yield "has several ends: " + ", then ".join(map(_word, ends.values()))
 

@@ -187,6 +187,15 @@ def test_a_log_that_is_cut_says_so(pman: Pman, server: Server, rig: Rig) -> None
     assert server.get("chatty", tail=999).headers["Pman-Logs-Cut"] == "yes"
 
 
+def test_a_log_of_one_worker_that_is_cut_says_so(server: Server, rig: Rig) -> None:
+    """Each worker has its share of the lines, also where the others need less than theirs."""
+    server.post(rig.request("two", "[ $PMAN_WORKER_INDEX = 1 ] || seq 30", number_of_workers=2))
+    server.wait_final("two")
+    cut, whole = server.get("two", tail=40), server.get("two", tail=60)
+    assert (cut.json()["logs"].count("\n"), cut.headers["Pman-Logs-Cut"]) == (22, "yes")
+    assert (whole.json()["logs"].count("\n"), "Pman-Logs-Cut" in whole.headers) == (32, False)
+
+
 def test_several_jobs_at_once(pman: Pman, server: Server, rig: Rig) -> None:
     for number, code in enumerate((0, 4, 5)):
         server.post(rig.request(f"many-{number}", f"echo {code}; exit {code}"))

@@ -19,7 +19,7 @@ MAX_WORKERS = 1024  # as many as a request may ask for
 _NOTE = "pman: "  # begins what the job template and the reference configuration write to stderr
 _NO_RESULT = "the job script ended without a result"
 _FIRST = ("stdout", "worker-0/stdout")  # what Cromwell's script makes first
-_NO_NUMBER = "0"  # what the reference configuration tells Cromwell while SLURM does not answer
+_NO_NUMBER = "0"  # what the reference configuration tells Cromwell while SLURM does not take the job
 _NOT_STARTED = "Unable to start job"  # Cromwell's words when the submit command failed
 _BROKEN_DOCKER = "No coercion defined from"  # recorded of Cromwell 93: tests/recordings/cromwell/71
 _LOST = 79  # what Cromwell writes as exit code when the job is gone and left none
@@ -128,29 +128,29 @@ class Files:
         return " ".join(self.tail(directory, "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
 
     def workers(self, call: Call) -> int:
+        """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
         directory = self.execution(call)
-        return len(_workers(directory)) if directory else 1
+        places = (self._of_worker(directory, index) for index in range(MAX_WORKERS))
+        return max(1, sum(1 for _ in itertools.takewhile(bool, places)))
+
+    def _of_worker(self, directory: Path | None, worker: int) -> str:
+        return f"worker-{worker}/" if self._is_there(directory, f"worker-{worker}/script") else ""
 
     def streams(self, call: Call, worker: int, wanted: logs.Wanted, *, over: bool) -> list[str]:
         """What one worker of an attempt writes, or what sbatch and the container runtime said where none began.
 
-        These words are not shown to who follows a job that may begin yet: they would seem to be left out later.
+        A follower does not get these words while the job may still begin, because its output replaces them.
         """
         directory = self.execution(call)
         if directory is None:
             said = f"The output is on the cluster: {call.get('stdout')} and {call.get('stderr', '')}\n"
             return [said] if worker == 0 and "stdout" in call else []
-        places = _workers(directory)
-        names = [place + stream for place in places[worker:][:1] for stream in ("stdout", "stderr")]
-        if (over or not wanted.grows) and not any(self._is_there(directory, f"{place}stdout") for place in places):
-            names = ["stderr.submit", "slurm.err"] if worker == 0 else []
+        place = self._of_worker(directory, worker)
+        names = [place + stream for stream in ("stdout", "stderr")] if place or worker == 0 else []
+        begun = any(self._is_there(directory, name) for name in _FIRST)
+        if worker == 0 and not begun and (over or not wanted.grows):
+            names = ["stderr.submit", "slurm.err"]
         return [self.tail(directory, name, wanted.lines, wanted.max_bytes) for name in names]
-
-
-def _workers(directory: Path) -> list[str]:
-    """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
-    places = (f"worker-{index}/" for index in range(MAX_WORKERS))
-    return list(itertools.takewhile(lambda place: os.path.isfile(directory / place / "script"), places)) or [""]
 
 
 def _link(directory: Path | None) -> str:

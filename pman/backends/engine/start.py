@@ -103,14 +103,18 @@ class Starter:
     def _remove_unfinished(self, name: str) -> None:
         """Remove what a Podman that was killed while it made a container has left in its storage.
 
-        It keeps the name for ever, is no container for the API's other calls, and has never run. Seen on Podman 4.3 and
-        5.4, which list it as `storage`, and what others such as Buildah have there by another command. What has just
-        been made is left alone: somebody may be about to start it.
+        It keeps the name for ever, and is no container for the API's other calls. Podman 4.3 and 5.4 list it with the
+        state and the command `storage`; containers of other programs, such as Buildah, have another command. What is
+        younger than NAMED_SECONDS is left alone, because somebody may still be making it.
         """
-        listed, now = self._engine.get_dated("/libpod/containers/json", external="true", filters={"name": [name]})
+        try:
+            listed, now = self._engine.get_dated("/libpod/containers/json", external="true", filters={"name": [name]})
+        except (NotFound, BackendError) as error:  # such as a proxy that lets only Docker's calls through
+            log.warning("what Podman has left of the name %s cannot be seen: %s", name, error)
+            return
         for found in listed:
             age = now - (engine.time_of(found["Created"]) or now)
-            if found["State"] != "storage" or name not in found["Names"] or age.total_seconds() < ABANDONED_SECONDS:
+            if found["State"] != "storage" or name not in found["Names"] or age.total_seconds() < NAMED_SECONDS:
                 continue
             if found["Command"] != ["storage"]:
                 raise Foreign(f"Podman's storage has a container {name} that is not Podman's.")

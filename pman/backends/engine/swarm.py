@@ -69,6 +69,7 @@ ENDED = frozenset({"complete", "failed"})  # by itself, or by its node
 DELETED = "pman.deleted"  # label of a service that DELETE takes away, also of one that pman 6 has made
 CLEARED_SECONDS = 5.0  # it takes 0.25 s, and for ever where a node is away
 MOST_SEEN = 50_000  # services
+LIST_SECONDS = 5.0  # for several jobs; then each is asked for alone
 MARK_AGAIN_SECONDS = 3.0  # a task that is just starting may miss that its service has no replicas (seen on 20.10)
 LACKING = "insufficient resources"
 KILL_SECONDS = 5.0  # for one container, which the engine waits for
@@ -191,8 +192,9 @@ class SwarmBackend:
 
     def _several_named(self, names: Collection[str]) -> Mapping[str, Json]:
         """Those whose ids are known: the engine reads a name as the beginning of many."""
-        known = [self._seen[name] for name in names if name in self._seen]
-        found: list[Json] = self._engine.get("/services", filters={"id": known}) if known else []
+        if not (known := list(filter(None, map(self._seen.get, names)))):
+            return {}
+        found = self._engine.get("/services", filters={"id": known}, timeout_seconds=LIST_SECONDS)
         return {service["Spec"]["Name"]: service for service in found}
 
     def _former(self, jid: str, service: Json | None = None, look: bool = True) -> Json | None:
@@ -214,7 +216,8 @@ class SwarmBackend:
     def _read_tasks_of_several(self, service_ids: Collection[str]) -> Mapping[str, list[Json]]:
         """A list fails as a whole where one of the services is gone, and then each is asked for alone."""
         found: dict[str, list[Json]] = {}
-        for task in self._engine.get("/tasks", filters={"service": list(service_ids)}):
+        filters = {"service": list(service_ids)}
+        for task in self._engine.get("/tasks", filters=filters, timeout_seconds=LIST_SECONDS):
             found.setdefault(task["ServiceID"], []).append(task)
         return found
 

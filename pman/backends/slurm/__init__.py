@@ -238,11 +238,12 @@ class SlurmBackend:
         return status.kept(Record).workers
 
     def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
-        """The first worker's have what SLURM says of a job that failed."""
+        """The first worker's have what SLURM says of a job that failed, which leaves most lines to the worker."""
         record = status.kept(Record)
         own = logs.tail_streams(record.directory, worker, wanted)
         is_told = worker == 0 and status.state is JobState.FAILED
-        return [*own, *(verdict.slurm_logs(record, wanted.lines, wanted.max_bytes) if is_told else ())]
+        lines = wanted.lines if wanted.grows else max(1, wanted.lines // 4)
+        return [*own, *(verdict.slurm_logs(record, lines, wanted.max_bytes) if is_told else ())]
 
     def spec(self, status: JobStatus, environment: bool) -> dict[str, str]:
         return directories.spec(status, environment)

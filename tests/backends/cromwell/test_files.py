@@ -48,7 +48,7 @@ def output(files: Files, entry: dict[str, Any], max_lines: int, max_bytes: int) 
     backend = CromwellBackend(settings.load({"CROMWELL_URL": "http://127.0.0.1:9", "STOREBASE": "/"}))
     backend._files = files
     status = JobStatus("x", "", "", JobState.STARTED, private=_Seen(calls=[entry]))
-    return logs.of_job(backend, status, max_lines, max_bytes)
+    return logs.of_job(backend, status, max_lines, max_bytes)[0]
 
 
 def test_stdout_then_stderr(execution: Path, files: Files) -> None:

@@ -34,7 +34,7 @@ def test_a_followed_log_behind_a_proxy_that_closes_connections(tmp_path: Path) -
         service(engine, task("starting") | {"NodeID": "another"})
         engine.routes["GET /tasks/t1/logs"] = "x"
         backend = load("swarm", engine)[0]
-        assert logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20) == ""
+        assert logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20)[0] == ""
         assert engine.calls[-1].query["follow"] == "1"
 
 
@@ -44,7 +44,7 @@ def test_logs_end_when_their_time_is_over(engine: FakeEngine, name: str, monkeyp
     service(engine, task("running"), task("running", 2))
     workers(engine, 2, {"Status": "running"}, {"Status": "running"})
     backend = load(name, engine)[0]
-    assert logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20).count("no time left for this log") == 2
+    assert logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20)[0].count("no time left for this log") == 2
     assert not any(call.path.endswith("/logs") for call in engine.calls)
 
 
@@ -76,4 +76,4 @@ def test_a_log_whose_last_lines_take_the_engine_too_long(engine: FakeEngine, mon
     for _ in range(2):
         logs.of_job(backend, backend.status("chris-jid-1"), 10, 1 << 20)
     tails = [call.query["tail"] for call in engine.calls if call.path.endswith("/logs")]
-    assert tails == ["10", "all", "all"]
+    assert tails == ["11", "all", "all"]

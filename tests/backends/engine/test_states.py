@@ -291,4 +291,4 @@ def test_a_worker_whose_container_is_gone(engine: FakeEngine) -> None:
     assert status.message == (
         "worker 1: There is no container yet, or somebody removed it. worker 2: The job ended with exit code 3."
     )
-    assert logs.of_job(backend, status, 10, 1 << 20) == "=== worker 0 ===\n=== worker 1 ===\n=== worker 2 ===\n"
+    assert logs.of_job(backend, status, 10, 1 << 20)[0] == "=== worker 0 ===\n=== worker 1 ===\n=== worker 2 ===\n"

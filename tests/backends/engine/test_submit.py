@@ -85,7 +85,7 @@ def test_what_podman_has_in_its_storage(
     monkeypatch.setattr(start, "NAMED_SECONDS", 0)
     monkeypatch.setattr(retry, "_BACKOFF", lambda _: 0)
     found = {"Id": "a" * 64, "Names": ["chris-jid-1"], "State": "storage", "Command": ["storage"]}
-    found["Created"] = "2026-12-01T02:55:43.054066423Z"
+    found["Created"] = "2020-12-01T02:55:43.054066423Z"
     engine.routes["GET /version"] = PODMAN
     engine.routes["GET /libpod/containers/json"] = [found | changed]
     words = 'creating container storage: the container name "chris-jid-1" is already in use by bbb'

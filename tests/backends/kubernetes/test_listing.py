@@ -136,7 +136,7 @@ def test_jobs_of_pman_6_go_on(script: Script, backend: kubernetes.KubernetesBack
     status = backend.status(jid)
     assert (status.jid, status.state, status.cmd, status.image) == (jid, JobState.STARTED, job.cmd, job.image)
     old[2]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"].append({"name": "d", "mountPath": "/dev/shm"})
-    assert logs.of_job(backend, status, 10, 1 << 20) == "hello\n"
+    assert logs.of_job(backend, status, 10, 1 << 20)[0] == "hello\n"
     assert f"container={jid}&" in script.asked[-1][1]
     assert backend.submit(job, spec).state is JobState.STARTED
     for other in ({"args": ["other"]}, {"output_dir": "elsewhere"}, {"number_of_workers": 2}):

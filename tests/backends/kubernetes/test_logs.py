@@ -39,7 +39,7 @@ def test_what_a_finished_job_costs(script: Script, backend: kubernetes.Kubernete
         script.always[f"/{pod['metadata']['name']}/log"] = 200, {}, (b"zero\n", b"one\n")[index]
     status = backend.status("ok2")
     assert status.state is JobState.SUCCEEDED
-    assert logs.of_job(backend, status, 100, 1 << 20) == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
+    assert logs.of_job(backend, status, 100, 1 << 20)[0] == "=== worker 0 ===\nzero\n=== worker 1 ===\none\n"
     assert [path.split("?")[0].rsplit("/", 1)[-1] for _, path, _ in script.asked] == ["ok2", "pods", "log", "log"]
     assert status.message == ""
 
@@ -62,7 +62,7 @@ def test_workers_keep_their_numbers_when_pods_are_lost(script: Script, backend: 
         script.always = {f"/p{index}/log": (200, {}, f"I am {index}\n".encode()) for index in left}
         texts = {index: f"I am {index}\n" for index in left}
         expected = "".join(f"=== worker {index} ===\n{texts.get(index, '')}" for index in range(4))
-        assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20) == expected
+        assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)[0] == expected
 
 
 def test_workers_without_an_index_are_numbered_by_age(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -76,7 +76,7 @@ def test_workers_without_an_index_are_numbered_by_age(script: Script, backend: k
     script.answers = [(200, {}, running), (200, {}, {"items": pods[::-1]})]
     script.always = {f"/p{age}/log": (200, {}, f"pod {age}\n".encode()) for age in range(3)}
     said = logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)
-    assert said == "=== worker 0 ===\npod 0\n=== worker 1 ===\npod 1\npod 2\n"
+    assert said[0] == "=== worker 0 ===\npod 0\n=== worker 1 ===\npod 1\npod 2\n"
 
 
 def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -86,7 +86,7 @@ def test_logs_of_several_pods_on_a_silent_node(script: Script, backend: kubernet
     pods = pods_of(job, (0, "dead"), (1, "dead"), (2, "good"), (3, "dead"))
     script.answers = [(200, {}, running), (200, {}, {"items": pods})]
     script.always = {"/p2/log": (200, {}, b"two\n"), "/log": (504, {}, {"message": "no route"})}
-    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20) == (
+    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)[0] == (
         "=== worker 0 ===\n[pman: these logs cannot be read now: no route]\n"
         "=== worker 1 ===\n[pman: these logs cannot be read now: no route]\n"
         "=== worker 2 ===\ntwo\n"
@@ -100,7 +100,7 @@ def test_logs_end_when_their_time_is_over(
     monkeypatch.setattr(logs, "READ_SECONDS", 0)
     job, spec = job_and_spec()
     script.answers = [(200, {}, finished(job, spec)), (200, {}, {"items": pods_of(job, (0, "a"), (1, "b"))})]
-    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20).count("no time left") == 2
+    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)[0].count("no time left") == 2
 
 
 def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.KubernetesBackend) -> None:
@@ -110,7 +110,7 @@ def test_logs_of_a_node_that_is_silent(script: Script, backend: kubernetes.Kuber
     pods = recorded("pods_list_running")
     pods[2]["items"] = pods[2]["items"][:1]
     script.answers = [(200, {}, running), pods, (500, {}, refused)]
-    assert "cannot be read now: Get https" in logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)
+    assert "cannot be read now: Get https" in logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)[0]
 
 
 def test_a_node_that_keeps_silent_costs_one_get_its_time(
@@ -123,7 +123,7 @@ def test_a_node_that_keeps_silent_costs_one_get_its_time(
     script.always = {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods_of(job, (0, "n"))})}
     script.always["/log"] = HANG
     for _ in range(4):
-        assert "the node does not answer" in logs.of_job(backend, backend.status("ok2"), 10, 1 << 20)
+        assert "the node does not answer" in logs.of_job(backend, backend.status("ok2"), 10, 1 << 20)[0]
     assert sum("/log" in path for _, path, _ in script.asked) == 1
     pods = pods_of(job, (0, "n"))
     pods[0]["status"] = pods[0]["status"] | {"phase": "Succeeded"}
@@ -134,7 +134,7 @@ def test_a_node_that_keeps_silent_costs_one_get_its_time(
     monkeypatch.setattr(podlogs, "ASK_AGAIN_SECONDS", 0.0)
     backend._reader.silent["n"] = ("the node does not answer", 0.0)
     script.always["/log"] = 200, {}, b"back\n"
-    assert logs.of_job(backend, backend.status("ok2"), 10, 1 << 20) == "back\n"
+    assert logs.of_job(backend, backend.status("ok2"), 10, 1 << 20)[0] == "back\n"
 
 
 def test_logs_of_many_workers_take_as_long_as_the_slowest(
@@ -147,4 +147,4 @@ def test_logs_of_many_workers_take_as_long_as_the_slowest(
     running = created(job, spec) | {"status": {"active": 30, "ready": 30, "startTime": STARTED_AT}}
     script.always = {"/jobs/ok2": (200, {}, running), "/pods?": (200, {}, {"items": pods}), "/log": (200, {}, b"x\n")}
     script.before = lambda path: together.wait(60) if "/log" in path else None
-    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20).count("x\n") == 30
+    assert logs.of_job(backend, backend.status("ok2"), 100, 1 << 20)[0].count("x\n") == 30

@@ -278,7 +278,8 @@ prepare() {
   remove_scratch
 }
 
-# A function, which removes what the worker leaves. It outlives TERM, because SLURM may look among its children only.
+# No exec: this shell removes the worker's directories afterwards. It outlives TERM, because SLURM may find processes only
+# below a living parent.
 run_command() { trap : TERM INT HUP USR1 USR2; "$@"; exit; }
 
 explain() { # EXIT_CODE: 126 and 255 may be the runtime's own, which then says why
