@@ -202,6 +202,25 @@ def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: st
     assert rig.executions(jid) == 1
 
 
+@pytest.mark.parametrize(("how", "seconds"), [("kill", 0.0), ("stop", 0.15)])
+def test_a_job_is_deleted_right_after_a_restart_of_cromwell(
+    engine: Cromwell, slurm: Slurm, rig: Rig, jid: str, how: str, seconds: float
+) -> None:
+    """An abort before Cromwell is at the job again would end the workflow, and leave the job of SLURM alone.
+
+    The job is deleted after so many seconds. Without pman's wait this failed for 0.05 to 0.25 s, and not outside.
+    """
+    server = rig.start()
+    server.post(rig.request(jid, COUNTED + UNTIL_GO))
+    server.wait_state(jid, "started")
+    (number,) = slurm.jobs(jid, "RUNNING")
+    getattr(engine, how)()
+    engine.start()
+    time.sleep(seconds)
+    wait_for(lambda: server.delete(jid).status_code == 204, 90, "a DELETE that is done")
+    wait_for(lambda: number not in slurm.jobs(jid, "RUNNING"), 20, "the job of SLURM to end")
+
+
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_cromwell_is_killed_before_it_notes_the_job_id(
     engine: Cromwell, slurm: Slurm, rig: Rig, jid: str, state: str

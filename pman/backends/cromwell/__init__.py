@@ -70,6 +70,9 @@ PATIENCE_SECONDS = 1.0  # a POST waits no longer until its workflow shows; quick
 STOCK_SECONDS = 600.0  # a server that was slower than that is asked again after this time
 WINDOW_SECONDS = 12.0  # a stock server shows a workflow, or a new label, after 5-7 s
 MAX_REMEMBERED = 1000  # jobs that nobody asked for since they were posted
+# An abort that reaches Cromwell after its restart and before it is at the job again ends the workflow without `kill`:
+# engine/.../EngineJobExecutionActor.scala of Cromwell 93, EngineLifecycleActorAbortCommand.
+RECONNECT_SECONDS = 5.0
 ABORT_SECONDS = 60.0  # a stock server looks for aborts every 30 s
 
 
@@ -306,6 +309,8 @@ class CromwellBackend:
     def _end(self, found: Workflow) -> None:
         if _state(found.status, "").final:
             return
+        if self._client.pick_ups(found.id) > 1:  # Cromwell was restarted; by now it has picked the workflow up again
+            time.sleep(RECONNECT_SECONDS)
         self._client.abort(found.id)
         if not retry.wait_until(lambda: _state(self._client.status(found.id), "").final, ABORT_SECONDS):
             raise Unreachable("Cromwell has not ended the job yet; delete it again.")

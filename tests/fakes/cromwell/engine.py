@@ -235,11 +235,17 @@ class Engine:
             if await call.succeeds(last=attempt > rules.max_retries):
                 return
 
-    async def token(self, run: Run) -> None:
+    async def token(self, run: Run, job_id: str | None) -> None:
+        """A workflow that is aborted meanwhile gets none, and its job is not killed, even if it runs since a restart.
+
+        This is so in EngineJobExecutionActor.scala. If the workflow was being aborted when Cromwell was restarted,
+        WorkflowExecutionActor.scala sends ReconnectToAbortingJobCommand, and the job is killed.
+        """
         token: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokens.put_nowait(token)
         abort = asyncio.ensure_future(run.aborted.wait())
-        both: list[asyncio.Future[Any]] = [token, abort]
+        reconnects = job_id is not None and run.row.state == "Aborting"
+        both: list[asyncio.Future[Any]] = [token] if reconnects else [token, abort]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -302,7 +308,7 @@ class _Call:
     async def _work(self) -> None:
         self._phase()
         self._phase()
-        await self.engine.token(self.run)
+        await self.engine.token(self.run, self.job_id)
         try:
             for _ in _PHASES[2:-1]:
                 self._phase()
