@@ -118,7 +118,7 @@ class Cromwell:
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(120)  # it waits for its commands, and scancel for half a minute where slurmctld is away
 
     def kill(self) -> None:
         assert self.process is not None
