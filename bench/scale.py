@@ -30,7 +30,6 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -50,9 +49,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.fakes import crowd_rig
 from tests.fakes.crowd import FIRST, KINDS, jid_of
 from tests.live.test_slurm import open_directory, ordinary, own_slurm, slurm_rig
-from tests.rig import ROOT, Rig, Server, running
+from tests.rig import Rig, Server, running
 
 SIZES = (10, 100, 1000, 5000, 20000)
 LAB_MOST = 5000  # jobs; a SLURM takes 10,000 where nobody has set MaxJobCount
@@ -102,10 +102,7 @@ def rig_at(place: Path, **env: str) -> Rig:
 
 @contextmanager
 def crowd(backend: str, jobs: int, place: Path) -> Iterator[World]:
-    command = [sys.executable, "-m", "tests.fakes.crowd", backend, str(jobs)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        address = process.stdout.readline().strip()
+    with crowd_rig.serving(backend, jobs) as address:
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
             "clusters": [{"name": "k", "cluster": {"server": f"http://{address}"}}],
@@ -116,13 +113,10 @@ def crowd(backend: str, jobs: int, place: Path) -> Iterator[World]:
         env |= {"CROMWELL_URL": f"http://{address}", "TIMELIMIT_MINUTES": "60"} if backend == "cromwell" else {}
 
         def calls() -> tuple[int, float]:
-            counts = json.loads(call("GET", f"http://{address}", "/-/counts")[2])
-            return sum(counts["calls"].values()), counts["seconds"]
+            made, seconds = crowd_rig.counts(address)
+            return made.total(), seconds
 
-        try:
-            yield World(rig_at(place, **env), calls=calls)
-        finally:
-            process.terminate()
+        yield World(rig_at(place, **env), calls=calls)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class Files:
         return " ".join(self.tail(directory, "stderr.submit", 20, NOTE_BYTES).split()) or "it did not say why"
 
     def workers(self, call: Call) -> int:
-        """Where the reference configuration puts what several workers write: worker-0/, worker-1/ and so on."""
+        """How many directories worker-0/, worker-1/ and so on the reference configuration has made; else 1."""
         directory = self.execution(call)
         places = (self._of_worker(directory, index) for index in range(MAX_WORKERS))
         return max(1, sum(1 for _ in itertools.takewhile(bool, places)))

@@ -115,13 +115,14 @@ class KubernetesBackend:
         self._core = f"/api/v1/namespaces/{self._namespace}"
         self._jobs = f"/apis/batch/v1/namespaces/{self._namespace}/jobs"
         self._patience = timedelta(minutes=settings.stuck_job_patience_minutes)
-        self._reader = Reader(api, f"{self._core}/pods")
+        pods = f"{self._core}/pods"
+        self._reader = Reader(api, pods)
         self._gpu = settings.gpu_resource_name or GPU
         self._held_back = Shared(lambda: self._events(starts.HELD_BACK))
         self._said: set[str] = set()  # what is missing or old, and is logged once
         self._of_version: list[str] | None = None  # what is to be said of it; None: not known yet
         self._found = Together(self._read, self._read_several)  # Jobs by name
-        pods = f"{self._core}/pods"  # by the uid of their Job:
+        # by the uid of their Job
         self._pods_of = Together(lambda uid: self._labelled(pods, f"{OWNER}={uid}"), self._read_pods_of_several)
         self._seen: dict[str, tuple[str, str]] = {}  # jid -> name and uid of the Job that the last GET found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -11,24 +9,19 @@ import pytest
 from pman import backends, settings
 from pman.backends.engine import api
 from tests.backends.engine.jobs import load, posted
-from tests.fakes import crowd
+from tests.fakes import crowd, crowd_rig
 from tests.fakes.engine import Call, FakeEngine
-from tests.rig import ROOT, with_memory
+from tests.rig import with_memory
 
 
 @pytest.mark.parametrize("name", ["swarm", "docker"])
 def test_a_listing_is_never_in_memory_as_a_whole(name: str) -> None:
-    command = [sys.executable, "-m", "tests.fakes.crowd", name, "2000"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            url = f"tcp://{process.stdout.readline().strip()}"
-            config = settings.load({"CONTAINER_ENV": name, "STOREBASE": "/data/store", "DOCKER_HOST": url})
-            backend = backends.load(config)
-            posted(backend, config, jid=crowd.FIRST, env=[f"NAME{number}={'x' * 200}" for number in range(20)])
-            listed, _, most_kib = with_memory(lambda: backend.jobs(10))
-        finally:
-            process.terminate()
+    with crowd_rig.serving(name, 2000) as address:
+        env = {"CONTAINER_ENV": name, "STOREBASE": "/data/store", "DOCKER_HOST": f"tcp://{address}"}
+        config = settings.load(env)
+        backend = backends.load(config)
+        posted(backend, config, jid=crowd.FIRST, env=[f"NAME{number}={'x' * 200}" for number in range(20)])
+        listed, _, most_kib = with_memory(lambda: backend.jobs(10))
     assert len(listed) == 10
     assert most_kib < 5 * 1024  # it was 31 MiB on Swarm, and 7 MiB on Docker
 
