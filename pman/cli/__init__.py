@@ -30,12 +30,17 @@ from pman.templating.render import Renderer, Spec
 
 
 class _Group(click.Group):
-    """Commands that end with 141, as a shell says for SIGPIPE, where nobody reads their output any more."""
+    """Commands that end with 2 and the sentence of an error of pman's, unless they catch it themselves.
+
+    They end with 141, as a shell says for SIGPIPE, where nobody reads their output any more.
+    """
 
     def invoke(self, context: click.Context) -> Any:
         try:
             try:
                 return super().invoke(context)
+            except PmanError as error:
+                raise cli_templates.ended(str(error), 2) from None
             finally:
                 sys.stdout.flush()
         except BrokenPipeError:
@@ -63,7 +68,6 @@ for command in (*_OF_JOBS, cli_templates.check, cli_templates.templates, cli_tem
 
 
 @main.command()
-@cli_templates.exits_with_2
 def serve() -> None:
     """Serve the HTTP API.
 
@@ -105,7 +109,6 @@ def completion(shell: str) -> None:
 
 @main.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@cli_templates.exits_with_2
 def examples(directory: Path) -> None:
     """Copy pman's examples into the new directory DIRECTORY.
 
@@ -130,23 +133,14 @@ def show_settings() -> None:
 @main.command()
 @click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
 @click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="The language to render into.")
-@cli_templates.templates_option
-@cli_templates.set_option
-@cli_templates.env_file_option
+@cli_templates.with_settings
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write a file per request here.")
 @click.option("--check", is_flag=True, help="Judge each result with the real parser of its language.")
 @click.option(
     "--watch", is_flag=True, help="Render again whenever REQUEST or a template is saved, and show what changed."
 )
 def render(
-    request_file: IO[bytes],
-    target: str,
-    directory: Path | None,
-    assignments: tuple[str, ...],
-    env_file: Path | None,
-    out: Path | None,
-    check: bool,
-    watch: bool,
+    request_file: IO[bytes], target: str, config: settings.Settings, out: Path | None, check: bool, watch: bool
 ) -> None:
     """Print exactly what the service would submit.
 
@@ -155,7 +149,6 @@ def render(
     """
     where = ""
     try:
-        config = settings.load(cli_templates.overrides(directory, assignments, env_file))
         if config.storebase is None and config.storage_type in ("host", "nfs"):
             click.echo("STOREBASE is not set: directories are shown below /.", err=True)
         if watch and request_file.name == "<stdin>":

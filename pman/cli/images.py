@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from pman import settings
-from pman.cli.templates import exits_with_2
 from pman.errors import BadRequest, Misconfigured
 from pman.job import image_reference, validate
 from pman.settings import Settings
@@ -45,7 +44,6 @@ _directory = click.option("--directory", metavar="DIR", help="The image director
 @_directory
 @click.option("--program", type=click.Choice(["apptainer", "singularity"]), help="By default what the settings name.")
 @click.option("--minutes", type=click.IntRange(1), default=60, show_default=True, help="How long one pull may take.")
-@exits_with_2
 def pull(wanted: tuple[str, ...], directory: str | None, program: str | None, minutes: int) -> None:
     """Pull images that no job has pulled yet.
 
@@ -69,7 +67,6 @@ def pull(wanted: tuple[str, ...], directory: str | None, program: str | None, mi
 
 @images.command("list")
 @_directory
-@exits_with_2
 def list_images(directory: str | None) -> None:
     """Print the size of each image in MiB, and its name."""
     config = settings.load()

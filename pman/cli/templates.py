@@ -68,15 +68,18 @@ def of_a_request(error: PmanError, where: str = "") -> click.ClickException:
     return ended(where + for_people(error.message), 1 if error.http_status < 500 else 2)
 
 
-def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
-    """Ends the command with the sentence of an error of pman's."""
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command about a request the settings of these options as `config`, and ends it as of_a_request says."""
 
+    @templates_option
+    @set_option
+    @env_file_option
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(directory: Path | None, assignments: tuple[str, ...], env_file: Path | None, **given: Any) -> None:
         try:
-            command(*args, **kwargs)
+            command(config=settings.load(overrides(directory, assignments, env_file)), **given)
         except PmanError as error:
-            raise ended(str(error), 2) from None
+            raise of_a_request(error) from None
 
     return run
 
@@ -91,7 +94,6 @@ def exits_with_2(command: Callable[..., None]) -> Callable[..., None]:
 @set_option
 @env_file_option
 @click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
-@exits_with_2
 def check(
     directories: tuple[Path, ...],
     targets: tuple[str, ...],
@@ -132,18 +134,9 @@ def check(
 @click.command()
 @click.argument("request_file", metavar="REQUEST", type=click.File("rb"), default="-")
 @click.option("--to", "target", type=click.Choice(list(TARGETS)), help="Also the rendered lines of this target.")
-@templates_option
-@set_option
-@env_file_option
+@with_settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def explain(
-    request_file: IO[bytes],
-    target: str | None,
-    directory: Path | None,
-    assignments: tuple[str, ...],
-    env_file: Path | None,
-    as_json: bool,
-) -> None:
+def explain(request_file: IO[bytes], target: str | None, config: settings.Settings, as_json: bool) -> None:
     """Say why a job becomes what it becomes.
 
     Shows each rule of site.yaml with the values that it compared and what it changed, then the outcome beside what was
@@ -151,11 +144,7 @@ def explain(
     file with one JSON object, or - for standard input. Exit status: 0, 1 for a job that is refused or a bad request,
     2 for a bad template or setting.
     """
-    try:
-        renderer = Renderer(settings.load(overrides(directory, assignments, env_file)), TARGETS)
-        found = reasons.explain(renderer, parse_request(request_file.read()), target)
-    except PmanError as error:
-        raise of_a_request(error) from None
+    found = reasons.explain(Renderer(config, TARGETS), parse_request(request_file.read()), target)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.to_text()))
     sys.exit(1 if found.decision.refused is not None else 2 if found.problem else 0)
 
@@ -183,7 +172,6 @@ def _of_a_site(directory: Path | None) -> Overlay:
 
 @templates.command("list")
 @templates_option
-@exits_with_2
 def list_(directory: Path | None) -> None:
     """Every template with its blocks, and what the site shadows."""
     overlay = _overlay(directory)
@@ -201,7 +189,6 @@ def list_(directory: Path | None) -> None:
 @templates.command()
 @click.argument("name")
 @templates_option
-@exits_with_2
 def show(name: str, directory: Path | None) -> None:
     """Print a template as it is used.
 
@@ -222,7 +209,6 @@ def show(name: str, directory: Path | None) -> None:
 
 @templates.command()
 @templates_option
-@exits_with_2
 def diff(directory: Path | None) -> None:
     """What the site changes.
 
@@ -257,7 +243,6 @@ def _show_diff(old: str, new: str, old_name: str, new_name: str) -> None:
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--for", "target", type=click.Choice(list(TARGETS)), required=True)
 @click.option("--from-cluster", is_flag=True, help="Ask the cluster, and write a site.yaml of rules that fit.")
-@exits_with_2
 def new(directory: Path, target: str, from_cluster: bool) -> None:
     """Write a commented starter overlay.
 
@@ -307,7 +292,6 @@ def schema() -> None:
 @templates.command("vars")
 @click.argument("target", type=click.Choice(list(TARGETS)))
 @templates_option
-@exits_with_2
 def vars_(target: str, directory: Path | None) -> None:
     """Every variable and filter for templates of TARGET.
 
@@ -356,7 +340,6 @@ def _fields(prefix: str, model: type) -> Iterator[tuple[str, str, str]]:
 @templates.command("upgrade-check")
 @click.argument("old", metavar="OLD_VERSION_DIR", type=_SITES)
 @templates_option
-@exits_with_2
 def upgrade_check(old: Path, directory: Path | None) -> None:
     """Which overrides touch what a new pman changed.
 
