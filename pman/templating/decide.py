@@ -13,8 +13,11 @@ from pman.policy import Bind, Policy
 from pman.templating import rules
 from pman.templating.rules import Condition, Rule, Rules, plain
 
-# What `when` compares and rules may change; the rest of what rules set is in Policy.
-_LIVE = ("partition", "cpu_millicores", "memory_mib", "gpus", "time_limit_minutes")
+# What `when` compares and rules may change -> the field of the job; the rest of what rules set is in Policy.
+LIVE: Mapping[str, str] = {
+    "partition": "partition", "time_limit_minutes": "time_limit_minutes", "gpus": "gpu_count",
+    "cpu_millicores": "cpu_millicores", "memory_mib": "memory_mib",
+}  # fmt: skip
 
 
 class Compared(NamedTuple):
@@ -120,8 +123,7 @@ class _State:
         self.asked = job
         self.facts: dict[str, Any] = {
             "user": job.auid, "image": image_names(job.image), "jid": job.jid, "kind": job.kind, "workers": job.workers,
-            "partition": job.partition, "time_limit_minutes": job.time_limit_minutes, "gpus": job.gpu_count,
-            "cpu_millicores": job.cpu_millicores, "memory_mib": job.memory_mib,
+            **{name: getattr(job, field) for name, field in LIVE.items()},
         }  # fmt: skip
         self.set: dict[str, Any] = {"image": job.image}
         self.most = {"time_limit_minutes": most_minutes} if most_minutes else {}
@@ -129,7 +131,7 @@ class _State:
 
     def apply(self, changes: Mapping[str, Any]) -> Iterator[Change]:
         for name, wanted in changes.items():
-            values = self.facts if name in _LIVE else self.set
+            values = self.facts if name in LIVE else self.set
             before = values.get(name)
             after = self._value(name, before, wanted)
             if after != before:
@@ -169,17 +171,13 @@ class _State:
 
     def job(self) -> Job:
         """The job as the rules leave it. What the request sets in its environment outweighs the rules'."""
-        facts, given = self.facts, {name: value for name, value in self.set.items() if value is not None}
+        given = {name: value for name, value in self.set.items() if value is not None}
         policy = Policy(**given | {"image": given["image"] if given["image"] != self.asked.image else None})
         return replace(
             self.asked,
             policy=policy,
             env=tuple({**policy.environment, **dict(self.asked.env)}.items()),
-            partition=facts["partition"],
-            time_limit_minutes=facts["time_limit_minutes"],
-            cpu_millicores=facts["cpu_millicores"],
-            memory_mib=facts["memory_mib"],
-            gpu_count=facts["gpus"],
+            **{field: self.facts[name] for name, field in LIVE.items()},
         )
 
 

@@ -18,16 +18,13 @@ from jinja2 import nodes
 
 from pman.errors import PmanError, TemplateError
 from pman.job import JobRequest
-from pman.templating.decide import Change, Decision, Step
+from pman.templating.decide import LIVE, Change, Decision, Step
 from pman.templating.files import shipped_templates
 from pman.templating.render import Piece, Renderer
 from pman.templating.rules import Rule
 
 # Field of job that templates print -> the name by which rules set it.
-_OF_JOB = {
-    "partition": "partition", "time_limit_minutes": "time_limit_minutes", "memory_mib": "memory_mib",
-    "cpu_millicores": "cpu_millicores", "cpu_cores": "cpu_millicores", "gpu_count": "gpus", "env": "environment",
-}  # fmt: skip
+_OF_JOB = {**{field: name for name, field in LIVE.items()}, "cpu_cores": "cpu_millicores", "env": "environment"}
 _Names = frozenset[str]
 _NONE: _Names = frozenset()
 

@@ -6,7 +6,6 @@ stand there. Their descriptions stand in the schema, and complete "must be ..." 
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
 import operator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_jsonable_python
 
 from pman.job import image_reference
 from pman.settings import OWN_LABELS, must
@@ -25,6 +25,7 @@ _COMPARISON = r"^(>=|<=|>|<) *[0-9]+$|^[0-9]+ to [0-9]+$"
 _NEVER = float("inf")
 _NOT_GIVEN: Any = None
 _OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+plain = functools.partial(to_jsonable_python, exclude_none=True)  # a value as JSON has it
 NUMBERS = ("workers", "cpu_millicores", "memory_mib", "gpus", "time_limit_minutes")
 _NUMBER = 'a number, a comparison such as ">= 64000" or "1000 to 4000", or a list of these'
 _PATTERNS = "a name or pattern such as pl-*, {group: NAME}, or a list of these"
@@ -390,17 +391,6 @@ def _judge(name: str, values: Sequence[tuple[tuple[str | int, ...], Any]]) -> No
             _Set.model_validate({name: value})
         except ValidationError:
             raise Wrong(place, f"{_said(place)} cannot be {value!r}: {name} must be {_describe(_Set, name)}") from None
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return value.model_dump(exclude_none=True) if isinstance(value, BaseModel) else value
 
 
 # -- the schema ----------------------------------------------------------------------------------------------------

@@ -206,22 +206,13 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
             super().visit_Output(jinja2.nodes.Output([child], lineno=child.lineno), frame)
 
     def visit_Concat(self, node: Any, frame: Any) -> None:  # noqa: N802
-        self.write("environment.tilde((")
-        for argument in node.nodes:
-            self.visit(argument, frame)
-            self.write(", ")
-        self.write("))")
+        self.visit(_through("tilde", *node.nodes), frame)
 
     def visit_Getitem(self, node: Any, frame: Any) -> None:  # noqa: N802
         """Slices go through the environment too, as any other subscript does."""
-        if not isinstance(node.arg, jinja2.nodes.Slice):
-            super().visit_Getitem(node, frame)
-            return
-        self.write("environment.unquoted(")
-        self.visit(node.node, frame)
-        self.write(")[")
-        self.visit(node.arg, frame)
-        self.write("]")
+        if isinstance(node.arg, jinja2.nodes.Slice):
+            node.node = _through("unquoted", node.node)
+        super().visit_Getitem(node, frame)
 
     def visit_For(self, node: Any, frame: Any) -> None:  # noqa: N802
         node.iter = _through("items_of", node.iter)
@@ -261,7 +252,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise TimedOut(f"stopped after {MAX_RENDER_SECONDS:g} s of work: it may loop for ever")
 
     @staticmethod
-    def tilde(values: tuple[Any, ...]) -> str:
+    def tilde(*values: Any) -> str:
         """`a ~ b`: plain text, or quoted text as a whole."""
         quoted = [isinstance(value, Markup) for value in values]
         if any(quoted) and not all(quoted):
@@ -273,7 +264,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     @staticmethod
     def unquoted(value: Any) -> Any:
-        """The value, of which a part is wanted."""
+        """The value, unless it is quoted text: a part of that would not be quoted as a whole."""
         if isinstance(value, Markup):
             raise TypeError(_QUOTED)
         return value
