@@ -109,6 +109,20 @@ def tail_bytes(data: bytes, max_lines: int) -> bytes:
     return data[position + 1 :]
 
 
+def keep_end(kept: bytearray, pieces: Iterable[bytes], max_bytes: int, deadline: float) -> bool:
+    """Add the pieces that come until the deadline, and keep the last `max_bytes` of all, or little more.
+
+    deadline: by time.monotonic(). False where it has passed.
+    """
+    for piece in pieces:
+        kept += piece
+        if len(kept) > 2 * max_bytes:
+            del kept[:-max_bytes]
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def clean(data: bytes) -> str:
     r"""Text that every reader can store: bad UTF-8 and NUL become U+FFFD, CR LF becomes LF."""
     return data.decode(errors="replace").replace("\r\n", "\n").replace("\0", "\ufffd")

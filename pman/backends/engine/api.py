@@ -20,7 +20,7 @@ import ssl
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
@@ -231,7 +231,8 @@ class Engine:
                 with self.call("GET", path, stream=True, timeout_seconds=wait, tail=lines, **query) as answer:
                     if follow and (sock := cast(Any, answer).connection.sock):  # None behind a proxy that will close it
                         sock.settimeout(QUIET_SECONDS)
-                    _collect(kept, answer.stream(65536) if raw else _payloads(answer), wanted.max_bytes, deadline)
+                    payloads = answer.stream(65536) if raw else _payloads(answer)
+                    logs.keep_end(kept, payloads, wanted.max_bytes, deadline)
             except (NotFound, Conflict):
                 return None
             except (Unreachable, *_NO_ANSWER) as error:
@@ -473,16 +474,6 @@ def _foreign_error(answer: urllib3.BaseHTTPResponse, request: str) -> PmanError:
     if answer.status in (401, 403, 407):
         return BackendError(f"{said}: it denies pman the call.", detail=detail)
     return CutOff(f"{said}, or the engine's answer was cut off.", detail=detail)
-
-
-def _collect(kept: bytearray, payloads: Iterable[bytes], max_bytes: int, deadline: float) -> None:
-    """Add the payloads that come until the deadline, and keep the last `max_bytes` of them, or little more."""
-    for payload in payloads:
-        kept += payload
-        if len(kept) > 2 * max_bytes:
-            del kept[:-max_bytes]
-        if time.monotonic() > deadline:
-            return
 
 
 def _payloads(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

@@ -33,16 +33,7 @@ from pman.backends.kubernetes.naming import problems as problems
 from pman.backends.kubernetes.podlogs import Reader
 from pman.backends.logs import Wanted
 from pman.backends.shared import Shared, Together
-from pman.errors import (
-    BackendError,
-    BadRequest,
-    Conflict,
-    PmanError,
-    Refused,
-    TooLarge,
-    jid_taken,
-    no_such_job,
-)
+from pman.errors import BackendError, BadRequest, Conflict, PmanError, Refused, TooLarge, jid_taken, no_such_job
 from pman.job import Job, backend_name
 from pman.settings import Settings
 from pman.status import Details, JobState, JobStatus, with_memory

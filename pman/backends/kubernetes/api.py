@@ -14,7 +14,6 @@ import os
 import re
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,7 @@ import yaml
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from pman import __version__
-from pman.backends import retry
-from pman.backends.logs import Wanted
+from pman.backends import logs, retry
 from pman.errors import BackendError, BadRequest, Misconfigured, PmanError, Refused, TooLarge, Unreachable
 
 log = logging.getLogger(__name__)
@@ -94,10 +92,11 @@ class Api:
             raise self._error(response, data)
         return response.status, data
 
-    def tail(self, path: str, query: Mapping[str, str], wanted: Wanted) -> bytes:
-        """The end of a text, at most `wanted.max_bytes` of it, in memory of that size; b"" while there is no such text.
+    def tail(self, path: str, query: Mapping[str, str], wanted: logs.Wanted) -> bytes:
+        """The end of a text, at most `wanted.max_bytes` of it, while little more than twice that is held.
 
-        Raises LogsUnavailable when it is not all there after `wanted.seconds` and one read time-out.
+        b"" while there is no such text. Raises LogsUnavailable when it is not all there after `wanted.seconds` and one
+        read time-out.
         """
         deadline = time.monotonic() + wanted.seconds
         try:
@@ -108,7 +107,10 @@ class Api:
                 raise LogsUnavailable(_sentence(_json(response.read(4096))))
             if response.status >= 300:
                 raise self._error(response, _json(response.read(65536)))
-            return _last(response, wanted.max_bytes, deadline)
+            kept = bytearray()
+            if not logs.keep_end(kept, response.stream(65536), wanted.max_bytes, deadline):
+                raise TimeoutError
+            return bytes(kept[-wanted.max_bytes :])
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
             silent = LogsUnavailable("the node does not answer")
             silent.waited = True
@@ -222,19 +224,6 @@ def _from_kubeconfig() -> Endpoint:
     return Endpoint(
         configuration.host.rstrip("/"), client.rest.RESTClientObject(configuration).pool_manager, credentials
     )
-
-
-def _last(response: urllib3.BaseHTTPResponse, max_bytes: int, deadline: float) -> bytes:
-    chunks: deque[bytes] = deque()
-    size = 0
-    for chunk in response.stream(65536):
-        chunks.append(chunk)
-        size += len(chunk)
-        while size - len(chunks[0]) >= max_bytes:
-            size -= len(chunks.popleft())
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return b"".join(chunks)[-max_bytes:]
 
 
 def _json(data: bytes) -> Object:
