@@ -157,15 +157,12 @@ def templates() -> None:
     """
 
 
-def _overlay(directory: Path | None) -> Overlay:
+def _overlay(directory: Path | None, of_a_site: bool = False) -> Overlay:
+    """of_a_site: whether there must be one of a site's. Raises Misconfigured where there is none."""
     from pman.checking.overlay import Overlay
 
-    return Overlay(Renderer(settings.load({"TEMPLATES_DIR": str(directory)} if directory else {}), TARGETS))
-
-
-def _of_a_site(directory: Path | None) -> Overlay:
-    overlay = _overlay(directory)
-    if overlay.directory is None:
+    overlay = Overlay(Renderer(settings.load({"TEMPLATES_DIR": str(directory)} if directory else {}), TARGETS))
+    if of_a_site and overlay.directory is None:
         raise Misconfigured("Name the site's overlay: give --templates DIR, or set TEMPLATES_DIR.")
     return overlay
 
@@ -214,7 +211,7 @@ def diff(directory: Path | None) -> None:
 
     Each of its templates, or of its blocks, against the shipped one.
     """
-    overlay = _of_a_site(directory)
+    overlay = _overlay(directory, of_a_site=True)
     for name in overlay.site_names:
         template, shipped = overlay.template(name), overlay.template(f"shipped/{name}")
         if template and template.parent:
@@ -346,7 +343,7 @@ def upgrade_check(old: Path, directory: Path | None) -> None:
     OLD_VERSION_DIR holds the templates of the version that you come from. Exit status 1 when any does: read the diff
     and adapt the override. 2 where OLD_VERSION_DIR lacks a template.
     """
-    overlay = _of_a_site(directory)
+    overlay = _overlay(directory, of_a_site=True)
     touched = False
     for name in overlay.site_names:
         if name in overlay.shipped_names and not (old / name).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -29,12 +30,10 @@ def ask(operation: str, function: Callable[[], T]) -> T:
 
 def repeat(operation: str, function: Callable[[], T]) -> T:
     """`function()` under the retry policy, what is more than one attempt counted as `operation`."""
-    attempts = 0
+    retries = itertools.count()
 
     def attempt() -> T:
-        nonlocal attempts
-        attempts += 1
-        if attempts > 1:
+        if next(retries):
             RETRIES.labels(operation).inc()
         return function()
 
