@@ -25,7 +25,7 @@ from pman.errors import BadRequest, Misconfigured, PmanError, Refused, TemplateE
 from pman.job import Job, validate
 from pman.settings import Settings
 from pman.storage import mounts
-from pman.targets import TARGETS, problems
+from pman.targets import TARGETS, judge
 from pman.targets.record import Flaw, Judging, Problem, Stuck
 from pman.targets.shell import bash_problems
 from pman.templating.explain import unexpressed
@@ -187,7 +187,7 @@ class _Attempt:
 
     def judged(self, spec: Spec, how: Judging) -> list[Finding]:
         found = []
-        for problem in problems(spec, how):
+        for problem in judge(spec, how):
             said = self._own_part(spec) if problem.message.startswith("bash: ") else None
             exact = problem.rule != "invalid"
             said = said or self.at(problem.rule, problem.message, problem.line, problem.part, exact)

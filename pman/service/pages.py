@@ -151,7 +151,7 @@ def render() -> tuple[dict[str, Any], int]:
     templates = {"spec": TARGETS[spec.target].template, **TARGETS[spec.target].extras}
     parts = {name: segments(s.renderer.pieces(job, template)) for name, template in templates.items()}
     try:
-        problems = judge(spec)
+        problems = list(map(str, judge(spec)))
     except Misconfigured as error:
         problems = [f"not checked: {error}"]
     return {"parts": parts, "problems": problems, **told}, 200
@@ -166,19 +166,11 @@ def segments(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
 def _page(name: str, forms: str = "'none'", **values: Any) -> flask.Response:
     """forms: where the page's forms may lead."""
     nonce = secrets.token_urlsafe(16)
-    s = service().settings
-    response = flask.make_response(
-        flask.render_template(
-            name, nonce=nonce, version=__version__, settings=s, root=root(flask.request.path), **values
-        )
-    )
     policy = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'"
-    response.headers["Content-Security-Policy"] = (
-        f"{policy}; img-src 'self'; base-uri 'none'; form-action {forms}; frame-ancestors 'none'"
-    )
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    policy += f"; img-src 'self'; base-uri 'none'; form-action {forms}; frame-ancestors 'none'"
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+    shown = {"nonce": nonce, "version": __version__, "settings": service().settings, "root": root(flask.request.path)}
+    return flask.make_response(flask.render_template(name, **shown, **values), headers)
 
 
 def _age(moment: datetime | None) -> str:

@@ -14,18 +14,14 @@ from pman.templating.render import Spec
 
 _ROWS = (wdl.TARGET, kubernetes.TARGET, swarm.TARGET, docker.TARGET, slurm.TARGET, local.TARGET)
 TARGETS: Mapping[str, Target] = {target.name: target for target in _ROWS}
+_JUDGING = Judging()
 
 
-def judge(spec: Spec) -> list[str]:
-    """What is wrong with a spec, one sentence each; [] when its language accepts it.
+def judge(spec: Spec, how: Judging = _JUDGING) -> list[Problem]:
+    """What is wrong with a spec and what goes with it; [] when its language accepts it.
 
     Raises Misconfigured where the parser of its language is not installed.
     """
-    return [str(problem) for problem in problems(spec, Judging())]
-
-
-def problems(spec: Spec, how: Judging) -> list[Problem]:
-    """What is wrong with a spec and what goes with it. Raises as `judge` does."""
     found = list(TARGETS[spec.target].judge(spec.text, how))
     for name, text in spec.extras.items():
         found += [Problem(p.message, p.line, name) for p in documents.json_problems(text)]

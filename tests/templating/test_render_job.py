@@ -230,14 +230,14 @@ def test_the_judges_find_what_is_broken(target: str, old: str, new: str, said: s
     spec = render.Renderer(config, TARGETS).render(job.make_job(job.validate(request), config), target)
     assert judge(spec) == []
     assert old in spec.text
-    problems = judge(render.Spec(target, spec.text.replace(old, new, 1), spec.extras))
+    problems = list(map(str, judge(render.Spec(target, spec.text.replace(old, new, 1), spec.extras))))
     assert said in "; ".join(problems)
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 1, "a": 2}', ""])
 def test_extras_are_judged_too(text: str) -> None:
     wdl = (GOLDEN / "wdl/plain/job.wdl").read_text()
-    assert judge(render.Spec("wdl", wdl, {"options.json": text}))[0].startswith("options.json")
+    assert str(judge(render.Spec("wdl", wdl, {"options.json": text}))[0]).startswith("options.json")
 
 
 def test_a_bad_request_among_many_is_named(tmp_path: Path) -> None:
