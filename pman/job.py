@@ -173,12 +173,9 @@ def validate(data: object) -> JobRequest:
 
 
 def _sentences(error: ValidationError) -> Iterator[tuple[str, str]]:
-    seen = set()
-    for item in error.errors(include_url=False):
-        name = str(item["loc"][0])
-        if name in seen:
-            continue
-        seen.add(name)
+    """Field and sentence, for the first error of each field."""
+    first = {str(item["loc"][0]): item for item in reversed(error.errors(include_url=False))}
+    for name, item in reversed(first.items()):
         hint = JobRequest.model_fields[name].description
         if item["type"] == "missing":
             yield name, f"is required and must be {hint}."

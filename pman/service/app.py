@@ -62,10 +62,8 @@ def create_app(
     users = Users(config.auth_users_file, half) if config.auth_users_file else None
     followers = threading.Semaphore(max(1, config.max_concurrent_requests // 4))
     app.extensions["pman"] = Service(config, renderer, backend or _backend(config), users, followers)
-    app.register_blueprint(blueprint)
-    app.register_blueprint(jobs.blueprint)
-    app.register_blueprint(overview.blueprint)
-    app.register_blueprint(pages.blueprint)
+    for each in (blueprint, jobs.blueprint, overview.blueprint, pages.blueprint):
+        app.register_blueprint(each)
     app.before_request(_begin)
     app.wsgi_app = proxies.merging_slashes(app.wsgi_app)  # type: ignore[assignment]
     if config.trusted_proxies:
@@ -223,10 +221,7 @@ def _turned_away(message: str) -> flask.Response:
 
 
 def _plain(message: str, code: int, headers: dict[str, str]) -> flask.Response:
-    response = flask.jsonify(message=message)
-    response.status_code = code
-    response.headers.update(headers)
-    return response
+    return flask.make_response({"message": message}, code, headers)
 
 
 def _end(response: flask.Response) -> flask.Response:

@@ -164,11 +164,10 @@ def output(jid: str) -> flask.Response:
     state, text, following_cursor, cut = _first(_looks(jid, worker, cursor), bool(number("follow", 0, 1)))
     if cut and number("notice", 0, 1):
         text = f"[pman: output is left out here]\n{text}"
-    response = flask.Response(text, content_type="text/plain; charset=utf-8")
-    response.headers.update({"X-Content-Type-Options": "nosniff", "Pman-Job-State": state.value})
-    response.headers.update({"Pman-Logs-Cut": "yes"} if cut else {})
-    response.headers.update({} if state.final else {"Pman-Logs-Next": following_cursor})
-    return response
+    headers = {"X-Content-Type-Options": "nosniff", "Pman-Job-State": state.value}
+    headers |= {"Pman-Logs-Cut": "yes"} if cut else {}
+    headers |= {} if state.final else {"Pman-Logs-Next": following_cursor}
+    return flask.Response(text, headers=headers, content_type="text/plain; charset=utf-8")
 
 
 Look = tuple[JobState, str, str, bool]
