@@ -111,7 +111,8 @@ def own_cases(directory: Path) -> list[Case]:
 def accepted(renderer: Renderer, target: str, own: Sequence[Case]) -> Mapping[str, Any]:
     """A request that the site accepts: the sample, one of its own, or the sample within its rules.
 
-    Where its templates refuse these, with what its site.yaml names; the sample where they accept nothing of it.
+    If its templates refuse all of these, users and images that its site.yaml names are tried. If they refuse these,
+    too, it is the sample.
     """
     for request in itertools.islice(_candidates(renderer, own), _MAX_CANDIDATES):
         try:
@@ -170,7 +171,7 @@ def _within(renderer: Renderer, request: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _ways_out(steps: Sequence[Step], known: Mapping[str, Mapping[Any, None]]) -> Iterator[dict[str, Any]]:
-    """What to change so that the last of these rules, which refuses, no longer does, or one before it ends the list."""
+    """Changes with which the last of these rules may no longer refuse, or one before it may end the list."""
     *before, refusing = (step.rule for step in steps)
     for conditions in (refusing.unless, *(rule.when for rule in before if rule.last)):
         yield {_FIELDS[each.field]: next(filter(partial(_holds, each), each.examples), None) for each in conditions}
@@ -183,8 +184,10 @@ def _holds(condition: Condition, value: Any) -> bool:
 
 
 def posings(case: Case, known: Mapping[str, Any], renderer: Renderer) -> Iterator[Case]:
-    """The case, and what to pose instead where a site refuses it: the same within its rules; then by the user and with
-    the image of a request that it accepts, and also with the sizes of that request.
+    """The case, and then what to pose in its place if the site refuses it.
+
+    That is first the case within the site's rules, then the case with user and image of a request that the site
+    accepts (`known`), then also with the sizes of that request.
     """
     yield case
     if case.own:

@@ -97,7 +97,7 @@ def _blocks(overlay: Overlay, template: Template) -> Iterator[Finding]:
 
 
 def _lost(overlay: Overlay, template: Template) -> Iterator[Finding]:
-    """What of a request the shipped template hands on to the scheduler, and what comes in its place does not."""
+    """What the shipped template tells the scheduler of a request, and the site's own template does not."""
     chain, of_site = overlay.chain(f"shipped/{template.name}"), overlay.chain(template.name)
     is_whole = template.name in {target.template for target in TARGETS.values()}
     if not is_whole or not chain or of_site[-1].parent:

@@ -88,10 +88,11 @@ def _cost(stored: bytes) -> int:
 
 
 def _spend(cost: int, most: int) -> None:
-    """Take the time by which a hash of `cost` (0: there is none) is compared more quickly than one of the cost `most`.
+    """Take as long as a comparison with a hash of the cost `most` takes longer than one with a hash of `cost`.
 
-    So the time of an answer tells neither who exists nor whose hash is weak. Each cost takes twice as long as the one
-    below it: a hash of cost c, and one of each cost from c to d - 1, take together as long as one of cost d.
+    cost: 0 where there is no hash. So the time of an answer tells neither who exists nor whose hash is weak. Each cost
+    takes twice as long as the one below it: a hash of cost c, and one of each cost from c to d - 1, take together as
+    long as one of cost d.
     """
     for missing in range(cost, most) if cost else (most,):
         bcrypt.hashpw(b"", bcrypt.gensalt(missing))

@@ -54,7 +54,7 @@ def origins(renderer: Renderer, target: str, request: dict[str, Any], text: str)
 
 
 def _as_asked(renderer: Renderer, request: dict[str, Any]) -> dict[str, Any]:
-    """The request without what the rules give to the job in any case, since only rules that change a job are named.
+    """The request without the values that the rules give to the job anyway: a rule that changes nothing is not named.
 
     A value is left out, or asked for with one more (under a cap) or one less (above a floor), if the job is the same.
     """
@@ -78,7 +78,9 @@ def _decided(renderer: Renderer, request: dict[str, Any]) -> Job | None:
 
 
 def _names(matcher: difflib.SequenceMatcher[str], made: tuple[Line, ...]) -> Iterator[str]:
-    """For each line of the second text. What is not the same, as a hidden value, is named if all it replaces is."""
+    """The name of each line of the second text. Lines that differ, such as one with a hidden value, have the name of
+    the lines that they replace, if these have one name.
+    """
     for tag, low, high, begin, end in matcher.get_opcodes():
         if tag == "equal":
             yield from map(_name, made[low:high])

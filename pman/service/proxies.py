@@ -38,7 +38,7 @@ def believing(trusted: Iterable[str], application: WSGIApplication) -> WSGIAppli
 
     def run(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         passed = proxies(environ)
-        # Proxies add to X-Forwarded-For; of the others the nearest one says what it was asked for.
+        # Each proxy adds to X-Forwarded-For. Of the other headers, only what the nearest one says is believed.
         believed = ProxyFix(application, x_for=passed, x_host=1, x_prefix=1) if passed else application
         return believed(environ, start_response)
 
