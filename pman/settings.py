@@ -234,27 +234,21 @@ def split_known(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     return known, [name + _did_you_mean(name.lower()) for name in values if name not in known]
 
 
-def check_for_service(settings: Settings, more: Iterable[str] = ()) -> list[str]:
-    """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server.
-
-    more: the backend's reasons. `pman.backends.check_for_service` asks for them, too.
-    """
-    problems = [*_contradictions(settings), *more]
-    if problems:
-        raise Misconfigured(" ".join(problems))
-    warnings = [text for name, text in _NO_LONGER.items() if os.environ.get(name)]
+def warnings(settings: Settings) -> Iterator[str]:
+    """What of the environment has no effect, or makes a server less safe."""
+    yield from (text for name, text in _NO_LONGER.items() if os.environ.get(name))
     strange = [name for name in os.environ if name.isupper() and name.lower() not in Settings.model_fields]
     near = [name for name in strange if difflib.get_close_matches(name.lower(), Settings.model_fields, 1, 0.9)]
-    warnings += [f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in near]
+    yield from (f"{name} is no setting of pman{_did_you_mean(name.lower())}" for name in near)
     key = settings.secret_key.get_secret_value() if settings.secret_key else ""
     if not settings.listens_locally and settings.auth_users_file is None:
-        warnings.append("Whoever reaches LISTEN_ADDRESS can run jobs: keep it to pfcon, or set AUTH_USERS_FILE.")
+        yield "Whoever reaches LISTEN_ADDRESS can run jobs: keep it to pfcon, or set AUTH_USERS_FILE."
     if not settings.dev and len(key) < 16:
-        warnings.append("SECRET_KEY is short: use at least 16 random characters.")
-    return warnings
+        yield "SECRET_KEY is short: use at least 16 random characters."
 
 
-def _contradictions(s: Settings) -> Iterator[str]:
+def problems(s: Settings) -> Iterator[str]:
+    """Why a server cannot start with these settings, whatever its backend is."""
     volume = s.storage_type in ("docker_local_volume", "kubernetes_pvc")
     if not s.dev and s.secret_key is None:
         yield "SECRET_KEY is required in production: set it to a long random text."

@@ -109,14 +109,15 @@ def check_for_service(settings: Settings) -> list[str]:
     """Warnings about these settings. Raises Misconfigured, one sentence for each reason not to start a server.
 
     A backend's own rules about settings stand in its module: `problems(settings)` and `warnings(settings)`, where it
-    has any, give a sentence each.
+    has any, give a sentence each, as those of pman.settings do.
     """
     if settings.container_env not in BACKENDS:
         raise Misconfigured(f"CONTAINER_ENV: must be one of {', '.join(BACKENDS)}")
     module = _module(settings)
-    own = [*getattr(module, "problems", lambda _: ())(settings)]
-    warnings = pman_settings.check_for_service(settings, [*_storage(settings), *own])
-    return [*warnings, *getattr(module, "warnings", lambda _: ())(settings)]
+    own = getattr(module, "problems", lambda _: ())
+    if found := [*pman_settings.problems(settings), *_storage(settings), *own(settings)]:
+        raise Misconfigured(" ".join(found))
+    return [*pman_settings.warnings(settings), *getattr(module, "warnings", lambda _: ())(settings)]
 
 
 def live(settings: Settings, spec: Spec) -> list[Problem]:

@@ -84,7 +84,7 @@ def serves(command: str, checkout: Path) -> None:
 
 def settles(command: str, checkout: Path) -> None:
     """These settings let a service start."""
-    check = "from pman import settings; settings.check_for_service(settings.load())"
+    check = "from pman import backends, settings; backends.check_for_service(settings.load())"
     run(f"{command}\n{sys.executable} -c '{check}'", checkout, SECRET_KEY="x" * 20, PYTHONPATH=str(ROOT))
 
 

@@ -342,7 +342,7 @@ def live(settings: Settings, spec: Spec) -> Iterator[Problem]:
 
 
 def create(settings: Settings) -> SlurmBackend:
-    assert settings.slurm_state_dir  # settings.check_for_service
+    assert settings.slurm_state_dir  # by check_for_service
     commands = Commands(settings.slurm_command_prefix, settings.slurm_timeout_seconds)
     commands.note_accounts()
     patience_seconds = settings.stuck_job_patience_minutes * 60
