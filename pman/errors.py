@@ -1,7 +1,5 @@
 """Every error that pman raises on purpose: its HTTP status, the sentence its user reads, whether to retry."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 

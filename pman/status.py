@@ -1,7 +1,5 @@
 """The five words of the contract, why a job failed, what else may be known of it, and one state of several workers."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """The requests that a check renders: plain and hostile ones, and those of a site."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import json

@@ -4,8 +4,6 @@ Everything that a site can write without effect (a block that overrides nothing,
 nothing reads) is a finding: silence would mean that it works.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

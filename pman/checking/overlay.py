@@ -1,7 +1,5 @@
 """Reads the templates of a site without rendering them: what they shadow, extend, include and name."""
 
-from __future__ import annotations
-
 import functools
 import re
 import typing

@@ -3,8 +3,6 @@
 What a spec would run is read back by its target (`Target.read`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

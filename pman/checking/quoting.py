@@ -1,7 +1,5 @@
 """Values in a site's templates that stand where their own quotes mean nothing."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Literal, get_origin

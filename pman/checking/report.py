@@ -1,7 +1,5 @@
 """What is found wrong, as text for people and as JSON and SARIF for programs, each cause once."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

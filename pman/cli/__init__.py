@@ -4,8 +4,6 @@ helps authors of templates in templates.py.
 Imports are local to commands where they take long: rendering needs neither flask nor a backend's library.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

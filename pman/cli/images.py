@@ -1,7 +1,5 @@
 """`pman images`: fills the directory of images of Apptainer and Singularity before jobs need them, and lists it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """`pman list`: pman's jobs as a table, once or as one that lives."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

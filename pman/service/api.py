@@ -1,7 +1,5 @@
 """The HTTP contract of pfcon: four calls below /api/v1/. Beside it OpenAPI, metrics and two probes."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass, field
 from typing import Any

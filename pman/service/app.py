@@ -1,7 +1,5 @@
 """start(): settings, renderer and backend wired together, one error handler, one log line per request."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

@@ -1,7 +1,5 @@
 """HTTP Basic authentication against an htpasswd file of bcrypt hashes (`htpasswd -B`)."""
 
-from __future__ import annotations
-
 import base64
 import codecs
 import hashlib

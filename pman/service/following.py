@@ -5,8 +5,6 @@ are whole from the beginning (w) or were cut (c), their number, a checksum of al
 most ANCHOR lines).
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import zlib

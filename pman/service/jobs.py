@@ -1,7 +1,5 @@
 """Jobs with all that is known of them, below /api/v1/jobs/: the listing, a job's resource, its spec and its output."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections import Counter

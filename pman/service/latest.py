@@ -1,7 +1,5 @@
 """The newest answer to a question that takes long, and is asked often."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """Prometheus metrics of this process."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable

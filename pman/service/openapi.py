@@ -1,7 +1,5 @@
 """The OpenAPI 3.1 description, made from the models that validate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

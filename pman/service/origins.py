@@ -1,7 +1,5 @@
 """Where the lines of what was submitted come from: the blocks and rules that make the same lines today."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The backend as a whole, at /api/v1/backend.json: whether it takes jobs, what it has, and what this service allows."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime

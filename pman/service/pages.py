@@ -4,8 +4,6 @@ They change nothing: no form and no script of theirs posts, deletes or submits a
 static/pages.js keeps them up to date; all but the playground can be read without it.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -4,8 +4,6 @@ waitress, not granian: both leave other callers served beside slow clients, gran
 second, but takes nearly twice the memory (bench/README.md). Start more replicas to serve more.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import logging

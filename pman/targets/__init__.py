@@ -4,8 +4,6 @@ To change how a target is quoted, judged or read back, change its file; to add o
 Nothing else in pman lists targets: commands, checks, pages and tests read TARGETS.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from pman.targets import docker, documents, kubernetes, local, slurm, swarm, wdl

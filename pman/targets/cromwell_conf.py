@@ -1,7 +1,5 @@
 """What the configuration of a Cromwell (HOCON, read by pyhocon) says of the jobs that a WDL sends it."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator, Mapping

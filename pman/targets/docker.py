@@ -1,7 +1,5 @@
 """The body with which Docker and Podman create a container, judged by a schema of Docker's API."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping

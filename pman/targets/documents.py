@@ -1,7 +1,5 @@
 """YAML and JSON, as the judges of several targets read them. A parser is imported when a spec needs it."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

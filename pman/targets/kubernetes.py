@@ -1,7 +1,5 @@
 """A Job of Kubernetes' batch/v1, judged by the API's own schema."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """A script for processes of this machine, without a scheduler."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from pman.job import Job

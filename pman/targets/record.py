@@ -1,7 +1,5 @@
 """What a target says of itself, and the words in which its judge and its read-back answer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Options, arguments and versions are those of src/common/slurm_opt.c in SLURM 22.
 src/sbatch/opt.c; values and exclusions are those of sbatch(1), tried with 22.05.8 and 24.11.5.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ one that carries the job's command line. This has a limit: a program does run wh
 parts, or calls it behind `PATH=... ` on the same line.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

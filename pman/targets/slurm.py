@@ -1,7 +1,5 @@
 """A batch script for sbatch: read by bash, its #SBATCH lines by rules of their own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

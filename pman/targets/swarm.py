@@ -1,7 +1,5 @@
 """The body with which Docker Swarm creates a service, judged by a schema of Docker's API."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Any

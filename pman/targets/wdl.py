@@ -1,7 +1,5 @@
 """WDL 1.0 for Cromwell: read by miniwdl, its command by bash."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Applies a site's rules (rules.py) to a job, with a record of every rule that was looked at."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

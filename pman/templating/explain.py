@@ -4,8 +4,6 @@ Which decision stands in which line is read from the templates themselves: `prin
 sets, loops, conditions, blocks and includes to the text that they end in.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -4,8 +4,6 @@ A policy that cannot be read must not count as no policy: whatever stands in a s
 error before the first job is rendered.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import stat

@@ -4,8 +4,6 @@ Text is refused (Unwritable) where the language cannot carry it, never changed. 
 its target's file (pman/targets/).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

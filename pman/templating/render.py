@@ -4,8 +4,6 @@
 `.json.j2`, `.sh.j2`). Only a value that is marked safe by hand escapes this, and `pman check` reports those.
 """
 
-from __future__ import annotations
-
 import bisect
 import functools
 import json

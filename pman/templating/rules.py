@@ -4,8 +4,6 @@ A rule has conditions (`when`, `unless`) and an outcome (`set` or `refuse`). `_W
 stand there. Their descriptions stand in the schema, and complete "must be ..." in the sentence that rejects a value.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import functools
 import operator

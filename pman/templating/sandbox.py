@@ -4,8 +4,6 @@ Jinja's autoescape carries the mark "this is quoted already" (Markup) through ma
 HTML-escape whatever is joined to such text. Here every such joining is an error instead.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -1,7 +1,5 @@
 """site.yaml: the values of a site, read strictly."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
