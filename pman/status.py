@@ -151,28 +151,19 @@ class Details:
 
 
 def to_resource(job: JobStatus, details: Details) -> dict[str, Any]:
-    """The job with all that is known of it, as JSON has it: times in ISO 8601, null for what is not known."""
+    """The job with all that is known of it, by the names that it has in JSON; None for what is not known."""
     try:
         argv = shlex.split(job.cmd) or None
     except ValueError:  # not quoted by pman, but a text of an older version of it
         argv = None
     known = asdict(details)
     resources = {name: known.pop(name) for name in ("cpu_millicores", "memory_mib", "gpu_count")}
-    document = {
+    return {
         "jid": job.jid, "state": job.state, "reason": job.reason, "message": job.message, "exit_code": job.exit_code,
         "posted_at": job.posted_at, "started_at": known.pop("started_at"), "finished_at": job.finished_at,
         "image": job.image, "argv": argv, "resources": resources,
         **known, "workers": [{"index": index, **worker} for index, worker in enumerate(known["workers"])],
     }  # fmt: skip
-    return {name: _plain(value) for name, value in document.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def merge(workers: Iterable[JobState]) -> JobState:

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def pull(wanted: tuple[str, ...], directory: str | None, program: str | None, mi
     be pulled.
     """
     config = settings.load()
-    names = [name for word in wanted for name in _names(word, config)]
+    names = [_name(word, config) for word in wanted]
     usual = "singularity" if config.slurm_runtime == "singularity" else "apptainer"
     place, tool = directory or _place(config), program or usual
     failed = 0
@@ -77,14 +76,13 @@ def list_images(directory: str | None) -> None:
         raise Misconfigured(done.stderr.strip())
 
 
-def _names(word: str, config: Settings) -> Iterator[str]:
-    """The images of a file of requests, or the one that is named."""
+def _name(word: str, config: Settings) -> str:
+    """The image of a request in a file, or the one that is named."""
     if not Path(word).is_file():
         try:
-            yield image_reference(word)
+            return image_reference(word)
         except ValueError as error:
             raise BadRequest(f"{word} is no file, and {error}.") from None
-        return
     try:
         data = json.loads(Path(word).read_bytes())
     except ValueError as error:
@@ -93,7 +91,7 @@ def _names(word: str, config: Settings) -> Iterator[str]:
     job = renderer.job(validate(data))
     target, pattern = _CHOSEN.get(config.container_env, _CHOSEN_ON_SLURM)
     chosen = re.search(pattern, renderer.render(job, target).text)
-    yield shlex.split(chosen[1])[0] if chosen else job.image
+    return shlex.split(chosen[1])[0] if chosen else job.image
 
 
 def _place(config: Settings) -> str:

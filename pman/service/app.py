@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import UTC
 from typing import Any, cast
 
 import flask
@@ -56,6 +57,7 @@ def create_app(
     app = flask.Flask("pman", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.default = lambda moment: moment.astimezone(UTC).isoformat()  # type: ignore[attr-defined]
     half = max(1, config.max_concurrent_requests // 2)
     users = Users(config.auth_users_file, half) if config.auth_users_file else None
     followers = threading.Semaphore(max(1, config.max_concurrent_requests // 4))
