@@ -11,8 +11,6 @@ A job's directory `<root>/<name>/` is made by one atomic rename, and taken away 
 What a backend keeps there besides stands in its own module.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """What a cluster says of itself: the rules that fit, as a commented site.yaml, and what it has, for the page of it."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

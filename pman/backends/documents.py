@@ -1,7 +1,5 @@
 """Specs that are YAML: what all backends that submit one ask of it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -6,8 +6,6 @@ mounts, one read-only at /share/incoming and one at /share/outgoing, and a comma
 Whatever lacks any of these, or what a backend adds to them, is somebody else's.
 """
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections.abc import Iterable, Sequence

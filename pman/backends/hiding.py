@@ -1,7 +1,5 @@
 """What was submitted, without the values of the job's environment, which may be secrets."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any

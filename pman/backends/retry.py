@@ -1,7 +1,5 @@
 """The one retry policy: errors marked `transient`, a few times, within a bound that pfcon's 100 s never reaches."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -8,8 +8,6 @@ Change labels.py for what pman writes into labels, files.py for what is read of 
 rest.py for how Cromwell is asked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

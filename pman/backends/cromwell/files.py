@@ -1,7 +1,5 @@
 """What Cromwell leaves in a call's execution directory, and why a job failed."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import posixpath

@@ -1,7 +1,5 @@
 """Cromwell's REST interface, as much of it as pman uses: https://cromwell.readthedocs.io/en/latest/api/RESTAPI/"""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import io

@@ -5,8 +5,6 @@ Bodies are sent as templates render them, so calls go by path, not by the SDK's 
 Engine API: https://docs.docker.com/reference/api/engine/version/v1.45/
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import email.utils

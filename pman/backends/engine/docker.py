@@ -7,8 +7,6 @@ no deadline, and a thread of pman's would end with it; pfcon polls its jobs all 
 looks, a job that ran longer than its limit counts as failed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Jobs of pman 4 to 6 on Docker, Podman and Swarm: two binds of directories below the store, and no restart."""
 
-from __future__ import annotations
-
 import posixpath
 
 from pman.backends.engine.api import Json

@@ -1,7 +1,5 @@
 """Images of one Docker or Podman engine: when they are pulled, and what is said when they cannot be had."""
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

@@ -1,7 +1,5 @@
 """What an engine, or a Swarm, says of its nodes, and for `pman check --live` of a job's image and networks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

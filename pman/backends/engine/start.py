@@ -8,8 +8,6 @@ of the two comes first wins, and the other one fails however late it comes. Only
 last look at it and its removal, which are milliseconds apart, would run again: engines remove what has ended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

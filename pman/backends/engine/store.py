@@ -5,8 +5,6 @@ node of a Swarm) is sent just that, and keeps links from leading out of the volu
 directory below the volume's mount point is bound, where the driver is `local` and mounts nothing there itself.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

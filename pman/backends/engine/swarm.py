@@ -10,8 +10,6 @@ pman runs, with the precision of the engine and without a thread anywhere. A tas
 `starting` while its container runs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import heapq
 import itertools

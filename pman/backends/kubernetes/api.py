@@ -5,8 +5,6 @@ and its models stand between the rendered text and the server. Inside a cluster 
 reader of kubeconfig files (certificates, exec plug-ins, OIDC, proxies) is used, and its connection pool.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What the API server says of the cluster: nodes, and for `pman templates new --from-cluster` its classes."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator

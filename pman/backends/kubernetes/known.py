@@ -1,7 +1,5 @@
 """What a Job and its pods say of a job beside its state."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pman.backends.kubernetes import ends, objects

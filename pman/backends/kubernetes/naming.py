@@ -3,8 +3,6 @@
 The rules: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/ and .../labels/.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

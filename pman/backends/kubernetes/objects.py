@@ -1,7 +1,5 @@
 """What is read of Jobs, pods and quantities: https://kubernetes.io/docs/reference/kubernetes-api/, as decoded JSON."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime

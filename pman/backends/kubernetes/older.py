@@ -1,7 +1,5 @@
 """Jobs of pman 6 on Kubernetes: the only container is named as the Job is, and mounts parts of one claim."""
 
-from __future__ import annotations
-
 from pman.backends.former import Former
 from pman.backends.kubernetes.api import Object
 from pman.job import Job

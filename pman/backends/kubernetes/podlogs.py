@@ -1,7 +1,5 @@
 """Log texts of pods. A node that does not answer costs a read time-out once in a while, not in every GET."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 

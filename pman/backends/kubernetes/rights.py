@@ -1,7 +1,5 @@
 """What pman may do in the namespace of its jobs, by one call, and what it goes without where a right is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

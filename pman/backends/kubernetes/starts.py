@@ -3,8 +3,6 @@
 Pure functions over decoded JSON of the API; the forms of the messages were recorded on 1.35.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -11,8 +11,6 @@ What makes or removes a directory holds a lock on the jid, so that nobody remove
 processes.py says which processes of the machine are a job's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

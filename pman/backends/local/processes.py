@@ -1,7 +1,5 @@
 """Which processes of this machine belong to a job, however their numbers are given away and the clock is set."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -5,8 +5,6 @@ run. state.py says what a job's directory holds, commands.py how SLURM is asked,
 sources.py which answer may be believed for what, verdict.py what becomes of the job.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

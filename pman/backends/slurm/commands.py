@@ -1,7 +1,5 @@
 """SLURM's commands as argument vectors, and what their answers mean."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What SLURM says of itself: partitions, nodes, and for `pman templates new --from-cluster` accounts and QOS."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -23,8 +23,6 @@ the token in a name  that the job belongs to the attempt
 So SLURM no longer has a job if squeue does not list it and slurmctld says that it does not know its number.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

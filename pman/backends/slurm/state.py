@@ -11,8 +11,6 @@ State directory of a job, `<SLURM_STATE_DIR>/<name>/`, seen by pman and by the n
   final.TOKEN     pman's verdict (JSON), so that it outlives SLURM's memory of the job
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

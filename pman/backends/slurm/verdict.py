@@ -1,7 +1,5 @@
 """What becomes of a job: SLURM's states as pman's, what shows that nothing of it runs, and the sentence for people."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta

@@ -5,8 +5,6 @@ https://slurm.schedmd.com/job_reason_codes.html, `opt` is the parser of options 
 (src/common/slurm_opt.c and getopt_long(3)); `22.05` was seen on SLURM 22.05.8, `sites` at sites that run SLURM.
 """
 
-from __future__ import annotations
-
 import re
 from enum import Enum
 
