@@ -69,9 +69,9 @@ def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def call_soon(function: Callable[[], R]) -> R:
-    """As `call`, for a DELETE: it begins anew within SOON_SECONDS of its begin only.
+    """As `call`, for a DELETE, which is begun anew only in its first SOON_SECONDS.
 
-    Later, its job may be gone by another DELETE, and what it would find may be a job that was posted since.
+    Later, another DELETE may have removed the job, and this one would find a job that was posted since.
     """
     soon = tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(SOON_SECONDS)
     return _POLICY.copy(stop=soon)(function)

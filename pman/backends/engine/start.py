@@ -199,7 +199,7 @@ def remove_all(api: Engine, jid: str, find: Callable[[], list[Json]] | None = No
 
 
 def _older(found: list[Json], jid: str, first_id: str) -> list[Json]:
-    """None of a job that was posted since: another DELETE of the jid was done before this one."""
+    """The containers; [] where they are of a job that was posted after another DELETE of the jid was done."""
     is_new = found and found[-1]["Id"] != first_id and f"/{backend_name(jid)}" in found[-1].get("Names", ())
     return [] if is_new else found
 

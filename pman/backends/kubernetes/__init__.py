@@ -299,7 +299,7 @@ class KubernetesBackend:
     def _mark(self, name: str, uid: str) -> bool:
         """False where there is no such Job, which is a 422 when the uid is another one, or where pman may not.
 
-        It also may not where a policy of the cluster refuses the Job as it is, which may be younger than the Job.
+        pman may not either where a policy of the cluster, made after the Job, refuses the Job as it is.
         """
         patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": ENDED}
         try:
