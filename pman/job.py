@@ -1,7 +1,5 @@
 """A job request as pfcon sends it, judged field by field, and the frozen Job that templates and backends see."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

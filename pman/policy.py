@@ -1,7 +1,5 @@
 """What the rules of a site decide about a job beside its limits and its partition, as templates read it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """STORAGE_TYPE -> the two mounts of a job, confined to the store."""
 
-from __future__ import annotations
-
 import logging
 import os
 import posixpath

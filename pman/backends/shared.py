@@ -1,7 +1,5 @@
 """Few calls of a scheduler for many threads: one that shows what all of them want, or one for several questions."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading
@@ -91,7 +89,7 @@ class Together(Generic[T]):
                 return found[key]
         return self._one(key)
 
-    def _ask(self, batch: _Batch[T]) -> None:
+    def _ask(self, batch: "_Batch[T]") -> None:
         is_turn = self._turn.acquire(timeout=PATIENCE_SECONDS)
         try:
             time.sleep(self._pause())

@@ -4,8 +4,6 @@ A rule that needs no rendering belongs in lint.py or quoting.py, a request that 
 findings are shown in report.py. What one scheduler accepts is not said here but by its target (pman/targets/).
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging
@@ -125,7 +123,7 @@ class SiteCheck:
             return "timed out" if isinstance(error.__cause__, TimedOut) else "checked"
         return "checked"
 
-    def _judge(self, attempt: _Attempt, job: Job) -> list[Finding]:
+    def _judge(self, attempt: "_Attempt", job: Job) -> list[Finding]:
         """All about one request; `attempt` renders its marked job."""
         spec = attempt.renderer.render(attempt.job, attempt.target)
         backend = attempt.renderer.settings.cromwell_backend or ""

@@ -1,7 +1,5 @@
 """The `pman` commands that talk to a pman over HTTP: run, submit, status, logs, wait, delete."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 from urllib.parse import quote, urlsplit
 
 import click
@@ -222,7 +220,7 @@ class Results:
     outgoing: Path | None  # where the output is copied at the end; None where it is in place, or not wanted
 
     @classmethod
-    def prepare(cls, jid: str, incoming: Path | None, outgoing: Path | None, request: dict[str, Any]) -> Results | None:
+    def prepare(cls, jid: str, incoming: Path | None, outgoing: Path | None, request: dict[str, Any]) -> Self | None:
         """The directories of a new job, made and named in its request; None without any."""
         if not incoming and not outgoing:
             return None
@@ -254,7 +252,7 @@ class Results:
         return results
 
     @classmethod
-    def of(cls, jid: str) -> Results | None:
+    def of(cls, jid: str) -> Self | None:
         """Those of a job that `pman run` has started from this machine's store."""
         base = os.environ.get("STOREBASE")
         copies = _copies(Path(base).resolve(), jid) if base else None
@@ -363,7 +361,7 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends the watching as Ctrl-C does."""
 
 
-def _follow(service: Service, jid: str, output: Output | None = None) -> dict[str, str]:
+def _follow(service: Service, jid: str, output: "Output | None" = None) -> dict[str, str]:
     """Poll until the job has ended, and say how it goes: its `output` as it comes, or one line on a terminal."""
     began, drawn = time.monotonic(), False
     while True:

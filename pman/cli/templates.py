@@ -329,7 +329,7 @@ def _fields(prefix: str, model: type) -> Iterator[tuple[str, str, str]]:
     for name, value in vars(model).items():
         if isinstance(value, property) or (inspect.isfunction(value) and not name.startswith("_")):
             function: Any = value.fget if isinstance(value, property) else value
-            kind = str(inspect.signature(function).return_annotation)
+            kind = inspect.formatannotation(inspect.signature(function).return_annotation)
             called = "" if isinstance(value, property) else "(...)"
             yield f"{prefix}.{name}{called}", kind, (value.__doc__ or "").split("\n")[0]
 

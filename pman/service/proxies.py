@@ -1,18 +1,13 @@
 """What pman is called from outside: the names it answers to, proxies in front of it, links that hold behind them."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Iterable
 from itertools import takewhile
-from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from werkzeug.middleware.proxy_fix import ProxyFix
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def believing(trusted: Iterable[str], application: WSGIApplication) -> WSGIApplication:

@@ -1,13 +1,11 @@
 """What pman writes into Cromwell's labels, which are all that it knows of a job later."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from pman.errors import Misconfigured
 from pman.job import Job
@@ -40,7 +38,7 @@ class Workflow:
     labels: Mapping[str, str]
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Workflow:
+    def of(cls, row: Mapping[str, Any]) -> Self:
         """The row as Cromwell answers it; of its fields only `id` and `status` are always there."""
         return cls(row["id"], row["status"], row.get("submission", ""), row.get("end", ""), row.get("labels", {}))
 

@@ -6,8 +6,6 @@ Change starts.py for why a job does not start, ends.py for how it ended, known.p
 for how the API server is asked, rights.py for what pman must be allowed, and naming.py for what settings may hold.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import heapq
@@ -20,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pman.backends import documents, line_named, retry
 from pman.backends.discovery import Overview
@@ -518,7 +516,7 @@ class _Packed(NamedTuple):
     text: bytes
 
     @classmethod
-    def of(cls, job: Object) -> _Packed:
+    def of(cls, job: Object) -> Self:
         metadata, state = job["metadata"], job_state(job["status"])
         needs_pods = state not in (JobState.NOT_STARTED, JobState.STARTED)
         return cls(str(metadata["creationTimestamp"]), metadata["uid"], needs_pods, _packed(job))
