@@ -85,7 +85,7 @@ def prepare(job: Job, settings: Settings) -> None:
 
 
 def _owner(job: Job, settings: Settings) -> tuple[int, int]:
-    """User and group that the job runs as, -1 for those of pman itself; the template of Kubernetes takes them alike."""
+    """User and group that the job runs as, -1 for those of pman itself; the template of Kubernetes chooses the same."""
     uid, gid = job.uid, job.gid
     if settings.container_env == "kubernetes":
         given = settings.securitycontext_run_as_user, settings.securitycontext_run_as_group

@@ -74,7 +74,7 @@ def _shell_text(template: Template) -> list[nodes.Node]:
 
 
 def _printed(node: nodes.Node, text: list[str]) -> Iterator[tuple[str, nodes.Node]]:
-    """Every expression that is printed below `node`, with all text that stands before it; text[0] is that so far."""
+    """Every expression that is printed below `node`, with all text that stands before it; text[0]: the text so far."""
     ways = branches(node) if isinstance(node, nodes.If) else [list(node.iter_child_nodes())]
     start = text[0]
     for branch in filter(None, ways):  # each of them begins where the others do

@@ -308,7 +308,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _ended(service: Service, jid: str) -> int:
-    """The exit code that a job which has ended is passed on with."""
+    """The exit code with which a command ends for a job that has ended."""
     return exit_code(service.in_time("GET", f"jobs/{_path(jid)}"))
 
 

@@ -104,7 +104,7 @@ def _frame(page: dict[str, Any], said: str, terminal: os.terminal_size) -> list[
 
 
 def _table(jobs: list[dict[str, str]], columns: int | None) -> Iterator[str]:
-    """Lines of equal columns. Where `columns` is given, they are cut there, and images lose their registry for it."""
+    """Lines of equal columns. columns: where lines are cut; to need no cut, images first lose their registry."""
     posted = [datetime.fromisoformat(at).timestamp() if (at := job.get("posted_at")) else None for job in jobs]
     ages = [span(time.time() - at, 1) if at else "" for at in posted]
     rows = [[j["jid"], j["status"], age, j["image"], j["message"]] for j, age in zip(jobs, ages, strict=True)]

@@ -27,7 +27,7 @@ def ask(operation: str, function: Callable[[], T]) -> T:
 
 
 def repeat(operation: str, function: Callable[[], T]) -> T:
-    """`function()` under the retry policy, what is more than one attempt counted as `operation`."""
+    """`function()` under the retry policy; each attempt after the first counts as a retry of `operation`."""
     retries = itertools.count()
 
     def attempt() -> T:

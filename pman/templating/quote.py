@@ -29,7 +29,7 @@ class Filter(NamedTuple):
 
 
 def sh(value: Any) -> str:
-    r"""A word of bash; of POSIX sh, too, without a carriage return. Numbers stay bare, booleans become true or false.
+    r"""A word of bash, and of POSIX sh if without a carriage return. Numbers stay bare, booleans become true or false.
 
     sbatch refuses a script with CR LF in it, so CR is written as $'\r'; shlex.quote has put it into single quotes.
     """
