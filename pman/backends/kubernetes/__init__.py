@@ -247,9 +247,8 @@ class KubernetesBackend:
         return 0 if is_waiting else int(status.kept(_Found).job["spec"].get("completions", 1))
 
     def streams(self, status: JobStatus, worker: int, wanted: Wanted) -> list[str]:
-        found, last = status.kept(_Found), self.workers(status) - 1
-        places = (min(place, last) for place in range(len(found.pods)))  # pods of pman 6 have no index
-        numbers = map(objects.index, found.pods) if objects.is_indexed(found.job) else places
+        found = status.kept(_Found)
+        numbers = objects.numbers(found.pods, found.job)
         pods = [pod for number, pod in zip(numbers, found.pods, strict=True) if number == worker and _begun(pod)]
         container = _container(found.job)["name"]
         return [self._reader.read(pod, container, wanted) for pod in pods]

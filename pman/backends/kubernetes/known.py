@@ -17,7 +17,7 @@ def details(job: Object, pods: Sequence[Object], status: JobStatus, container: O
     notes, spec = job["metadata"].get("annotations", {}), job["spec"]
     limits = container.get("resources", {}).get("limits", {})
     seconds = spec["template"]["spec"].get("activeDeadlineSeconds")
-    by_index = {objects.index(pod): _worker(job, pod) for pod in pods}
+    by_index = {number: _worker(job, pod) for number, pod in zip(objects.numbers(pods, job), pods, strict=True)}
     gone = Worker.of(status.state) if status.state in (JobState.SUCCEEDED, JobState.NOT_STARTED) else Worker()
     workers = tuple(by_index.get(index, gone) for index in range(spec.get("completions", 1)))
     return Details(

@@ -64,6 +64,12 @@ def index(pod: Object) -> int:
     return int(marks.get(INDEX, 0))
 
 
+def numbers(pods: Sequence[Object], job: Object) -> list[int]:
+    """The worker that each pod of the job is of. Pods of pman 6 have no index, and count in their order."""
+    last = job["spec"].get("completions", 1) - 1
+    return [index(pod) if is_indexed(job) else min(place, last) for place, pod in enumerate(pods)]
+
+
 def in_order(pods: Iterable[dict[str, Any]], job: Object) -> tuple[dict[str, Any], ...]:
     """A job's pods by completion index and age; where they have one, only the newest of each index."""
     ordered = sorted(pods, key=lambda pod: (index(pod), str(pod["metadata"]["creationTimestamp"])))

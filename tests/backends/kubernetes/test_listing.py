@@ -122,6 +122,17 @@ def of_pman_6(job: Job, status: dict[str, Any], **container: Any) -> Answer:
     return 200, {}, {"metadata": metadata, "spec": spec | template, "status": status}
 
 
+def test_workers_of_a_job_of_pman_6(script: Script, backend: kubernetes.KubernetesBackend) -> None:
+    """Their pods have no number."""
+    job, _ = job_and_spec(number_of_workers=3)
+    pods = pods_of(job, (0, "a"), (1, "b"), (2, "c"))
+    for pod in pods:
+        del pod["metadata"]["annotations"]
+    script.answers = [of_pman_6(job, {"active": 3, "ready": 3, "startTime": STARTED_AT}), (200, {}, {"items": pods})]
+    workers = backend.details(backend.status("ok2")).workers
+    assert [(worker.node, worker.state) for worker in workers] == [(node, JobState.STARTED) for node in "abc"]
+
+
 @pytest.mark.parametrize("jid", ["chris-jid-7", "chris-jid-0123456789"])
 def test_jobs_of_pman_6_go_on(script: Script, backend: kubernetes.KubernetesBackend, jid: str) -> None:
     """Also under a name that pman gives to no job any more."""
