@@ -53,6 +53,18 @@ def test_an_environment_that_works_keeps_its_python(tmp_path: Path) -> None:
     assert not [line for line in called if line.endswith(" -m")]
 
 
+def test_a_build_of_helm_that_fails(tmp_path: Path) -> None:
+    """No path is told of a program that is not there. `env GOVERSION` is all that Go is asked before the build."""
+    (tmp_path / "go").write_text('#!/bin/sh\n[ "$1" = env ] && echo go99.0 || exit 1\n')
+    (tmp_path / "go").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PMAN_DEV_HOME": str(tmp_path / "home")}
+    env["XDG_CACHE_HOME"] = str(tmp_path)
+    command = [str(ROOT / "scripts/engines/kubernetes"), "helm"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode, done.stdout
+    assert not done.stdout
+
+
 @pytest.mark.parametrize("provider", ["kind", "k3d"])
 def test_nodes_in_containers_see_the_store(tmp_path: Path, provider: str) -> None:
     """Else a job that mounts a directory of this machine would wait for it in vain. What makes the nodes fails here."""

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Builds Kueue, which the test of its recipe needs, and runs it beside the cluster; sourced after build.sh, never run.
+# Builds Kueue, which the test of its recipe needs, and runs it beside the cluster; sourced after helm.sh, never run.
 # What is built is kept: the program of 41 MiB and the definitions of Kueue's objects.
 
 readonly KUEUE_VERSION=0.17.0
@@ -7,19 +7,7 @@ KUEUE_SOURCE="$PMAN_REPOSITORY/scripts/engines/kueue"
 # Another source is another program: it must not be mistaken for the cached one.
 KUEUE="$PMAN_CACHE/kueue-$KUEUE_VERSION-$(sha256sum <"$KUEUE_SOURCE/main.go" | cut -c1-8)"
 
-# In a subshell: the build's lock, directory and environment end with it.
-require_kueue() {
-    [[ -d $KUEUE ]] || (
-        LOCK_WAIT_SECONDS=3600 lock_state "$BUILD"
-        [[ -d $KUEUE ]] && exit
-        require_build_space
-        set_go_environment
-        require_go
-        say "building Kueue $KUEUE_VERSION with $(go env GOVERSION): 1 to 2 minutes on 2 cores, once"
-        build_kueue >&2
-        remove_build
-    )
-}
+require_kueue() { build_once "$KUEUE" "Kueue $KUEUE_VERSION" "1 to 2" build_kueue; }
 
 # Kueue's own go.mod names the version of every module, and Go checks each against the public checksum database.
 build_kueue() {
