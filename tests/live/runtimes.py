@@ -7,12 +7,14 @@ import pwd
 import shlex
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.live.engine_cases import LOOK, OPTIONS
-from tests.rig import OUT, ROOT, Rig, Server
+from tests.rig import OUT, ROOT, Rig, Server, wait_for
 
 PAGE = ROOT / "docs" / "runtimes.md"
 # Devices that every container has.
@@ -103,3 +105,21 @@ def assert_no_directory_is_an_option(server: Server, rig: Rig, outside: Path) ->
             assert {",", ":"} & set(text), (text, job)
             assert job["message"].startswith("a path must not hold a colon or a comma"), (text, job)
     assert not (outside / "written").exists()
+
+
+def assert_delete_ends_what_ignores_term(rig: Rig, jobs: Mapping[str, tuple[Server, int]]) -> None:
+    """No worker of these jobs does anything after the 204. jobs: jid -> who runs it, number of its workers."""
+    script = OUT + 'trap "" TERM; while :; do echo beat >> "$out/beats.$PMAN_WORKER_INDEX"; sleep 0.1; done'
+
+    def delete(jid: str) -> None:
+        server, workers = jobs[jid]
+        assert server.post(rig.request(jid, script, number_of_workers=workers)).status_code == 201
+        beats = [rig.outgoing(jid) / f"beats.{worker}" for worker in range(workers)]
+        wait_for(lambda: all(file.exists() for file in beats), rig.job_seconds, f"the first beats of {jid}")
+        assert server.delete(jid).status_code == 204, jid
+        sizes = [file.stat().st_size for file in beats]
+        time.sleep(0.5)  # five beats
+        assert [file.stat().st_size for file in beats] == sizes, jid
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(delete, jobs))

@@ -24,6 +24,7 @@ from tests.backends.test_local import GATED, command_line, local_rig, members, s
 from tests.conftest import development
 from tests.contract import HOSTILE, Contract
 from tests.live import runtimes
+from tests.live.test_slurm import slurm_rig
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 
@@ -199,6 +200,18 @@ class TestPodman(Contract):
         server.post(rig.request(jid, "sleep 1"))
         assert server.wait_final(jid)["status"] == "finishedSuccessfully"
         assert beats.stat().st_size == size
+
+    @pytest.mark.live("slurm")
+    def test_delete_ends_a_container_that_ignores_term_on_slurm(self, rig: Rig, jid: str, tmp_path: Path) -> None:
+        """SLURM, whose KillWait is 8 s here, kills the client and not the container."""
+        overlay = tmp_path / "slurm" / "job.sh.j2"
+        overlay.parent.mkdir()
+        path = f"PATH={shlex.quote(rig.env['PATH'].partition(':')[0])}:$PATH"
+        overlay.write_text(f'{{% extends "shipped/slurm/job.sh.j2" %}}{{% block prologue %}}\n{path}\n{{% endblock %}}')
+        over = slurm_rig(rig.logs, development("slurm"), SLURM_RUNTIME="podman", TEMPLATES_DIR=str(tmp_path))
+        with running(replace(over, image=rig.image, user="", prefix=())) as over:  # as root, whom the engine serves
+            server = over.start()
+            runtimes.assert_delete_ends_what_ignores_term(over, {f"{jid}-1": (server, 1), f"{jid}-2": (server, 2)})
 
 
 @pytest.mark.live("swarm")

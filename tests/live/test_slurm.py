@@ -7,6 +7,7 @@ drain nodes or stop daemons have a SLURM of their own, which forgets jobs after 
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import shlex
 import shutil
@@ -25,6 +26,7 @@ import pytest
 
 from tests.conftest import NEEDS_SOMETHING, development
 from tests.contract import HOSTILE, Contract
+from tests.live import runtimes
 from tests.rig import COUNTED, ROOT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
@@ -261,6 +263,18 @@ class TestOnTheSharedSlurm:
         job = pman.wait_final(jid)
         assert (job["status"], job["message"]) == ("finishedWithError", "The job was cancelled in SLURM.")
         assert "begun" in job["logs"]
+
+    def test_delete_ends_a_command_that_ignores_term(self, shared: Rig, tmp_path: Path, jid: str) -> None:
+        """KillWait is 8 s, and SLURM finds the processes of a job by their parents."""
+        root = development("slurm")["PMAN_TEST_IMAGE_DIR"]
+        shutil.copytree(root, tmp_path / "images" / "img" / "localhost%none+1", symlinks=True)
+        with running(dataclasses.replace(shared, servers=[])) as rig:
+            none, bubblewrap, charliecloud = (
+                rig.start(SLURM_RUNTIME=runtime, SLURM_IMAGE_DIR=str(tmp_path / "images"))
+                for runtime in ("none", "bubblewrap", "charliecloud")
+            )
+            jobs = {"none": (none, 1), "bwrap": (bubblewrap, 1), "bwraps": (bubblewrap, 2), "ch": (charliecloud, 2)}
+            runtimes.assert_delete_ends_what_ignores_term(rig, {f"{jid}-{name}": job for name, job in jobs.items()})
 
     def test_suspended_by_an_admin_goes_on(self, shared: Rig, pman: Server, jid: str) -> None:
         pman.post(shared.request(jid, COUNTED + 'until [ -e "$out/go" ]; do sleep 0.1; done', time_limit_minutes=5))

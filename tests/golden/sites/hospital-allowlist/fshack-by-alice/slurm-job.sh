@@ -49,7 +49,8 @@ else
 fi
 set -m # every worker is a process group of its own
 workers_started=()
-# What a container runtime puts its own in place of:
+tenths_from_term_to_kill=100 # of a second
+# What a container runtime or a scheduler puts its own in place of:
 prepare() { :; }             # before the workers start
 run_command() { exec "$@"; } # of a worker
 explain() { # EXIT_CODE: pman's word for the reason of it, and the reason
@@ -59,6 +60,7 @@ explain() { # EXIT_CODE: pman's word for the reason of it, and the reason
   case "$said" in "") ;; "a path "*) echo "refused $said" ;; *) echo "node $said" ;; esac
 }
 clean_up() { :; }            # after the workers have ended
+shorten_wait() { :; }        # sets tenths_from_term_to_kill, if the scheduler kills this script earlier
 epilogue() { :; }            # the site's, after that, in a process of its own; its exit code counts
 
 cannot_run() { # SENTENCE: ends a worker that cannot have its container
@@ -86,12 +88,13 @@ signal_workers() { # SIGNAL: true while any process of any worker is left
   return "$left"
 }
 
-await_workers() { # for 10 s, and no longer
-  for _ in {1..100}; do signal_workers 0 || break; sleep 0.1; done
+await_workers() { # and kill what is left after tenths_from_term_to_kill
+  local left
+  for ((left = tenths_from_term_to_kill; left > 0; left--)); do signal_workers 0 || break; sleep 0.1; done
   signal_workers KILL
 }
 
-stop() { # EXIT_CODE REASON WORD: TERM, 10 s later KILL
+stop() { # EXIT_CODE REASON WORD: TERM, later KILL
   trap '' TERM INT HUP USR1 USR2
   [ ! -e rc ] || exit "$1"
   [ ! -e pulling ] || set -- "$1" "$2 while its image was being pulled" "${3-}"
@@ -99,6 +102,7 @@ stop() { # EXIT_CODE REASON WORD: TERM, 10 s later KILL
   printf '%s %s\n' "$1" "$2" >ending # in case that this script is killed before it is done
   mapfile -t workers_started < <(jobs -pr) # the number of one that has ended may be somebody else's by now
   signal_workers TERM
+  shorten_wait
   await_workers
   clean_up
   start_epilogue "$1"
@@ -290,6 +294,13 @@ explain() { # EXIT_CODE: 126 and 255 may be the runtime's own, which then says w
 }
 
 clean_up() { remove_scratch; }
+# SLURM kills this script KillWait after TERM, and not the containers of Podman: their end must come before.
+shorten_wait() {
+  local seconds
+  seconds=$(timeout 2 scontrol show config 2>/dev/null | sed -n 's/^KillWait *= \([0-9]*\).*/\1/p')
+  [ "${seconds:-30}" -ge 13 ] || tenths_from_term_to_kill=$(((seconds - 3) * 10))
+}
+
 
 run_worker() {
   mkdir -p "work.$1" && cd "work.$1" || exit 126 # what the command writes where it is does not meet the files below
