@@ -110,7 +110,7 @@ class Rig:
     with a POSIX sh. read_only_input: the backend keeps jobs from writing into their input. workers: it runs several
     workers a job. job_seconds: the longest that a job which does next to nothing may take from POST to its end.
     user: who runs the jobs and owns what is in the store, where that is not this process's user; prefix: a command that
-    runs the command that follows it as that user. uid: the number of a user that root's jobs have in their container.
+    runs the command that follows it as that user.
     unknown: what the backend cannot know of a job, where docs/usage.md has no column for it.
     """
 
@@ -123,7 +123,6 @@ class Rig:
     job_seconds: float = 60
     user: str = ""
     prefix: tuple[str, ...] = ()
-    uid: int = 0
     unknown: frozenset[str] | None = None
     servers: list[Server] = field(default_factory=list)
 

@@ -43,7 +43,7 @@ class Site:
     def offer(self, *images: str, root: Path | None = None, **fields: Any) -> None:
         """Let the registry have these images, all of the same busybox (or `root`); `fields` as in registry.json."""
         image = {"root": str(root or development("slurm")["PMAN_TEST_IMAGE_DIR"])}
-        content = {"images": dict.fromkeys(images, image), "ordinary_user": True, **fields}
+        content = {"images": dict.fromkeys(images, image), **fields}
         (self.root / "registry.json").write_text(json.dumps(content))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+import shutil
 import stat
 import tempfile
 import time
@@ -60,7 +61,7 @@ def seen(server: Server, rig: Rig, jid: str) -> Mapping[str, str]:
         job = server.wait_final(jid, rig.job_seconds)
     assert job["status"] == "finishedSuccessfully", job
     *words, root, read_only, user = (rig.outgoing(jid) / "seen").read_text().splitlines()
-    submitter = pwd.getpwnam(rig.user).pw_uid if rig.user else os.getuid() or rig.uid
+    submitter = pwd.getpwnam(rig.user).pw_uid if rig.user else os.getuid()
     whose = "the submitter's" if int(user) == submitter else user
     found = dict(zip(nodes, words, strict=True))
     found |= {"root can be written": root, "input is read-only": read_only, "user": whose}
@@ -94,6 +95,7 @@ def assert_no_directory_is_an_option(server: Server, rig: Rig, outside: Path) ->
         for path in directories.values():
             (rig.store / path).mkdir(parents=True)
             (rig.store / path / "own").touch()
+            shutil.chown(rig.store / path, rig.user or os.getuid())
         assert server.post(request).status_code == 201
     for text, request in requests.items():
         job = server.wait_final(request["jid"], rig.job_seconds)

@@ -1,15 +1,19 @@
-"""Jobs in Apptainer's stand-in (tests/fakes/apptainer), on every backend that may call Apptainer."""
+"""Jobs in Apptainer's stand-in (tests/fakes/apptainer), on every backend that may call Apptainer.
+
+As root, pman, Cromwell and the jobs run as an ordinary user.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,9 @@ from tests.backends.test_local import local_rig
 from tests.conftest import development
 from tests.contract import HOSTILE, Contract
 from tests.fakes.apptainer_rig import IMAGE, Site, apptainer_site
-from tests.fakes.cromwell_rig import cromwell, rig_over, shared_slurm
+from tests.fakes.cromwell_rig import Slurm, cromwell, rig_over
 from tests.live import runtimes
-from tests.live.test_slurm import slurm_rig
+from tests.live.test_slurm import SCRIPT, open_directory, ordinary, slurm_rig
 from tests.rig import COUNTED, OUT, Rig, Server, running, wait_for
 
 pytestmark = pytest.mark.live("slurm")
@@ -190,10 +194,20 @@ class TestLocal(WithTimeToEnd):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Rig]:
-        development("slurm")
-        rig = local_rig(tmp_path_factory.mktemp(ODD), LOCAL_RUNTIME="apptainer", PATH=site.path)
-        with running(dataclasses.replace(rig, image=IMAGE, read_only_input=True, uid=1000)) as rig:
+        engine = development("slurm")
+        user = ordinary(engine)
+        directory = open_directory(user, ODD)
+        env = {"LOCAL_RUNTIME": "apptainer", "PATH": site.path, "PMAN_DEV_HOME": engine["PMAN_DEV_HOME"]}
+        rig = replace(local_rig(directory, **env), user=user, prefix=(SCRIPT, "run", "--"))
+        shutil.chown(rig.store, user or os.getuid())
+        with running(replace(rig, image=IMAGE, read_only_input=True)) as rig:
             yield rig
+
+    @pytest.fixture
+    @staticmethod
+    def tmp_path(rig: Rig) -> Path:
+        """One that pman's user may enter."""
+        return open_directory(rig.user)
 
     def test_what_a_site_hands_on(self, rig: Rig, jid: str, tmp_path: Path) -> None:
         """What its block exports arrives byte for byte, what is the node's by pattern, directories by name."""
@@ -236,7 +250,7 @@ class TestSlurm(WithTimeToEnd):
         overlay.write_text(f'{{% extends "shipped/slurm/job.sh.j2" %}}\n{prologue}')
         env = {"SLURM_RUNTIME": "apptainer", "TEMPLATES_DIR": str(site.root / "templates")}
         rig = slurm_rig(tmp_path_factory.mktemp("slurm"), engine, **env)
-        with running(dataclasses.replace(rig, image=IMAGE)) as rig:
+        with running(replace(rig, image=IMAGE)) as rig:
             yield rig
 
     @pytest.fixture
@@ -248,18 +262,21 @@ class TestCromwell(InApptainer):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Rig]:
-        directory = tmp_path_factory.mktemp("cromwell")
+        engine = development("slurm")
+        user = ordinary(engine)
+        directory = open_directory(user)
         (site.root / "profile").write_text(f"{site.profile}\nexport PMAN_SITE_VALUE={shlex.quote(HOSTILE[2])}\n")
+        slurm = Slurm(engine, (SCRIPT, "run", "--"), user)
         env = {
             "PMAN_PROLOGUE": f". {site.root}/profile",
             "PMAN_PASS_ENVIRONMENT": "PMAN_SITE_* NO_SUCH",
             "PMAN_CONTAINER_ARGS": f"--bind {directory}:/atlas:ro --workdir /no/such",
         }
         with (
-            cromwell(directory / "cromwell", shared_slurm(), "apptainer", **env) as server,
+            cromwell(directory / "cromwell", slurm, "apptainer", **env) as server,
             rig_over(server, directory) as rig,
         ):
-            yield dataclasses.replace(rig, image=IMAGE, read_only_input=True, uid=1000)
+            yield replace(rig, image=IMAGE, read_only_input=True)
 
     @pytest.fixture
     def images(self, rig: Rig) -> Path:

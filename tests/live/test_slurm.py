@@ -80,9 +80,9 @@ def ordinary(engine: dict[str, str]) -> str:
     return engine["PMAN_TEST_USER"] if os.geteuid() == 0 else ""
 
 
-def open_directory(user: str) -> Path:
+def open_directory(user: str, name: str = "") -> Path:
     """An empty directory that `user` owns and every user may enter, which pytest's are not; gone at the end."""
-    directory = Path(tempfile.mkdtemp(prefix="pman-t-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix=f"pman-t-{name}", dir="/tmp"))
     directory.chmod(0o755)
     if user:
         shutil.chown(directory, user, user)
