@@ -90,6 +90,9 @@ class TestBubblewrap(Contract):
     def test_what_a_job_sees(self, server: Server, rig: Rig, jid: str) -> None:
         assert runtimes.seen(server, rig, jid).items() <= runtimes.table()["bubblewrap"].items()
 
+    def test_delete_ends_a_command_that_ignores_term(self, server: Server, rig: Rig, jid: str) -> None:
+        runtimes.assert_delete_ends_what_ignores_term(rig, {f"{jid}-1": (server, 1), f"{jid}-2": (server, 2)})
+
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.stem)
 def test_examples(server: Server, rig: Rig, slurm: Slurm, path: Path) -> None:
