@@ -77,6 +77,9 @@ ANSWER_SECONDS = 0.02  # so long the removal of a marked Job lets the answer to 
 DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
 # of a Job that DELETE takes away: its pods end at once, and Kubernetes removes it where pman is killed before it does.
 ENDED = {"activeDeadlineSeconds": 0, "ttlSecondsAfterFinished": 60}
+# Removes managedFields. The API server then need not note who set which field, which takes 2 ms of 8 (measured, 1.35):
+# https://kubernetes.io/docs/reference/using-api/server-side-apply/#clearing-managedfields
+NO_MANAGERS: list[Object] = [{}]
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun
 OLDEST_MINOR = 31  # of Kubernetes 1.x. Older ones call a Job failed while its other pods still write (KEP 3939).
 # etcd refuses requests above 1.5 MiB, and says so misleadingly (422 "selector not auto-generated", measured).
@@ -298,7 +301,8 @@ class KubernetesBackend:
 
         pman may not either where a policy of the cluster, made after the Job, refuses the Job as it is.
         """
-        patch = {"metadata": {"uid": uid, "annotations": {DELETED: "yes"}}, "spec": ENDED}
+        metadata = {"uid": uid, "annotations": {DELETED: "yes"}, "managedFields": NO_MANAGERS}
+        patch = {"metadata": metadata, "spec": ENDED}
         try:
             return self._api.call("PATCH", f"{self._jobs}/{name}", body=patch, allow=(404, 409, 422))[0] < 400
         except (Denied, Refused) as error:

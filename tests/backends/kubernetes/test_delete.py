@@ -60,8 +60,8 @@ def test_delete_ends_this_very_object_and_its_pods(script: Script, backend: kube
     script.answers = [(200, {}, created(job, spec)), (200, {}, {}), (409, {}, FOREIGN_UID)]
     backend.delete("ok2")
     await_removals()
-    marked = {"metadata": {"uid": "u", "annotations": {"pman.deleted": "yes"}}, "spec": kubernetes.ENDED}
-    assert script.asked[1][::2] == ("PATCH", marked)
+    metadata = {"uid": "u", "annotations": {"pman.deleted": "yes"}, "managedFields": [{}]}
+    assert script.asked[1][::2] == ("PATCH", {"metadata": metadata, "spec": kubernetes.ENDED})
     assert script.asked[2][2] == {"propagationPolicy": "Foreground", "preconditions": {"uid": "u"}}
 
 
