@@ -541,6 +541,24 @@ def test_project_configuration_notes_a_cancelled_job(project_conf: Path, tmp_pat
         assert final(target, workflow)["returnCode"] == 125
 
 
+def test_project_configuration_aborts_where_slurm_does_not_say_the_end(
+    project_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "silent"
+    for name, words in {"squeue": "exec sleep 60", "scancel": "exit 0"}.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n[ ! -e {silent} ] || {words}\nexec {FAKE}/bin/{name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with serving(tmp_path, conf=project_conf) as target:
+        workflow = submit(target, "echo begin; sleep 300")
+        wait_for(lambda: target.job_id(workflow), TIMEOUT_SECONDS, "job")
+        wait_for(lambda: "begin" in output(target.calls(workflow)[0]), TIMEOUT_SECONDS, "begin")
+        silent.touch()
+        target.post(workflow, "abort")
+        wait_for(lambda: target.status(workflow) == "Aborted", 30, "end")
+        silent.unlink()
+
+
 def test_project_configuration_notes_a_job_that_left_no_code(
     project_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
