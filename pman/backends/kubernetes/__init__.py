@@ -75,9 +75,10 @@ NAME = "org.chrisproject.pman.name"  # label of a Job
 REMOVAL = "removal of the Job"  # name of a thread
 ANSWER_SECONDS = 0.02  # so long the removal of a marked Job lets the answer to the DELETE go first
 DELETED = "pman.deleted"  # annotation of a Job that DELETE takes away, also of one that pman 6 has made
-# of a Job that DELETE takes away: its pods end at once, and Kubernetes removes it where pman is killed before it does.
+# of a Job that DELETE takes away: its pods end at once, and Kubernetes removes it where pman is killed before it does,
+# a suspended one when it is resumed.
 ENDED = {"activeDeadlineSeconds": 0, "ttlSecondsAfterFinished": 60}
-# Removes managedFields. The API server then need not note who set which field, which takes 2 ms of 8 (measured, 1.35):
+# Removes managedFields. The API server need not note then who set which field: 1.2 of 5.5 ms (measured, 1.35). See
 # https://kubernetes.io/docs/reference/using-api/server-side-apply/#clearing-managedfields
 NO_MANAGERS: list[Object] = [{}]
 NEVER_RAN = "org.chrisproject.pman.never-ran"  # annotation of a job that pman ended before any of its pods had begun

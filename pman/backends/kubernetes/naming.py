@@ -11,8 +11,12 @@ from pman.settings import Settings
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# What the template says itself: a selector or a policy relies on it.
-OWN_LABELS = re.compile(r"app\.kubernetes\.io/(managed-by|name|instance|component)|org\.chrisproject\.pman\..*")
+# Labels that the template sets, because selectors or policies rely on them, and labels that Kubernetes sets itself
+# (https://kubernetes.io/docs/reference/labels-annotations-taints/): it refuses a Job with others of these (422, 1.35).
+OWN_LABELS = re.compile(
+    r"app\.kubernetes\.io/(managed-by|name|instance|component)|org\.chrisproject\.pman\..*"
+    r"|(batch\.kubernetes\.io/)?(controller-uid|job-name)"
+)
 MOST_USER = 2**31 - 1  # runAsUser and runAsGroup
 
 
@@ -29,7 +33,7 @@ def problems(s: Settings) -> Iterator[str]:
             if value and not _NAME.fullmatch(value)
         )
     own = [name for name in s.job_labels if OWN_LABELS.fullmatch(name)]
-    yield from (f"JOB_LABELS: {name} is pman's own label; leave it out." for name in own)
+    yield from (f"JOB_LABELS: pman or Kubernetes sets the label {name}; leave it out." for name in own)
     yield from _bad_names(s)
     users = {"CONTAINER_USER": max([0, *map(int, re.findall(r"[0-9]+", s.container_user or ""))])}
     users["SECURITYCONTEXT_RUN_AS_USER"] = s.securitycontext_run_as_user or 0

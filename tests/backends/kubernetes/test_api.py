@@ -216,6 +216,7 @@ def test_a_file_that_is_no_kubeconfig(text: str, tmp_path: Path, monkeypatch: py
     [
         ("JOB_LABELS", "x=a b"), ("JOB_LABELS", "-x=a"), ("JOB_LABELS", f"x={'a' * 64}"),
         ("JOB_LABELS", "app.kubernetes.io/managed-by=Helm"), ("JOB_LABELS", "org.chrisproject.pman.name=x"),
+        ("JOB_LABELS", "controller-uid=x"), ("JOB_LABELS", "batch.kubernetes.io/job-name=x"),
         ("NODE_SELECTOR", "disk=a/b"), ("PFCON_SELECTOR", "app=a b"), ("IMAGE_PULL_SECRETS", "A_b"),
         ("JOB_NAMESPACE", "Chris"), ("GPU_RESOURCE_NAME", "gpu"), ("CONTAINER_USER", "5-1:0"),
         ("CONTAINER_USER", "4294967295:0"), ("SECURITYCONTEXT_RUN_AS_USER", "4294967295"),
