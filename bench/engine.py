@@ -30,6 +30,7 @@ from pman.backends import local
 from pman.backends.logs import of_job
 from pman.job import Job, make_job, validate
 from pman.targets import TARGETS
+from pman.templating import decide, rules
 from pman.templating.render import Renderer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,11 @@ def rendering() -> dict[str, float]:
         figures[f"render {target}, ms"] = per_call(lambda target=target: renderer.render(job, target))  # type: ignore[misc]
     figures["render k8s and parse, ms"] = per_call(lambda: yaml.load(renderer.render(job, "k8s").text, LOADER))
     figures["render swarm and parse, ms"] = per_call(lambda: yaml.load(renderer.render(job, "swarm").text, LOADER))
+    conditions = {"user": ["a*", "bob"], "image": "docker.io/fnndsc/pl-*", "memory_mib": ">= 500", "gpus": "0 to 4"}
+    many = [{"when": conditions, "set": {"qos": f"q{n}", "memory_mib": {"at_least": n}}} for n in range(1, 201)]
+    named = [{"name": f"rule {n}"} | rule for n, rule in enumerate(many)]
+    site = rules.read({"rules": named}, lambda _: 1, "site.yaml", TARGETS)
+    figures["decide by 200 rules, ms"] = per_call(lambda: decide.decide(job, site, None))
     api = client.ApiClient()
     figures["the same Job by kubernetes' models, serialised, ms"] = per_call(
         lambda: api.sanitize_for_serialization(model(job))
