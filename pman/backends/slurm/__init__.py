@@ -68,7 +68,7 @@ class SlurmBackend:
 
     def submit(self, job: Job, spec: Spec) -> JobStatus:
         for _ in range(SUBMIT_TRIES):
-            fresh = not (self._root / job.name).is_dir() and disk.create_directory(self._root, job, spec)
+            fresh = disk.create_directory(self._root, job, spec)
             with contextlib.suppress(NotFound):  # deleted since
                 return self._submit(find(self._root, job.jid), job.digest, None if fresh else spec)
         raise BackendError(f"{self._root / job.name} is in the way of a job; remove it.")

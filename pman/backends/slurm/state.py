@@ -65,7 +65,16 @@ class Files:
 
 
 def create_directory(root: Path, job: Job, spec: Spec) -> bool:
-    """The directory of a new attempt at `job`; False when there is a directory already."""
+    """The directory of a new attempt at `job`; False when there is a directory already.
+
+    SLURM 24.11.5 makes the directory of a deleted job anew, for the log of one that carries the same attempt and starts
+    late. The logs are listed before the look for a job, so that none of a job that comes meanwhile is removed.
+    """
+    logs = list((root / job.name).glob("slurm-*.log"))
+    if (root / job.name / "job.json").exists():
+        return False
+    for path in logs:
+        path.unlink(missing_ok=True)
     return directories.create(root, job, spec, lambda record: ("lock", f"attempt.{record.token}")) is not None
 
 

@@ -98,6 +98,16 @@ def test_a_directory_without_a_job(engine: Fake) -> None:
         engine.submit()
 
 
+def test_a_directory_that_slurm_has_made_anew(engine: Fake) -> None:
+    """For the log of a job that carries a deleted attempt and starts late, as slurmstepd of SLURM 24.11.5 does."""
+    engine.backend.delete(engine.submit("j").jid)
+    (engine.root / "j").mkdir()
+    (engine.root / "j" / "slurm-9.log").write_text("mv: cannot stat 'attempt'\n")
+    assert engine.backend.jobs(9) == []
+    record = engine.submit("j")
+    assert (read_number(record), list(record.directory.glob("slurm-*.log"))) == ("10", [])
+
+
 @pytest.mark.parametrize("name", ["site-{}", "{}@site", "another-name"])
 def test_a_job_is_found_by_its_number(engine: Fake, name: str) -> None:
     """Whatever a plug-in has made of its name, and also where the list of all jobs lacks it."""
