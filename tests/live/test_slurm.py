@@ -51,7 +51,8 @@ class Slurm:
         return done.stdout
 
     def command(self, *argv: str) -> str:
-        return run(self.environment, *argv)
+        """As this process's user, whom a site without slurm.conf lets use the one of slurmctld."""
+        return run({**self.environment, "SLURM_CONF": self.environment["PMAN_DEV_SLURM_RUN"] + "/slurm.conf"}, *argv)
 
 
 def run(environment: dict[str, str], *argv: str) -> str:
@@ -138,15 +139,16 @@ def slurm_id(rig: Rig, jid: str) -> str:
     return Path(rig.env["SLURM_STATE_DIR"], jid, "slurm_id").read_text()
 
 
-def wrapped(directory: Path, name: str, script: str) -> str:
-    """A PATH whose `name` is `script`, a shell script in which $real is the real command."""
-    real = shutil.which(name)
+def wrapped(directory: Path, name: str, script: str, commands: str = "") -> str:
+    """A PATH whose `name` is `script`, a shell script in which $real is the command of the PATH `commands`."""
+    commands = commands or os.environ["PATH"]
+    real = shutil.which(name, path=commands)
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o777)  # the script runs as pman's user
     path = directory / name
     path.write_text(f"#!/bin/bash\nreal={real}\nhere={shlex.quote(str(directory))}\n{script}\n")
     path.chmod(0o755)
-    return f"{directory}:{os.environ['PATH']}"
+    return f"{directory}:{commands}"
 
 
 @pytest.fixture
