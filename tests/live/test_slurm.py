@@ -294,6 +294,10 @@ class TestOnTheSharedSlurm:
     def test_the_limit_of_a_partition(self, shared: Rig, pman: Server, jid: str) -> None:
         """SLURM warns the script, so that this tells the end of its time from a cancellation."""
         pman.post(shared.request(jid, COUNTED + "sleep 600", partition="short"))
+        wait_for(lambda: shared.executions(jid), 60, "the job to begin")
+        # More than the 30 s between two looks of SLURM at limits, so that it warns in one look and ends in another.
+        soon = time.strftime("%FT%T", time.localtime(time.time() + 35))
+        run(shared.env, "scontrol", "update", f"jobid={slurm_id(shared, jid)}", f"endtime={soon}")
         job = pman.wait_final(jid, 240)
         assert (job["status"], "time limit" in job["message"]) == ("finishedWithError", True)
         result = Path(shared.env["SLURM_STATE_DIR"], jid, "rc")
