@@ -55,6 +55,7 @@ ENGINES = {"kubernetes": "kubernetes", "odman": "podman", "swarm": "swarm", "doc
 # How many seconds a test takes, by a part of its id: the first part that fits counts. Most tests take less than 2.
 SECONDS = {
     "live/test_chaos": 45, "live/kubernetes": 9, "live/test_deploy": 28, "live/test_bench": 20, "cromwell_faults": 10,
+    "slurm_faults": 7,
     "test_sites": 10, "test_new_backend": 20, "test_example.py": 60, "test_commands": 4, "": 2,
 }  # fmt: skip
 
