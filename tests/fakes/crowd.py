@@ -202,7 +202,11 @@ class Docker(Engine):
         if path.endswith("/start"):
             return {}
         if path == "/containers/json":
-            return [] if "limit-minutes" in query.get("filters", "") else self.documents("row", self.jids())
+            if "limit-minutes" in query.get("filters", ""):
+                return []
+            asked = json.loads(query.get("filters", "{}")).get("id")
+            running = (jid for jid in asked or () if self.text(jid) and self.stage(jid) == 1)
+            return self.documents("row", running if asked else self.jids())
         jid = path.split("/")[2]
         return self.document("inspected", jid) if self.text(jid) else None
 

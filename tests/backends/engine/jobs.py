@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import datetime
+from email.utils import format_datetime
 from typing import Any
 
 from pman import backends, settings
@@ -77,6 +80,14 @@ def once(cut: Callable[[Call], Answer], then: Callable[[Call], Answer]) -> Calla
         return left.pop()(call) if left else then(call)
 
     return answer
+
+
+def at(now: datetime) -> Callable[[Call, bytes], bytes]:
+    """What an engine of that clock sends; the fake closes the connection behind what a test has changed."""
+    date = re.compile(rb"\r\nDate: [^\r]*")
+    return lambda _, sent: date.sub(
+        f"\r\nConnection: close\r\nDate: {format_datetime(now, usegmt=True)}".encode(), sent
+    )
 
 
 def workers(engine: FakeEngine, count: int, *states: dict[str, Any] | None) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ from pman.backends.engine import docker, swarm
 from pman.errors import NotFound
 from pman.service import metrics
 from pman.status import JobState
-from tests.backends.engine.jobs import IDENTITY, IMAGE, TIME, container, load, service, task, workers
+from tests.backends.engine.jobs import IDENTITY, IMAGE, TIME, at, container, load, service, task, workers
 from tests.fakes.engine import Answer, Call, FakeEngine
 from tests.rig import with_memory
 
@@ -116,14 +113,6 @@ def test_status_of_tasks(engine: FakeEngine, tasks: list[dict[str, Any]], state:
     assert status.message.endswith(message)
     assert bool(status.message) == bool(message)
     assert (status.finished_at is not None) == status.state.final
-
-
-def at(now: datetime) -> Callable[[Call, bytes], bytes]:
-    """What an engine of that clock sends; the fake closes the connection behind what a test has changed."""
-    date = re.compile(rb"\r\nDate: [^\r]*")
-    return lambda _, sent: date.sub(
-        f"\r\nConnection: close\r\nDate: {format_datetime(now, usegmt=True)}".encode(), sent
-    )
 
 
 @pytest.mark.parametrize(("ran_seconds", "state"), [(10, "started"), (310, "finishedWithError")])
