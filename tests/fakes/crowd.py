@@ -30,7 +30,7 @@ SECONDS = {
     "kubernetes": {"^GET": 0.004, "": 0.006},
     "docker": {"^GET": 0.0012, "/start$": 0.326, "": 0.036},
     "swarm": {"^GET": 0.0014, "": 0.0017},
-    "cromwell": {"/metadata$": 0.0136, "^GET": 0.0083, "": 0.0142},
+    "cromwell": {"/metadata$": 0.0136, "^GET|/query$": 0.0083, "": 0.0142},
 }
 FILLER = "x" * 3000  # what pman does not read of a document: 3 KB of a pod, of a container that is inspected
 LINES = b"".join(b"a line of the output of a job, number %d\n" % n for n in range(20))
@@ -271,19 +271,18 @@ class Cromwell(Crowd):
     STATES = ("Submitted", "Running", "Succeeded")
 
     def answer(self, method: str, path: str, query: Query, body: bytes) -> Answer:
+        if path.endswith("/query"):
+            labels = [part["labelor"] for part in json.loads(body) if "labelor" in part] if body else [query["label"]]
+            name, asked = labels[0].partition(":")[0], [one.partition(":")[2] for one in labels]
+            found = [*filter(self.text, asked)] if name == self.NAME else self.jids()[: int(query["pagesize"])]
+            return 200, f'{{"results": {self.documents("row", found)}, "totalResultsCount": {len(found)}}}'
         if method == "POST":
             parts = {
                 m[1].decode(): m[2].decode() for m in re.finditer(rb'name="(\w+)".*?\r\n\r\n(.*?)\r\n--', body, re.S)
             }
-            labels = parts["labels"]
-            if not self.add(json.loads(labels)[self.NAME], labels):
+            if not self.add(json.loads(parts["labels"])[self.NAME], parts["labels"]):
                 return 400, {"message": "Requested workflow IDs are already in use"}
             return 201, {"id": parts["requestedWorkflowId"], "status": "Submitted"}
-        if path.endswith("/query"):
-            name, _, jid = query["label"].partition(":")
-            one = [jid] if self.text(jid) else []
-            found = one if name == self.NAME else self.jids()[: int(query["pagesize"])]
-            return 200, f'{{"results": {self.documents("row", found)}, "totalResultsCount": {len(found)}}}'
         if path.endswith("/backends"):
             return 200, {"supportedBackends": ["SLURM"], "defaultBackend": "SLURM"}
         jid = path.split("/")[-2].removeprefix("id-")

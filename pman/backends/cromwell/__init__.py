@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,7 @@ from pman.backends.cromwell import rest as cromwell_rest
 from pman.backends.cromwell.labels import Workflow
 from pman.backends.discovery import Overview, Place
 from pman.backends.logs import Wanted
+from pman.backends.shared import Together
 from pman.errors import BadRequest, Misconfigured, Unreachable, jid_taken, no_such_job
 from pman.job import Job
 from pman.settings import Settings
@@ -67,6 +68,8 @@ METADATA = ("status", "end", "failures", "executionStatus", "jobId", "returnCode
 PATIENCE_SECONDS = 1.0  # a POST waits no longer until its workflow shows; quick servers need 0.2-0.45 s
 STOCK_SECONDS = 600.0  # a server that was slower than that is asked again after this time
 WINDOW_SECONDS = 12.0  # a stock server shows a workflow, or a new label, after 5-7 s
+KEPT_SECONDS = 600.0  # metadata of a job that SLURM has; a site's templates may let Cromwell run it again
+MAX_KEPT = 20_000  # workflows, in 1.5 KiB each
 MAX_REMEMBERED = 1000  # jobs that nobody asked for since they were posted
 # An abort that reaches Cromwell after its restart and before it is at the job again ends the workflow without `kill`:
 # engine/.../EngineJobExecutionActor.scala of Cromwell 93, EngineLifecycleActorAbortCommand.
@@ -102,6 +105,8 @@ class CromwellBackend:
         self._settings = settings
         self._labels = label.of_site(settings.job_labels)
         self._posted: dict[str, _Posted] = {}
+        self._together = Together(self._find, self._find_several)
+        self._kept: dict[str, tuple[float, Mapping[str, Any]]] = {}  # workflow id -> when metadata was read, and it
         self._stock_until = 0.0
         self._may_probe = True
 
@@ -173,11 +178,16 @@ class CromwellBackend:
 
     def _find(self, jid: str) -> Workflow | None:
         """The jid's last workflow, a living one before a deleted one (the older pman may have made several)."""
-        if len(jid) > label.LABEL_MAX:
-            return None
-        rows = self._client.query(f"{label.NAME}:{jid}")
+        return self._last(jid, map(Workflow.of, self._client.query(f"{label.NAME}:{jid}")))
+
+    def _find_several(self, jids: Collection[str]) -> Mapping[str, Workflow]:
+        """The same of those that one query shows."""
+        found = [*map(Workflow.of, self._client.query_several(f"{label.NAME}:{jid}" for jid in jids))]
+        return {jid: last for jid in jids if (last := self._last(jid, found))}
+
+    def _last(self, jid: str, found: Iterable[Workflow]) -> Workflow | None:
         # Some databases compare without regard to case.
-        mine = [w for w in map(Workflow.of, rows) if w.labels.get(label.NAME) == jid]
+        mine = [w for w in found if w.labels.get(label.NAME) == jid]
         last = max(mine, key=lambda w: (w.attempt, not w.dead, w.submission), default=None)
         posted = self._posted.get(jid)
         if last and posted and last.attempt >= posted.attempt:
@@ -209,30 +219,52 @@ class CromwellBackend:
         return bool(cromwell_rest.IN_USE.search(answer.text))
 
     def status(self, jid: str) -> JobStatus:
-        found = self._find(jid)
+        _require_possible(jid)
+        found = self._together.get(jid)
         if found and not found.dead:
             return self._describe(jid, found)
         attempt = found.attempt + 1 if found else 1
         posted = self._recently_posted(jid, attempt)
-        if posted or (len(jid) <= label.LABEL_MAX and self._is_taken(jid, attempt)):
+        if posted or self._is_taken(jid, attempt):
             return _unseen(jid, posted or self._posted.get(jid))
         self._posted.pop(jid, None)
         raise no_such_job(jid)
 
     def _describe(self, jid: str, found: Workflow) -> JobStatus:
-        """The status of a workflow: from the query alone before it was picked up, else with a little metadata.
+        """The status of a workflow. Its end is final when the query shows it, a second or so after metadata does.
 
-        The query has the status at every poll; whether the job of a running one waits or runs, and where its logs
-        are, is in metadata only.
+        So no replica can see it end before another one, which keeps metadata, sees it run.
         """
-        waiting, more = found.status in ("On Hold", "Submitted"), found.keys_of_identity()
-        keys = more if waiting else [*METADATA, *more]
-        meta = (self._client.metadata(found.id, keys) if keys else {}) or {"status": found.status}
+        meta = self._metadata(found)
         calls = [entry for entries in meta.get("calls", {}).values() for entry in entries]
         image, cmd = found.identity(meta, calls)
-        state, message = self._judge(meta.get("status", found.status), meta, calls)
+        state, message = self._judge(found.status, meta, calls)
         end = datetime.fromisoformat(meta["end"]) if state.final and "end" in meta else None
         return JobStatus(jid, image, cmd, state, message, end, _Seen(found, calls), found.posted_at, found.user)
+
+    def _metadata(self, found: Workflow) -> Mapping[str, Any]:
+        """What the query does not say: whether the job of a running workflow waits or runs, and where its logs are.
+
+        Once SLURM has the job, metadata has nothing new before the job ends. The query, and the job's files where pman
+        sees them, show that too; so it is read again then.
+        """
+        more = found.keys_of_identity()
+        if found.status in ("On Hold", "Submitted"):
+            return self._client.metadata(found.id, more) if more else {}
+        read_at, meta = self._kept.pop(found.id, (0.0, {}))
+        is_running, now = found.status == "Running", time.monotonic()
+        if not is_running or now - read_at > KEPT_SECONDS or not self._is_in_slurm(meta):
+            read_at, meta = now, self._client.metadata(found.id, [*METADATA, *more])
+        if is_running and not more:
+            if len(self._kept) >= MAX_KEPT:
+                self._kept.clear()
+            self._kept[found.id] = read_at, meta
+        return meta
+
+    def _is_in_slurm(self, meta: Mapping[str, Any]) -> bool:
+        calls = [call for entries in meta.get("calls", {}).values() for call in entries]
+        numbered = (call["executionStatus"] == "Running" and "jobId" in call for call in calls)
+        return bool(calls) and all(numbered) and self._files.exit_code(calls[-1]) is None
 
     def _judge(self, status: str, meta: Mapping[str, Any], calls: list[Mapping[str, Any]]) -> tuple[JobState, str]:
         states = [_call_state(status, call) for call in calls or [{}]]
@@ -276,12 +308,11 @@ class CromwellBackend:
         return label.details(status, seen.workflow, calls[-1].get("runtimeAttributes", {}) if calls else {})
 
     def delete(self, jid: str) -> None:
+        _require_possible(jid)
         found = self._find(jid)
         if found is None or found.dead:
             attempt = found.attempt + 1 if found else 1
-            known = self._recently_posted(jid, attempt) or (
-                len(jid) <= label.LABEL_MAX and self._is_taken(jid, attempt)
-            )
+            known = self._recently_posted(jid, attempt) or self._is_taken(jid, attempt)
             if not known and not found:
                 raise no_such_job(jid)
             if not known and self._may_probe:  # deleted before, by a DELETE whose answer may have been lost
@@ -414,6 +445,11 @@ def _unseen(jid: str, posted: _Posted | None) -> JobStatus:
     image, cmd = (posted.image, posted.cmd) if posted else ("", "")
     message = _WAITING["Submitted", JobState.NOT_STARTED]
     return JobStatus(jid, image, cmd, JobState.NOT_STARTED, message, private=_Seen())
+
+
+def _require_possible(jid: str) -> None:
+    if len(jid) > label.LABEL_MAX:
+        raise no_such_job(jid)
 
 
 def _require_same(digest: str, job: Job) -> None:

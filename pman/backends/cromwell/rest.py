@@ -94,6 +94,11 @@ class Client:
         found = self._json("GET", f"{self._base}/query", params=params)
         return list(found.get("results", []))
 
+    def query_several(self, labels: Iterable[str]) -> list[dict[str, Any]]:
+        """Workflows with one of these labels, their labels included. By POST: an address takes 2 KiB."""
+        body = [*({"labelor": label} for label in labels), {"additionalQueryResultFields": "labels"}]
+        return list(self._json("POST", f"{self._base}/query", json=body).get("results", []))
+
     def status(self, name: str) -> str:
         """The workflow's status, "" while Cromwell does not know it."""
         found = self._json("GET", f"{self._base}/{name}/status", accept=(200, 404))
