@@ -18,7 +18,7 @@ from tests.backends.engine.jobs import PODMAN, at, container, load, posted, work
 from tests.fakes import crowd, crowd_rig
 from tests.fakes.engine import Answer, Call, FakeEngine
 
-NOW = datetime.now(UTC).isoformat()
+NOW = (datetime.now(UTC) + timedelta(hours=1)).isoformat()  # tests run up to an hour after this; nothing is overdue
 ROW: dict[str, Any] = {"Id": "c1", "Names": ["/chris-jid-1"], "State": "running"}
 RUNNING: dict[str, Any] = {"Status": "running", "Running": True, "StartedAt": NOW}
 
