@@ -383,9 +383,11 @@ def test_environment_of_minichris_for_pods(
     docker: list[str], image: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image is swapped and nothing else, over a Podman of its own, whose socket is as systemd makes it."""
-    monkeypatch.setenv("PMAN_DEV_HOME", tempfile.mkdtemp(prefix="pman-"))  # a short path, which a socket's must be
+    home = Path(tempfile.mkdtemp(prefix="pman-"))  # a short path, which a socket's must be
     try:
-        socket = Path(development("podman")["PODMAN_DOCKER_HOST"].removeprefix("unix://"))
+        with monkeypatch.context() as own:  # other engines stay where they are
+            own.setenv("PMAN_DEV_HOME", str(home))
+            socket = Path(development("podman")["PODMAN_DOCKER_HOST"].removeprefix("unix://"))
         socket.chmod(0o660)
         podman = ["docker", "--host", f"unix://{socket}"]
         out(["bash", "-c", f"{shlex.join([*docker, 'save', image])} | {shlex.join([*podman, 'load'])}"])
@@ -405,7 +407,8 @@ def test_environment_of_minichris_for_pods(
         wait_for(lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0, 30, "pman to listen")
         run_as_pfcon(podman, "pman", Path(store))
     finally:
-        out([str(ROOT / "scripts/engines/podman"), "down"])
+        out([str(ROOT / "scripts/engines/podman"), "down"], env={**os.environ, "PMAN_DEV_HOME": str(home)})
+        assert not home.exists()  # it goes with what was the last in it
 
 
 @pytest.mark.parametrize("option", ["", "--existing"])
