@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -202,23 +203,79 @@ def test_cromwell_is_killed_while_a_job_runs(engine: Cromwell, rig: Rig, jid: st
     assert rig.executions(jid) == 1
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("kill", 0.0), ("stop", 0.15)])
+@pytest.mark.parametrize(("how", "seconds"), [("kill", 0.0), ("stop", 0.15), ("stop", 2.0)])
 def test_a_job_is_deleted_right_after_a_restart_of_cromwell(
-    engine: Cromwell, slurm: Slurm, rig: Rig, jid: str, how: str, seconds: float
+    slurm: Slurm, tmp_path: Path, jid: str, how: str, seconds: float
 ) -> None:
-    """An abort before Cromwell is at the job again would end the workflow, and leave the job of SLURM alone.
+    """An abort before Cromwell is at the job again ends the workflow, and leaves the job of SLURM alone.
 
-    The job is deleted after so many seconds. Without pman's wait this failed for 0.05 to 0.25 s, and not outside.
+    After its restart, this Cromwell gives jobs their tokens only after 6 s. The job is deleted after so many seconds.
     """
+    with cromwell(tmp_path / "engine", slurm, "bubblewrap", **QUICK) as engine, rig_over(engine, tmp_path) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED + UNTIL_GO))
+        server.wait_state(jid, "started")
+        (number,) = slurm.jobs(jid, "RUNNING")
+        getattr(engine, how)()
+        engine.options += ("--set", "token_period=6")
+        engine.start()
+        time.sleep(seconds)
+        wait_for(lambda: server.delete(jid).status_code == 204, 90, "a DELETE that is done")
+        assert number not in slurm.jobs(jid, "RUNNING")
+        assert server.get(jid).status_code == 404
+
+
+def test_cromwell_and_its_kill_are_killed(engine: Cromwell, slurm: Slurm, rig: Rig, jid: str) -> None:
+    """After its restart, Cromwell finds the code that an abort writes first, and does not run `kill` again."""
     server = rig.start()
     server.post(rig.request(jid, COUNTED + UNTIL_GO))
     server.wait_state(jid, "started")
     (number,) = slurm.jobs(jid, "RUNNING")
-    getattr(engine, how)()
+    slurm.daemon("stop", "slurmctld")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            deleted = pool.submit(server.delete, jid)
+            processes = wait_for(lambda: _tree_of(engine), 30, "Cromwell to run `kill`")
+            engine.kill()
+            for process in processes:
+                process.kill()
+            assert deleted.result().status_code == 503
+    finally:
+        slurm.daemon("start", "slurmctld")
     engine.start()
-    time.sleep(seconds)
     wait_for(lambda: server.delete(jid).status_code == 204, 90, "a DELETE that is done")
-    wait_for(lambda: number not in slurm.jobs(jid, "RUNNING"), 20, "the job of SLURM to end")
+    assert number not in slurm.jobs(jid, "RUNNING")
+
+
+def test_scancel_fails_for_a_while(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """Cromwell says Aborted after its one `kill` has failed. The job must have ended before a DELETE is a 204."""
+    commands, broken = tmp_path / "bin", tmp_path / "broken"
+    commands.mkdir()
+    scancel = commands / "scancel"
+    scancel.write_text(f'#!/bin/sh\n[ ! -e {broken} ] || exit 1\nexec {shutil.which("scancel")} "$@"\n')
+    scancel.chmod(0o755)
+    env = QUICK | {"PATH": f"{commands}:{os.environ['PATH']}"}
+    with cromwell(tmp_path / "engine", slurm, "bubblewrap", **env) as engine, rig_over(engine, tmp_path) as rig:
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED + UNTIL_GO))
+        server.wait_state(jid, "started")
+        (number,) = slurm.jobs(jid, "RUNNING")
+        broken.touch()
+        answer = server.delete(jid)
+        assert answer.status_code == 503
+        assert "has not ended the job in SLURM yet" in answer.json()["message"]
+        assert number in slurm.jobs(jid, "RUNNING")
+        broken.unlink()
+        assert server.delete(jid).status_code == 204
+        assert number not in slurm.jobs(jid, "RUNNING")
+        assert server.get(jid).status_code == 404
+
+
+def _tree_of(server: Cromwell) -> list[psutil.Process]:
+    """What Cromwell has started, once it has begun to run scancel."""
+    assert server.process
+    below = psutil.Process(server.process.pid).children(recursive=True)
+    return below if any(process.name() == "scancel" for process in below) else []
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])

@@ -4,8 +4,8 @@ Cromwell's labels are all the state there is. A jid's n-th life is the workflow 
 Cromwell accepts once only, so that no retry, replica or kill can make two; DELETE labels it `deleted`. A new workflow
 stays invisible for up to 5 s on a stock server: until then this process remembers what it posted, and another one
 asks with a submission that cannot succeed whether the id is taken.
-Change labels.py for what pman writes into labels, files.py for what is read of a call's files and why a job failed, and
-rest.py for how Cromwell is asked.
+Change labels.py for what pman writes into labels, files.py for what is read of a call's files and why a job failed,
+ending.py for a DELETE around a restart of Cromwell, and rest.py for how Cromwell is asked.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any
 
 from pman.backends import hiding, retry
+from pman.backends.cromwell import ending
 from pman.backends.cromwell import files as cromwell_files
 from pman.backends.cromwell import labels as label
 from pman.backends.cromwell import rest as cromwell_rest
@@ -71,9 +72,8 @@ WINDOW_SECONDS = 12.0  # a stock server shows a workflow, or a new label, after 
 KEPT_SECONDS = 600.0  # metadata of a job that SLURM has; a site's templates may let Cromwell run it again
 MAX_KEPT = 20_000  # workflows, in 1.5 KiB each
 MAX_REMEMBERED = 1000  # jobs that nobody asked for since they were posted
-# An abort that reaches Cromwell after its restart and before it is at the job again ends the workflow without `kill`:
-# engine/.../EngineJobExecutionActor.scala of Cromwell 93, EngineLifecycleActorAbortCommand.
-RECONNECT_SECONDS = 5.0
+RECONNECT_SECONDS = 5.0  # for a configuration that cannot do what ending.py needs
+KILL_FAILS_SECONDS = 8.0  # the reference configuration's `kill` gives up after 10 s at the earliest
 ABORT_SECONDS = 60.0  # a stock server looks for aborts every 30 s
 
 
@@ -324,22 +324,35 @@ class CromwellBackend:
             if not shown or shown.dead:
                 return
             found = shown
-        retry.call_last(self._remove, jid, found)  # a second look would find what this one has labelled as deleted
+        began = time.monotonic()
+        retry.call_last(
+            self._remove, jid, found, began
+        )  # a second look would find what this one has labelled as deleted
 
-    def _remove(self, jid: str, found: Workflow | None) -> None:
+    def _remove(self, jid: str, found: Workflow | None, began: float) -> None:
         """End this workflow and label it as deleted; then the jid's others of the same life, or of one before."""
         assert found is not None
         last = found.attempt  # what is posted meanwhile is another life
         while found and not found.dead and found.attempt <= last:
-            self._end(found)
+            self._end(found, began)
             self._bury(jid, found)
             found = self._find(jid)
 
-    def _end(self, found: Workflow) -> None:
-        if _state(found.status, "").final:
-            return
-        if self._client.pick_ups(found.id) > 1:  # Cromwell was restarted; by now it has picked the workflow up again
-            time.sleep(RECONNECT_SECONDS)
+    def _end(self, found: Workflow, began: float) -> None:
+        """Abort the workflow. Where its `kill` may not have run, or may have failed, have it run again."""
+        if found.status != "Aborted":
+            if _state(found.status, "").final:
+                return
+            self._abort(found)
+        meta = self._client.metadata(found.id, ending.KEYS)
+        quick = not found.status.startswith("Abort") and time.monotonic() - began < KILL_FAILS_SECONDS
+        if ending.is_possible(meta) and (ending.was_restarted(meta) or not quick):
+            ending.end_job(self._client, found.id, meta, ABORT_SECONDS)
+
+    def _abort(self, found: Workflow) -> None:
+        meta = self._client.metadata(found.id, ending.KEYS)
+        if ending.was_restarted(meta) and not ending.is_possible(meta):
+            time.sleep(RECONNECT_SECONDS)  # by now Cromwell is at most jobs again, and runs `kill`
         self._client.abort(found.id)
         if not retry.wait_until(lambda: _state(self._client.status(found.id), "").final, ABORT_SECONDS):
             raise Unreachable("Cromwell has not ended the job yet; delete it again.")

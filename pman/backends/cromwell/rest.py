@@ -109,11 +109,6 @@ class Client:
         found = self._json("GET", f"{self._base}/{name}/metadata", accept=(200, 404), params={"includeKey": [*keys]})
         return {} if found.get("status") == "fail" else found
 
-    def pick_ups(self, name: str) -> int:
-        """How often Cromwell has begun to work at a workflow: once, and again after each restart."""
-        events = self.metadata(name, ["workflowProcessingEvents"]).get("workflowProcessingEvents", [])
-        return sum(event.get("description") == "PickedUp" for event in events)
-
     def patch_labels(self, name: str, labels: Mapping[str, str]) -> None:
         self._call("PATCH", f"{self._base}/{name}/labels", json=dict(labels))
 

@@ -269,6 +269,7 @@ class _Call:
     values: wdl.Values
     rules: wdl.ReturnRules
     job_id: str | None  # known from before a restart
+    _may_kill: bool = True
     _times: list[str] = field(default_factory=list)
 
     def put(self, **values: Any) -> None:
@@ -313,6 +314,10 @@ class _Call:
             for _ in _PHASES[2:-1]:
                 self._phase()
             seen = self._prepare()
+            if self.job_id is not None and self.run.row.state == "Aborting":
+                # reconnectToExistingJob of SharedFileSystemAsyncJobExecutionActor.scala: an abort of before the restart
+                # has left a code, and `kill` is not run again, also if that one died in the middle of it
+                self._may_kill = self.job.code() is None
             if self.job_id is None:
                 self.job_id = await self._submit(seen)
                 self.engine.store.set_job(self.run.row.id, self.job.attempt, self.job_id)
@@ -363,7 +368,8 @@ class _Call:
         while True:
             if self.run.aborted.is_set() and not killed:
                 killed = True
-                await self.engine.off(job.kill, self.job_id, seen)
+                if self._may_kill:
+                    await self.engine.off(job.kill, self.job_id, seen)
             await (asyncio.sleep(wait) if killed else self.run.pause(wait))
             wait = min(wait * pace.poll_factor, pace.poll_max)
             code = job.code()
