@@ -42,11 +42,13 @@ def yaml(value: Any) -> str:
         return "null"
     if number := bare(value):
         return number
+    if isinstance(value, str):
+        return f'"{_YAML_SPECIAL.sub(_yaml_escape, text_of(value))}"'
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{yaml(str(k))}: {yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(yaml(item) for item in value) + "]"
-    return f'"{_YAML_SPECIAL.sub(_yaml_escape, text_of(value))}"'
+    return text_of(value)  # raises
 
 
 def _yaml_escape(match: re.Match[str]) -> str:
