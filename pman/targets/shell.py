@@ -6,6 +6,7 @@ parts, or calls it behind `PATH=... ` on the same line.
 """
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -166,11 +167,11 @@ def _end_session(leader: int) -> None:
 
     Where there is no /proc, the limit of CPU time ends them.
     """
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for pid in glob.glob("[0-9]*", root_dir="/proc"):  # of pathlib's, a process that ends is an error
         with contextlib.suppress(OSError):
-            session = stat.read_text().rpartition(")")[2].split()[3]
+            session = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[3]
             if int(session) == leader:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _recorded(text: str) -> Delivered:

@@ -322,7 +322,7 @@ def test_the_check_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.
 def processes_of(place: Path) -> list[str]:
     """The processes whose command line names `place`."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            found += [path.parent.name] if str(place).encode() in path.read_bytes() else []
+            found += [pid] if str(place).encode() in Path("/proc", pid, "cmdline").read_bytes() else []
     return found
