@@ -50,14 +50,23 @@ def _judge(text: str, how: Judging) -> Iterator[Problem]:
         yield Problem(error.message)
 
 
+# https://kubernetes.io/docs/reference/labels-annotations-taints/; that it refuses others was seen on 1.35 (422).
+SET_BY_KUBERNETES = re.compile(r"(batch\.kubernetes\.io/)?(controller-uid|job-name)")
+
+
 def _labels(data: Mapping[str, Any], text: str) -> Iterator[Problem]:
-    """Labels that the API refuses though its schema allows them: values are names of at most 63 characters."""
-    template = ((data.get("spec") or {}).get("template") or {}).get("metadata") or {}
-    for metadata in (data.get("metadata") or {}, template):
+    """Labels that the API refuses though its schema allows them."""
+    of_pods = ((data.get("spec") or {}).get("template") or {}).get("metadata") or {}
+    for metadata in (data.get("metadata") or {}, of_pods):
         for name, value in (metadata.get("labels") or {}).items():
-            if len(value) > 63 or not re.fullmatch(r"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?)?", value):
+            refusal = ""
+            if metadata is of_pods and SET_BY_KUBERNETES.fullmatch(name):
+                refusal = f"the label {name} of the pods is set by Kubernetes, which refuses a Job with another"
+            elif len(value) > 63 or not re.fullmatch(r"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?)?", value):
+                refusal = f"the label {name} cannot be {value!r}: an annotation can"
+            if refusal:
                 lines = [n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"{name}:")]
-                yield Problem(f"the label {name} cannot be {value!r}: an annotation can", lines[-1] if lines else None)
+                yield Problem(refusal, lines[-1] if lines else None)
 
 
 def _read(job: Job, text: str) -> Delivered:

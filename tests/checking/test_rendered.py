@@ -275,6 +275,11 @@ BROKEN = [
         K8S, 4, "the label user cannot be '$(pman-check-injected)", "invalid",
     ),
     Broken(
+        "label that Kubernetes sets",
+        only(K8S, "pod_labels", "{{ super() }}\n        job-name: mine\n"),
+        K8S, 4, "the label job-name of the pods is set by Kubernetes", "invalid",
+    ),
+    Broken(
         "image that is no reference",
         {DOCKER: extending(DOCKER, '{% set image = "https://mirror.example.org/" ~ job.image %}\n')},
         DOCKER, 1, "fnndsc/pl-simpledsapp:2.1.0' is no OCI image reference", "changed",

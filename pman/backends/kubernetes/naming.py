@@ -7,16 +7,13 @@ import re
 from collections.abc import Iterator
 
 from pman.settings import Settings
+from pman.targets.kubernetes import SET_BY_KUBERNETES
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# Labels that the template sets, because selectors or policies rely on them, and labels that Kubernetes sets itself
-# (https://kubernetes.io/docs/reference/labels-annotations-taints/): it refuses a Job with others of these (422, 1.35).
-OWN_LABELS = re.compile(
-    r"app\.kubernetes\.io/(managed-by|name|instance|component)|org\.chrisproject\.pman\..*"
-    r"|(batch\.kubernetes\.io/)?(controller-uid|job-name)"
-)
+# Labels that the template sets, because selectors or policies rely on them, and labels that Kubernetes sets itself.
+OWN_LABELS = re.compile(rf"app\.kubernetes\.io/(managed-by|name|instance|component)|{SET_BY_KUBERNETES.pattern}")
 MOST_USER = 2**31 - 1  # runAsUser and runAsGroup
 
 
