@@ -25,6 +25,7 @@ import requests
 from pman.backends.cromwell.labels import workflow_id
 from tests.fakes.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
 from tests.fakes.faultproxy import FaultProxy
+from tests.live import runtimes
 from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, wait_for
 
 pytestmark = pytest.mark.live("slurm")
@@ -249,12 +250,7 @@ def test_cromwell_and_its_kill_are_killed(engine: Cromwell, slurm: Slurm, rig: R
 
 def test_scancel_fails_for_a_while(slurm: Slurm, tmp_path: Path, jid: str) -> None:
     """Cromwell says Aborted after its one `kill` has failed. The job must have ended before a DELETE is a 204."""
-    commands, broken = tmp_path / "bin", tmp_path / "broken"
-    commands.mkdir()
-    scancel = commands / "scancel"
-    scancel.write_text(f'#!/bin/sh\n[ ! -e {broken} ] || exit 1\nexec {shutil.which("scancel")} "$@"\n')
-    scancel.chmod(0o755)
-    env = QUICK | {"PATH": f"{commands}:{os.environ['PATH']}"}
+    broken, env = _faulty(tmp_path, "scancel", "exit 1")
     with cromwell(tmp_path / "engine", slurm, "bubblewrap", **env) as engine, rig_over(engine, tmp_path) as rig:
         server = rig.start()
         server.post(rig.request(jid, COUNTED + UNTIL_GO))
@@ -269,6 +265,23 @@ def test_scancel_fails_for_a_while(slurm: Slurm, tmp_path: Path, jid: str) -> No
         assert server.delete(jid).status_code == 204
         assert number not in slurm.jobs(jid, "RUNNING")
         assert server.get(jid).status_code == 404
+
+
+def test_squeue_hangs_at_a_delete(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """That it says nothing does not mean that the job has ended."""
+    broken, env = _faulty(tmp_path, "squeue", "exec sleep 60")
+    with cromwell(tmp_path / "engine", slurm, "bubblewrap", **env) as engine, rig_over(engine, tmp_path) as rig:
+        broken.touch()
+        runtimes.assert_delete_ends_what_ignores_term(rig, {jid: (rig.start(), 1)})
+
+
+def _faulty(tmp_path: Path, name: str, fault: str) -> tuple[Path, dict[str, str]]:
+    """A file, and the environment of a Cromwell whose command `name` does `fault` while that file is there."""
+    broken, command = tmp_path / "broken", tmp_path / "bin" / name
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\n[ ! -e {broken} ] || {fault}\nexec {shutil.which(name)} "$@"\n')
+    command.chmod(0o755)
+    return broken, QUICK | {"PATH": f"{command.parent}:{os.environ['PATH']}"}
 
 
 def _tree_of(server: Cromwell) -> list[psutil.Process]:

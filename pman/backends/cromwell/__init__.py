@@ -263,7 +263,7 @@ class CromwellBackend:
 
     def _is_in_slurm(self, meta: Mapping[str, Any]) -> bool:
         calls = [call for entries in meta.get("calls", {}).values() for call in entries]
-        numbered = (call["executionStatus"] == "Running" and "jobId" in call for call in calls)
+        numbered = (call.get("executionStatus") == "Running" and "jobId" in call for call in calls)
         return bool(calls) and all(numbered) and self._files.exit_code(calls[-1]) is None
 
     def _judge(self, status: str, meta: Mapping[str, Any], calls: list[Mapping[str, Any]]) -> tuple[JobState, str]:

@@ -18,7 +18,8 @@ class Fault(Enum):
 
 
 # (words, fault, source). The first row that is found in the words counts; a refusal that is in no row is the request's.
-# Every row holds several words or a name of SLURM's: SLURM repeats what it refuses, and a partition may be "standby".
+# SLURM repeats what it refuses, and a partition may be "standby" or "QOSMaxSubmit". So every row holds several words,
+# or says where SLURM's word stands.
 # deploy/cromwell/slurm.conf has the rows of PASSING, too.
 REFUSALS: tuple[tuple[str, Fault, str], ...] = (
     (r"unable to contact|contacting slurm", Fault.PASSING, "errno"),
@@ -39,7 +40,7 @@ REFUSALS: tuple[tuple[str, Fault, str], ...] = (
     (r"error generating job credential|slurm internal error", Fault.PASSING, "errno"),
     # A limit on how many jobs are in the queue heals as jobs end; the other limits of an association or a QOS, such as
     # AssocMaxCpuPerJobLimit, do not.
-    (r"(Assoc|QOS)[A-Za-z]*Submit", Fault.PASSING, "reasons; 22.05"),
+    (r"^(sbatch: )?error: (Assoc|QOS)[A-Za-z]*Submit", Fault.PASSING, "reasons; 22.05"),
     (r"required partition not available", Fault.PASSING, "errno: the partition is INACTIVE or DRAIN"),
     (r"requested reservation not usable now", Fault.PASSING, "errno"),
     (r"unrecognized option|invalid option --|requires an argument|doesn't allow an argument|is ambiguous",

@@ -65,6 +65,7 @@ REFUSED: list[tuple[str, int, type[Exception]]] = [
     (SUBMITTING + "Invalid partition name specified", 1, BadRequest),
     ("sbatch: error: invalid partition specified: standby", 1, BadRequest),
     ("sbatch: error: invalid partition specified: munge-communication", 1, BadRequest),
+    ("sbatch: error: invalid partition specified: QOSMaxSubmit", 1, BadRequest),
     (SUBMITTING + "Requested node configuration is not available", 1, BadRequest),
     (SUBMITTING + "Invalid account or account/partition combination specified", 1, BadRequest),
     ("sbatch: error: AssocMaxCpuPerJobLimit\n" + SUBMITTING + "Job violates accounting/QOS policy (job submit limit, "
