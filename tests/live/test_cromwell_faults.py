@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from pman.backends.cromwell.labels import workflow_id
-from tests.fakes.cromwell_rig import Cromwell, Slurm, cromwell, own_slurm, rig_over
+from tests.fakes.cromwell_rig import CONF, Cromwell, Slurm, cromwell, own_slurm, rig_over
 from tests.fakes.faultproxy import FaultProxy
 from tests.live import runtimes
 from tests.rig import COUNTED, FINAL, OUT, ROOT, Rig, wait_for
@@ -224,6 +224,32 @@ def test_a_job_is_deleted_right_after_a_restart_of_cromwell(
         wait_for(lambda: server.delete(jid).status_code == 204, 90, "a DELETE that is done")
         assert number not in slurm.jobs(jid, "RUNNING")
         assert server.get(jid).status_code == 404
+
+
+def test_a_configuration_that_cannot_run_kill_again(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """DELETE waits until Cromwell is at its jobs again, and submits no workflow that would become a job of SLURM."""
+    conf = CONF.read_text().replace('String ends_workflow = ""\n', "").replace("'${ends_workflow}'", "")
+    assert "ends_workflow" not in "".join(line for line in conf.splitlines() if not line.strip().startswith("#"))
+    (tmp_path / "slurm.conf").write_text(conf)
+    options = ("--pace", "test", "--conf", str(tmp_path / "slurm.conf"))
+    with (
+        cromwell(tmp_path / "engine", slurm, "bubblewrap", *options, **QUICK) as engine,
+        rig_over(engine, tmp_path) as rig,
+    ):
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED + UNTIL_GO))
+        server.wait_state(jid, "started")
+        (number,) = slurm.jobs(jid, "RUNNING")
+        engine.kill()
+        engine.options += ("--set", "token_period=4")
+        engine.start()
+        query = f"{engine.url}/api/workflows/v1/query"
+        (found,) = requests.get(query, timeout=20).json()["results"]
+        events = f"{engine.url}/api/workflows/v1/{found['id']}/metadata?includeKey=workflowProcessingEvents"
+        wait_for(lambda: requests.get(events, timeout=20).text.count('"PickedUp"') == 2, 30, "the second pick-up")
+        assert server.delete(jid).status_code == 204
+        wait_for(lambda: number not in slurm.jobs(jid, "RUNNING"), 20, "the job of SLURM to end")
+        assert len(requests.get(query, timeout=20).json()["results"]) == 1
 
 
 def test_cromwell_and_its_kill_are_killed(engine: Cromwell, slurm: Slurm, rig: Rig, jid: str) -> None:
