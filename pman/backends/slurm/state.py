@@ -74,7 +74,8 @@ def create_directory(root: Path, job: Job, spec: Spec) -> bool:
     if (root / job.name / "job.json").exists():
         return False
     for path in logs:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what stays is in the way of the job, which submit() says
+            path.unlink()
     return directories.create(root, job, spec, lambda record: ("lock", f"attempt.{record.token}")) is not None
 
 

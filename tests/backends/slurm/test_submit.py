@@ -96,6 +96,9 @@ def test_a_directory_without_a_job(engine: Fake) -> None:
     (engine.root / "chris-jid-1" / "x").mkdir(parents=True)
     with pytest.raises(BackendError, match="in the way"):
         engine.submit()
+    (engine.root / "j" / "slurm-9.log").mkdir(parents=True)  # as a file that pman may not remove
+    with pytest.raises(BackendError, match="in the way"):
+        engine.submit("j")
 
 
 def test_a_directory_that_slurm_has_made_anew(engine: Fake) -> None:
