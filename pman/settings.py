@@ -30,6 +30,8 @@ _NO_LONGER = {
 }
 _USER = re.compile(r"(?:(\d{1,10})(?:-(\d{1,10}))?)?:(?:(\d{1,10})(?:-(\d{1,10}))?)?")
 OWN_LABELS = "org.chrisproject.pman."  # how the labels begin by which backends find pman's jobs
+# https://kubernetes.io/docs/reference/labels-annotations-taints/; that it refuses others was seen on 1.35 (422).
+SET_BY_KUBERNETES = re.compile(r"(batch\.kubernetes\.io/)?(controller-uid|job-name)")
 
 
 def _pairs(text: Any) -> Any:

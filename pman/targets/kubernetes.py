@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pman.job import INCOMING, OUTGOING, Job
+from pman.settings import SET_BY_KUBERNETES
 from pman.targets.documents import Identity, expanded, line, need, said, yaml_document
 from pman.targets.record import CANARY, MARK, Delivered, Flaw, Judging, Problem, Starter, Target
 from pman.templating import quote
@@ -48,10 +49,6 @@ def _judge(text: str, how: Judging) -> Iterator[Problem]:
         yield Problem(f"{said(error)} (Kubernetes {error.version})", line(text, error))
     except (library.utils.SchemaNotFoundError, library.utils.VersionNotSupportedError) as error:
         yield Problem(error.message)
-
-
-# https://kubernetes.io/docs/reference/labels-annotations-taints/; that it refuses others was seen on 1.35 (422).
-SET_BY_KUBERNETES = re.compile(r"(batch\.kubernetes\.io/)?(controller-uid|job-name)")
 
 
 def _labels(data: Mapping[str, Any], text: str) -> Iterator[Problem]:

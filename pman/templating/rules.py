@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import to_jsonable_python
 
 from pman.job import image_reference
-from pman.settings import OWN_LABELS, must
+from pman.settings import OWN_LABELS, SET_BY_KUBERNETES, must
 from pman.templating import sandbox
 
 _COMPARISON = r"^(>=|<=|>|<) *[0-9]+$|^[0-9]+ to [0-9]+$"
@@ -93,8 +93,11 @@ _Text = _Line | _Lookup | None
 _Image = Annotated[str, AfterValidator(image_reference)]
 _Map = dict[_Line, _Value]
 _OWN = (OWN_LABELS, "app.kubernetes.io/")
-_Labels = Annotated[
+_Names = Annotated[
     _Map, must(lambda labels: not any(name.startswith(_OWN) for name in labels), "pman finds its jobs by these")
+]
+_Labels = Annotated[
+    _Names, must(lambda labels: not any(map(SET_BY_KUBERNETES.fullmatch, labels)), "Kubernetes sets these")
 ]
 _Name = Annotated[str, must(re.compile("[A-Za-z_][A-Za-z0-9_]*").fullmatch, "no name of a variable")]
 _Kind = Literal["ds", "fs", "ts"]
@@ -156,8 +159,8 @@ class _Set(_Model):
     tolerations: list[_Toleration] | None = Field(None, description="a list of Kubernetes' tolerations")
     environment: dict[_Name, _Value] | None = Field(None, description="a mapping of variables to text")
     node_selector: _Map | None = Field(None, description="a mapping of labels to text")
-    annotations: _Labels | None = Field(None, description="a mapping of names to text, none of them pman's own")
-    labels: _Labels | None = Field(None, description="a mapping of names to text, none of them pman's own")
+    annotations: _Names | None = Field(None, description="a mapping of names to text, none of them pman's own")
+    labels: _Labels | None = Field(None, description="a mapping of names to text, none set by pman or Kubernetes")
 
 
 class _Rule(_Model):

@@ -353,7 +353,12 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "pman's own label": (
         "    - name: a\n      set:\n        labels: {org.chrisproject.pman.name: x}\n",
         6,
-        "policy.rules[1].set.labels must be a mapping of names to text, none of them pman's own",
+        "policy.rules[1].set.labels must be a mapping of names to text, none set by pman or Kubernetes",
+    ),
+    "a label that Kubernetes sets": (
+        "    - name: a\n      set:\n        labels: {batch.kubernetes.io/job-name: x}\n",
+        6,
+        "policy.rules[1].set.labels must be a mapping of names to text, none set by pman or Kubernetes",
     ),
     "no variable": (
         "    - {name: a, set: {environment: {A-B: x}}}\n",
@@ -431,7 +436,16 @@ def test_the_schema_is_printed_and_refuses_what_pman_refuses(tmp_path: Path) -> 
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     # what only the whole file says, or the table's reader knows
-    beyond = ("same name", "does not exist", "value of a table", "cap", "pman's own", "no variable", "no image")
+    beyond = (
+        "same name",
+        "does not exist",
+        "value of a table",
+        "cap",
+        "pman's own",
+        "Kubernetes sets",
+        "no variable",
+        "no image",
+    )
     for name, (text, _, _) in WRONG.items():
         found = list(validator.iter_errors(yaml.safe_load(BEGIN + text)))
         assert found or any(word in name for word in beyond) or "condition" in name, name

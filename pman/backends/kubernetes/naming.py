@@ -6,8 +6,7 @@ The rules: https://kubernetes.io/docs/concepts/overview/working-with-objects/nam
 import re
 from collections.abc import Iterator
 
-from pman.settings import Settings
-from pman.targets.kubernetes import SET_BY_KUBERNETES
+from pman.settings import SET_BY_KUBERNETES, Settings
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
