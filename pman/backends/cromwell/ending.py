@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pman.backends import retry
-from pman.backends.cromwell.rest import Client
-from pman.errors import Unreachable
+from pman.backends.cromwell import rest
+from pman.errors import BackendError, Unreachable
 
 KEYS = ("workflowProcessingEvents", "runtimeAttributes", "submittedFiles:options")
 _ATTRIBUTE = "ends_workflow"  # of deploy/cromwell/slurm.conf
@@ -34,16 +34,20 @@ def is_possible(meta: Mapping[str, Any]) -> bool:
     return any(_ATTRIBUTE in call.get("runtimeAttributes", {}) for call in calls)
 
 
-def end_job(client: Client, name: str, meta: Mapping[str, Any], seconds: float) -> None:
-    """Run `kill` for the workflow with the id `name`. Raises Unreachable where that is not done after `seconds`.
+def end_job(client: rest.Client, name: str, meta: Mapping[str, Any], seconds: float) -> None:
+    """Run `kill` for the workflow with the id `name`.
 
+    Raises Unreachable where that is not done after `seconds`, BackendError where Cromwell refuses to.
     The ids of these workflows follow from `name`, so that each runs once. One that failed is followed by the next.
     """
     helpers = (str(uuid.uuid5(_NAMESPACE, f"{number}:{name}")) for number in itertools.count(1))
     helper, status = next((x, status) for x in helpers if (status := client.status(x)) not in _FAILED)
     if not status:
         options = meta.get("submittedFiles", {}).get("options") or "{}"  # for the same backend of Cromwell
-        client.submit(helper, _WDL % name, options, {})
+        answer = client.submit(helper, _WDL % name, options, {})
+        if answer.status_code != 201 and not rest.IN_USE.search(answer.text):
+            said = f"Cromwell refuses the workflow that ends the job in SLURM: {rest.words(answer)}"
+            raise BackendError(said, detail=answer.text)
 
     def ended() -> str:
         status = client.status(helper)
