@@ -5,6 +5,7 @@ On a SLURM of its own, since its controller is stopped here.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import re
@@ -252,26 +253,35 @@ def test_a_configuration_that_cannot_run_kill_again(slurm: Slurm, tmp_path: Path
         assert len(requests.get(query, timeout=20).json()["results"]) == 1
 
 
-def test_cromwell_and_its_kill_are_killed(engine: Cromwell, slurm: Slurm, rig: Rig, jid: str) -> None:
-    """After its restart, Cromwell finds the code that an abort writes first, and does not run `kill` again."""
-    server = rig.start()
-    server.post(rig.request(jid, COUNTED + UNTIL_GO))
-    server.wait_state(jid, "started")
-    (number,) = slurm.jobs(jid, "RUNNING")
-    slurm.daemon("stop", "slurmctld")
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            deleted = pool.submit(server.delete, jid)
-            processes = wait_for(lambda: _tree_of(engine), 30, "Cromwell to run `kill`")
-            engine.kill()
-            for process in processes:
-                process.kill()
-            assert deleted.result().status_code == 503
-    finally:
-        slurm.daemon("start", "slurmctld")
-    engine.start()
-    wait_for(lambda: server.delete(jid).status_code == 204, 90, "a DELETE that is done")
-    assert number not in slurm.jobs(jid, "RUNNING")
+def test_cromwell_and_its_kill_are_killed(slurm: Slurm, tmp_path: Path, jid: str) -> None:
+    """After its restart, Cromwell finds the code that an abort writes first, and does not run `kill` again.
+
+    It does not ask whether the job is alive, since an abort would wait for the answer (pollStatusAsync of Cromwell 93's
+    StandardAsyncExecutionActor.scala).
+    """
+    with (
+        cromwell(tmp_path / "engine", slurm, "bubblewrap", PMAN_ALIVE_CHECK="300") as engine,
+        rig_over(engine, tmp_path) as rig,
+    ):
+        server = rig.start()
+        server.post(rig.request(jid, COUNTED + UNTIL_GO))
+        server.wait_state(jid, "started")
+        (number,) = slurm.jobs(jid, "RUNNING")
+        slurm.daemon("stop", "slurmctld")
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                deleted = pool.submit(server.delete, jid)
+                processes = wait_for(lambda: _tree_of(engine), 30, "Cromwell to run `kill`")
+                engine.kill()
+                for process in processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                assert deleted.result().status_code == 503
+        finally:
+            slurm.daemon("start", "slurmctld")
+        engine.start()
+        wait_for(lambda: server.delete(jid).status_code == 204, 90, "a DELETE that is done")
+        assert number not in slurm.jobs(jid, "RUNNING")
 
 
 def test_scancel_fails_for_a_while(slurm: Slurm, tmp_path: Path, jid: str) -> None:
@@ -307,14 +317,16 @@ def _faulty(tmp_path: Path, name: str, fault: str) -> tuple[Path, dict[str, str]
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\n[ ! -e {broken} ] || {fault}\nexec {shutil.which(name)} "$@"\n')
     command.chmod(0o755)
-    return broken, QUICK | {"PATH": f"{command.parent}:{os.environ['PATH']}"}
+    return broken, {"PMAN_ALIVE_CHECK": "300", "PATH": f"{command.parent}:{os.environ['PATH']}"}
 
 
 def _tree_of(server: Cromwell) -> list[psutil.Process]:
-    """What Cromwell has started, once it has begun to run scancel."""
+    """What Cromwell has started, once `kill` is among it."""
     assert server.process
-    below = psutil.Process(server.process.pid).children(recursive=True)
-    return below if any(process.name() == "scancel" for process in below) else []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        return below if any("script.kill" in " ".join(process.cmdline()) for process in below) else []
+    return []
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
