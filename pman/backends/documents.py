@@ -16,7 +16,7 @@ _TEXT = "tag:yaml.org,2002:str"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Takes text, four nodes of five, without the way round that PyYAML has for values that hold themselves."""
+    """Takes text as it is. PyYAML's way, which is for values that hold themselves, too, is longer: 0.1 ms a job."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.tag == _TEXT:

@@ -29,7 +29,7 @@ def was_restarted(meta: Mapping[str, Any]) -> bool:
 
 
 def is_possible(meta: Mapping[str, Any]) -> bool:
-    """Whether Cromwell's configuration declares the attribute, as metadata of the job's call show."""
+    """Whether Cromwell's configuration declares the attribute, as the metadata of the job's call shows."""
     calls = [call for entries in meta.get("calls", {}).values() for call in entries]
     return any(_ATTRIBUTE in call.get("runtimeAttributes", {}) for call in calls)
 
